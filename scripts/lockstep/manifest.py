@@ -1,0 +1,267 @@
+"""A folder is complete if and only if its manifest verifies.
+
+`manifest.json` is written last. Its `digest` covers what the folder is: stage, schema, the
+settings that the stage read, the digests of its inputs and the hashes of its files. Beside it
+stands what may differ between two equal runs: time, command, versions, device, metrics.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lockstep import paths
+from lockstep.config import flatten
+from lockstep.errors import UserError
+
+SCHEMA = 1
+FILE = "manifest.json"
+# Files that hold timings: verified like all others, but no part of what the folder *is*.
+VOLATILE_FILES = frozenset({"metrics.json"})
+# What makes each kind of folder, for the message that says it is missing.
+MAKERS = {
+    "download": "make download",
+    "data": "make data",
+    "train": "make train",
+    "merge": "make merge",
+    "base": "make serve-lora",
+}
+
+
+class FileRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """What a stage wrote, from what, with which settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    stage: str
+    schema_: int = Field(SCHEMA, alias="schema")
+    config: dict[str, Any]
+    inputs: dict[str, str]  # label of a folder or file → its digest
+    files: dict[str, FileRecord]  # path inside the folder → size and hash
+    digest: str
+    created: str = ""
+    argv: list[str] = []
+    git_commit: str | None = None
+    revision: str | None = None  # of a downloaded model: the commit, or the wheel's checksum
+    metrics: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    device: str = ""
+    threads: int = 0
+    seconds: float = 0.0
+
+    def content_digest(self) -> str:
+        """sha256 over all that makes this folder what it is; equal bytes give equal digests."""
+        content = {
+            "stage": self.stage,
+            "schema": self.schema_,
+            "config": self.config,
+            "inputs": self.inputs,
+            "files": {n: f.sha256 for n, f in self.files.items() if n not in VOLATILE_FILES},
+        }
+        return hashlib.sha256(canonical(content)).hexdigest()
+
+    def differences(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+        """What would change if the stage ran again with this config and these inputs."""
+        old, new = flatten(self.config), flatten(config)
+        changed = [
+            f"{key}: {old.get(key)!r} → {new.get(key)!r}"
+            for key in sorted(old | new)
+            if old.get(key) != new.get(key)
+        ]
+        for name in sorted(self.inputs | inputs):
+            before, now = self.inputs.get(name), inputs.get(name)
+            if before != now:
+                changed.append(f"{name}: {short(before)} → {short(now)}")
+        return changed
+
+
+def canonical(value: Any) -> bytes:
+    """One spelling of a JSON value, to be hashed."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def short(digest: str | None) -> str:
+    """The first letters of a digest, for messages."""
+    return digest[:8] if digest else "none"
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one.
+
+    Raises: OSError.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(value, stream, ensure_ascii=False, indent=2)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(file: Path) -> str:
+    """sha256 of a file's bytes, remembered by (inode, size, mtime_ns, ctime_ns).
+
+    ctime cannot be set back by a user, so an edit that keeps the time of the file is seen.
+    """
+    status = file.stat()
+    key = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    cache_file = paths.OUTPUTS / ".hashes.json"
+    try:
+        cache = json.loads(cache_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no cache yet, or a broken one: hash again
+        cache = {}
+    known = cache.get(str(file)) if isinstance(cache, dict) else None
+    if isinstance(known, list) and known[:4] == key:
+        return str(known[4])
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if status.st_size >= 2**20:  # smaller files are hashed faster than looked up
+        cache = {name: value for name, value in cache.items() if Path(name).exists()}
+        cache[str(file)] = [*key, digest]
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache_file, cache)
+    return digest
+
+
+def payload(folder: Path) -> dict[str, Path]:
+    """The folder's files by relative name, without the manifest.
+
+    Raises:
+        UserError: something there is no regular file (a link, a socket).
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            continue
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{paths.label(path)} is no regular file: links are not followed here")
+        found[path.relative_to(folder).as_posix()] = path
+    found.pop(FILE, None)
+    return found
+
+
+def hash_files(folder: Path) -> dict[str, FileRecord]:
+    """Size and sha256 of every file in a folder, without the manifest."""
+    return {
+        name: FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+        for name, path in payload(folder).items()
+    }
+
+
+def read(folder: Path, maker: str) -> Manifest:
+    """The manifest of a stage's folder.
+
+    Args:
+        maker: the command that makes this folder, for the message.
+
+    Raises:
+        UserError: missing, unreadable, or not what its own digest says.
+    """
+    name, hint = paths.label(folder), f"run `{maker}`"
+    try:
+        text = (folder / FILE).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        state = "is incomplete" if folder.is_dir() else "is missing"
+        raise UserError(f"{name} {state} (no {FILE}): {hint} first") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}/{FILE} cannot be read ({error}): {hint} --force") from error
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{name}/{FILE} is damaged: {hint} again with --force") from error
+    if manifest.schema_ != SCHEMA or manifest.digest != manifest.content_digest():
+        raise UserError(f"{name}/{FILE} was changed by hand: {hint} again with --force")
+    return manifest
+
+
+def check_sizes(folder: Path, manifest: Manifest, maker: str) -> None:
+    """Fail in milliseconds if files are missing, new, or of another size.
+
+    Raises:
+        UserError: names the file.
+    """
+    found = payload(folder)
+    for name in sorted(found.keys() | manifest.files.keys()):
+        record = manifest.files.get(name)
+        if record is None:
+            problem = "does not belong there"
+        elif name not in found:
+            problem = "is missing"
+        elif found[name].stat().st_size != record.bytes:
+            problem = "has another size than when it was made"
+        else:
+            continue
+        raise UserError(f"{paths.label(folder / name)} {problem}: run `{maker}` again with --force")
+
+
+def check_hashes(folder: Path, manifest: Manifest, maker: str) -> None:
+    """Compare every byte with what the stage wrote.
+
+    Raises:
+        UserError: names the file.
+    """
+    check_sizes(folder, manifest, maker)
+    for name, record in manifest.files.items():
+        if sha256_of(folder / name) != record.sha256:
+            raise UserError(
+                f"{paths.label(folder / name)} was changed after it was made: "
+                f"run `{maker}` again with --force"
+            )
+
+
+def fingerprint(path: Path) -> str:
+    """What stands for an input in a digest: a folder's own digest, a file's sha256."""
+    if path.is_dir():
+        return read(path, "make").digest
+    return sha256_of(path)
+
+
+def require(folder: Path, stage: str) -> Manifest:
+    """The manifest of an input folder, checked as far as the first second allows.
+
+    Sizes must match, and what the folder was made from must still be what is there now, as far
+    as it is there: a deleted input is no fault, a changed one makes the folder stale.
+
+    Raises:
+        UserError: missing, incomplete, changed, stale, or made by another stage.
+    """
+    maker = MAKERS[stage]
+    manifest = read(folder, maker)
+    if manifest.stage != stage:
+        raise UserError(f"{paths.label(folder)} was made by stage {manifest.stage}, not {stage}")
+    check_sizes(folder, manifest, maker)
+    for name, digest in manifest.inputs.items():
+        source = paths.resolve_label(name)
+        if not (source / FILE).exists() and not source.is_file():
+            continue
+        now = fingerprint(source)
+        if now != digest:
+            raise UserError(
+                f"{paths.label(folder)} was made from {name} {short(digest)}, which is now "
+                f"{short(now)}: run `{maker}` again (with --force), or take another --run"
+            )
+    return manifest
+
+
+def looks_complete(folder: Path) -> bool:
+    """Whether a folder has a sound manifest and files of the right sizes."""
+    try:
+        check_sizes(folder, read(folder, "make"), "make")
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,70 @@
+"""Where things are. `models/` is downloaded, `outputs/` is made here.
+
+`LOCKSTEP_HOME` moves both to another disk; data files and configs stay where they are.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from lockstep.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+HOME = Path(os.environ.get("LOCKSTEP_HOME") or ROOT).resolve()
+MODELS = HOME / "models"
+OUTPUTS = HOME / "outputs"
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+def check_name(name: str) -> str:
+    """The name itself if it is safe as a folder name; ValueError otherwise."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            "must start with a letter or digit, go on with letters, digits, '.', '_' or '-', "
+            "and have at most 96 characters"
+        )
+    return name
+
+
+def model_dir(name: str) -> Path:
+    """The folder of a downloaded model.
+
+    Raises:
+        UserError: no safe folder name can be made of `name`.
+    """
+    try:
+        return MODELS / check_name(name)
+    except ValueError as error:
+        raise UserError(f"the model's name {name!r} {error}: set --model.name") from error
+
+
+def run_dir(run: str) -> Path:
+    """The folder of a run's stages: data, adapter, merged, base, serve, eval."""
+    return OUTPUTS / check_name(run)
+
+
+def data_file(path: str) -> Path:
+    """A path from the settings: absolute, or relative to the repository's root."""
+    return ROOT / path
+
+
+def label(path: Path) -> str:
+    """How a path is written in manifests and messages: relative to home or root where it can be."""
+    for base in (HOME, ROOT):
+        if path.is_relative_to(base):
+            return path.relative_to(base).as_posix()
+    return path.as_posix()
+
+
+def resolve_label(text: str) -> Path:
+    """The path that `label` wrote as `text`."""
+    return HOME / text if text.startswith(("models/", "outputs/")) else ROOT / text
+
+
+def make_parent(path: Path) -> None:
+    """Create the folder that will hold `path`; a UserError where that is impossible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {label(path.parent)}: {error.strerror}") from error
