@@ -52,7 +52,7 @@ def training_arguments(settings: Settings, on: str, dtype: "torch.dtype", evalua
     """transformers' TrainingArguments from the train section, which uses its names."""
     from transformers import TrainingArguments
 
-    train = settings.train.model_dump(exclude={"dtype", "group_by_length"})
+    train = settings.train.model_dump(exclude={"dtype"})
     if train["optim"] == "auto":
         train["optim"] = "paged_adamw_8bit" if on == "cuda" else "adamw_torch"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(settings.run_dir / "runs")
@@ -63,7 +63,6 @@ def training_arguments(settings: Settings, on: str, dtype: "torch.dtype", evalua
         fp16=str(dtype) == "torch.float16",
         use_cpu=on == "cpu",
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        train_sampling_strategy="group_by_length" if settings.train.group_by_length else "random",
         eval_strategy="steps" if evaluate else "no",
         save_strategy="steps",
         logging_first_step=True,
@@ -80,7 +79,7 @@ def make_trainer(model: Any, arguments: Any, splits: Any, collator: Any, run_dir
     """A Trainer whose loss is a sum over supervised tokens, divided once by their number."""
     import torch
     from tqdm import tqdm
-    from transformers import Trainer, TrainerCallback
+    from transformers import PrinterCallback, Trainer, TrainerCallback
 
     from lockstep import models
 
@@ -153,6 +152,7 @@ def make_trainer(model: Any, arguments: Any, splits: Any, collator: Any, run_dir
         data_collator=collator,
         callbacks=[Progress()],
     )
+    trainer.remove_callback(PrinterCallback)  # prints the same log again
     trainer.model_accepts_loss_kwargs = True  # compute_loss divides by the window's token count itself
     return trainer
 
@@ -195,6 +195,12 @@ def newest_checkpoint(folder: Path, task: dict[str, Any], force: bool) -> str | 
     return None
 
 
+def last_evaluation(trainer: "Trainer") -> dict[str, float]:
+    """The evaluation of the final weights, where training ended with one."""
+    logs = [log for log in trainer.state.log_history if log["step"] == trainer.state.global_step]
+    return next(({k: log[k] for k in ("eval_loss", "eval_perplexity")} for log in logs if "eval_loss" in log), {})
+
+
 def peak_memory(on: str) -> int:
     """Bytes: of the GPU where there is one, else of this process."""
     import torch
@@ -230,7 +236,7 @@ def save_adapter(model: Any, tokenizer: Any, settings: Settings, metrics: dict[s
     from lockstep import models
 
     model.peft_config["default"].base_model_name_or_path = settings.model.id or settings.model.folder.name
-    model.save_pretrained(work)
+    model.save_pretrained(work, save_embedding_layers=False)
     config_file = work / "adapter_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
     # PEFT writes a set in an order of its own; equal adapters must be equal files.
@@ -322,7 +328,9 @@ def main() -> None:
         seconds = time.monotonic() - started
         if trainer.state.global_step < trainer.state.max_steps:
             raise UserError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
-        held_out = advise_on_memory(trainer.evaluate, settings) if len(splits["validation"]) else {}
+        held_out = {}
+        if len(splits["validation"]):
+            held_out = last_evaluation(trainer) or advise_on_memory(trainer.evaluate, settings)
 
         # --- save, manifest last ---
         metrics = {

@@ -133,7 +133,6 @@ class Train(Section):
         "auto", description="compute dtype; auto: bfloat16 where the device has it"
     )
     gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
-    group_by_length: bool = Field(True, description="batches of rows of like length, less padding")
     seed: int = Field(42, ge=0, lt=2**32, description="of data order, dropout and adapter weights")
     logging_steps: int = Field(10, ge=1, description="steps between log lines")
     eval_steps: int = Field(50, ge=1, description="steps between evaluations on the validation split")
@@ -162,12 +161,13 @@ class Serve(Section):
     served_model_name: Name | None = Field(
         None, description="the name that clients send; the run's name where not set"
     )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto: that of the weights, bfloat16"
+    )
     max_model_len: int = Field(4096, ge=16, description="longest prompt and answer, in tokens")
     max_num_seqs: int = Field(64, ge=1, description="requests in one batch")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="CUDA: share of its memory")
-    kv_cache_memory_bytes: int | None = Field(
-        None, ge=2**20, description="CPU: size of the KV cache; 1 GiB where not set"
-    )
+    kv_cache_memory_bytes: int = Field(2**30, ge=2**20, description="CPU: size of the KV cache")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model")
     enforce_eager: bool | None = Field(
         None, description="no compiling: quick start, slower answers; where not set, on for CPU"

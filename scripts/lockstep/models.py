@@ -1,6 +1,7 @@
 """Networks: which device and dtype, how a base is loaded, and the loss that training minimises."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from lockstep.config import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports a missing optional kernel
 
 
 def device() -> str:
@@ -52,7 +55,9 @@ def load(
         quantization: 4-bit settings, or None for plain weights.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     four_bit = quantization and BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **quantization.model_dump()
     )
@@ -99,8 +104,8 @@ def tensor_sha256(tensor: Tensor) -> str:
 def supervised_logits(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits and targets at supervised positions, and nowhere else.
 
-    The output layer is the costliest of a small model, and prompts carry no loss, so hidden
-    states of unsupervised positions never reach it.
+    The output layer is the costliest of a small model, and prompts carry no loss: a hook hands
+    it only the hidden states that predict a supervised token.
 
     Args:
         batch: `input_ids`, `attention_mask` and `labels`, each [rows, length].
@@ -111,10 +116,16 @@ def supervised_logits(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     targets = batch["labels"][:, 1:]  # the token at position i is predicted at position i - 1
     supervised = targets != IGNORE
-    columns = supervised.any(dim=0).nonzero().flatten()
-    logits = network(**inputs, logits_to_keep=columns, use_cache=False).logits
-    chosen = supervised[:, columns]
-    return logits[chosen].float(), targets[:, columns][chosen]
+
+    def select(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (hidden[0][:, :-1][supervised],)
+
+    hook = network.get_output_embeddings().register_forward_pre_hook(select)  # type: ignore[operator]
+    try:
+        logits: Tensor = network(**inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits.float(), targets[supervised]
 
 
 def loss_sum(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:

@@ -1,0 +1,202 @@
+"""Stage 03: merge the adapter into its base, and measure that the result is the trained model.
+
+Reads   models/<name>/, outputs/<run>/data/ (validation rows) and outputs/<run>/adapter/
+Writes  outputs/<run>/merged/ : a Hugging Face model that vLLM loads as it is, merge_report.json
+        with --base: outputs/<run>/base/, the dequantized base on which vLLM serves the adapter
+Run     make merge
+        python scripts/03_merge_lora.py --config configs/demo.yaml
+
+Two merges are possible after QLoRA: onto the original weights, and onto the dequantized 4-bit
+ones that the adapter saw. Both are compared with the trained model; the closer one ships.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lockstep import cli, manifest, paths
+from lockstep.config import Settings
+from lockstep.errors import UserError
+from lockstep.stage import Stage
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_ROWS, MAX_POSITIONS = 64, 2000  # what a candidate is measured on
+
+
+def probe_batches(data: Path, pad: int) -> list[Any]:
+    """Batches of held-out rows, cut off at MAX_ROWS rows or MAX_POSITIONS supervised tokens."""
+    from datasets import load_from_disk
+
+    from lockstep.collator import IGNORE, Collator
+
+    split = load_from_disk(data / "validation")
+    if not len(split):
+        split = load_from_disk(data / "train")
+    chosen, positions = [], 0
+    for row in split.select(range(min(MAX_ROWS, len(split)))):
+        positions += len(row["labels"]) - row["labels"].count(IGNORE)
+        if chosen and positions > MAX_POSITIONS:
+            break
+        chosen.append(row)
+    return [Collator(pad)(chosen[start : start + 8]) for start in range(0, len(chosen), 8)]
+
+
+def log_probs(network: Any, batches: list[Any], autocast: "torch.dtype | None") -> tuple[Any, Any]:
+    """Log-probabilities [positions, vocabulary] at supervised positions, and the targets there."""
+    import torch
+
+    from lockstep import models
+
+    network.eval()
+    on = network.device.type
+    found, targets = [], []
+    with torch.no_grad(), torch.autocast(on, dtype=autocast, enabled=autocast is not None):
+        for batch in batches:
+            logits, target = models.supervised_logits(network, {k: v.to(on) for k, v in batch.items()})
+            found.append(torch.log_softmax(logits, dim=-1).cpu())
+            targets.append(target.cpu())
+    return torch.cat(found), torch.cat(targets)
+
+
+def trained_log_probs(settings: Settings, adapter: Path, batches: list[Any]) -> tuple[Any, Any]:
+    """Those of the trained model itself: the base as training loaded it, with the adapter."""
+    import torch
+    from peft import PeftModel
+
+    from lockstep import merging, models
+
+    on, dtype = models.device(), merging.trained_dtype(adapter)
+    quantization = settings.quantization if settings.method == "qlora" else None
+    network = PeftModel.from_pretrained(models.load(settings.model.folder, dtype, on, quantization), adapter)
+    return log_probs(network, batches, None if dtype == torch.float32 else dtype)
+
+
+def measure(folder: Path, batches: list[Any], trained: Any, targets: Any) -> dict[str, float]:
+    """How far a merged model on disk is from the trained one, in nats per supervised position."""
+    from lockstep import merging, models
+
+    network = models.load(folder, merging.DTYPE, models.device())
+    found, _ = log_probs(network, batches, None)
+    divergence = (trained.exp() * (trained - found)).sum(dim=-1)
+    return {
+        "kl_mean": divergence.mean().item(),
+        "kl_max": divergence.max().item(),
+        "top1_agreement": (found.argmax(-1) == trained.argmax(-1)).float().mean().item(),
+        "eval_loss": -found.gather(1, targets[:, None]).mean().item(),
+    }
+
+
+def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
+    """Write the candidates, measure each, keep the closest in `work`. Returns the report."""
+    from datasets import disable_progress_bars
+    from transformers import AutoTokenizer
+
+    from lockstep import merging
+
+    disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
+    batches = probe_batches(settings.run_dir / "data", tokenizer.pad_token_id or 0)
+    trained, targets = trained_log_probs(settings, adapter, batches)
+    deltas = merging.read_adapter(adapter)
+    strategies = {"original": None}
+    if settings.method == "qlora":
+        strategies["dequantized"] = merging.Dequantizer(adapter, settings.quantization)
+    elif settings.merge.strategy == "dequantized":
+        raise UserError("--merge.strategy dequantized: nothing was quantized in a lora run")
+    if settings.merge.strategy != "auto":
+        strategies = {settings.merge.strategy: strategies[settings.merge.strategy]}
+    candidates: dict[str, Any] = {"original": None, "dequantized": None}
+    for name, dequantizer in strategies.items():
+        out = work / name
+        merging.write_weights(settings.model.folder, out, deltas, dequantizer)
+        merging.write_rest(settings.model.folder, adapter, out)
+        candidates[name] = measure(out, batches, trained, targets)
+        print(f"onto {name} weights: " + "  ".join(f"{k} {v:.5f}" for k, v in candidates[name].items()))
+    best = min(strategies, key=lambda name: candidates[name]["kl_mean"])
+    for name in strategies:
+        if name == best:
+            for file in (work / name).iterdir():
+                file.rename(work / file.name)
+        shutil.rmtree(work / name)
+    return {
+        "candidates": candidates,
+        "trained": {"eval_loss": -trained.gather(1, targets[:, None]).mean().item()},
+        "rows": sum(len(batch["input_ids"]) for batch in batches),
+        "positions": len(targets),
+        "strategy": best,
+        "bound": settings.merge.max_kl,
+        "passed": candidates[best]["kl_mean"] <= settings.merge.max_kl,
+    }
+
+
+def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
+    """outputs/<run>/merged/, or nothing but merged.failed/merge_report.json."""
+    failed = stage.folder.with_name("merged.failed")
+    with stage.writing() as work:
+        report = merge(settings, adapter, work)
+        manifest.write_json(work / "merge_report.json", report)
+        stage.metrics = report["candidates"][report["strategy"]]
+        if not report["passed"]:
+            failed.mkdir(exist_ok=True)
+            manifest.write_json(failed / "merge_report.json", report)
+            raise UserError(
+                f"the best merge is {stage.metrics['kl_mean']:.4f} nats from the trained model, more than "
+                f"--merge.max_kl {report['bound']}: nothing ships; serve the adapter (make serve-lora), "
+                f"and see {paths.label(failed)}/merge_report.json"
+            )
+    shutil.rmtree(failed, ignore_errors=True)
+    print(
+        f"{paths.label(stage.folder)} is complete: merged onto the {report['strategy']} weights, "
+        f"mean KL to the trained model {stage.metrics['kl_mean']:.5f} nats"
+    )
+
+
+def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
+    """outputs/<run>/base/: the base with the weights that the adapter was trained on."""
+    from lockstep import merging
+
+    with stage.writing() as work:
+        dequantizer = merging.Dequantizer(adapter, settings.quantization)
+        merging.write_weights(settings.model.folder, work, {}, dequantizer)
+        merging.write_rest(settings.model.folder, adapter, work)
+    print(f"{paths.label(stage.folder)} is complete: {len(dequantizer.hashes)} tensors as the adapter saw them")
+
+
+def main() -> None:
+    parser = cli.parser(__doc__ or "", "merge")
+    cli.stage_options(parser)
+    parser.add_argument("--base", action="store_true", help="write the dequantized base for serving the adapter")
+    options = parser.parse_args()
+    settings = cli.settings_from(options)
+    run_dir = settings.run_dir
+    folder = run_dir / ("base" if options.base else "merged")
+    if options.check:
+        sys.exit(0 if manifest.looks_complete(folder) else 3)
+
+    # --- inputs ---
+    adapter = manifest.require(run_dir / "adapter", "train")
+    settings = settings.inherit(adapter.config, paths.label(run_dir / "adapter"))
+    manifest.require(settings.model.folder, "download")
+    inputs = [settings.model.folder, run_dir / "adapter"]
+    if options.base and settings.method != "qlora":
+        return print("the adapter was trained on the base as it is: no other one is needed")
+    if options.base:
+        stage = Stage("base", folder, settings.sections("model", "quantization"), inputs, options.force)
+    else:
+        manifest.require(run_dir / "data", "data")
+        sections = settings.sections("model", "data", "method", "lora", "quantization", "merge")
+        stage = Stage("merge", folder, sections, [*inputs, run_dir / "data"], options.force)
+    if found := stage.finished():
+        return print(f"{paths.label(folder)} is up to date ({manifest.short(found.digest)})")
+
+    # --- work, save, manifest last ---
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    (write_base if options.base else write_merged)(stage, settings, run_dir / "adapter")
+
+
+if __name__ == "__main__":
+    cli.run(main)
