@@ -1,0 +1,126 @@
+# The stages in order. No hyperparameters here: they are in configs/ and scripts/lockstep/config.py.
+#   make train CONFIG=configs/mine.yaml ARGS="--train.learning_rate 1e-4"
+
+CONFIG ?= configs/demo.yaml
+ARGS   ?=
+PYTHON ?= python3
+ACCEL  ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+PY    := .venv/bin/python
+LOCK  := $(if $(filter cuda,$(ACCEL)),requirements.lock,requirements-cpu.lock)
+FLAGS := $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+# Stages that a goal needs get its config and run, and none of its other arguments.
+RUN   := $(shell grep -oE -- '--run[= ]+[^ ]+' <<<'$(subst ','\'',$(ARGS))')
+UPSTREAM := $(if $(CONFIG),--config $(CONFIG)) $(RUN)
+TORCH_CPU := $(shell grep -E '^torch==' requirements-cpu.txt)
+# Files with generated content, or of other projects, are no part of the sources.
+SOURCES := scripts data/build_toy_dataset.py tests
+
+# $(call need,script [flags],goal): run a goal first if the output of its script is not there.
+need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS='$(RUN)' ;; *) exit 2 ;; esac
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup download data train merge serve serve-lora stop client curl demo test lint format lock lock-check clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  CONFIG=$(CONFIG)  ARGS='--section.key value …'  PYTHON=$(PYTHON)  ACCEL=$(ACCEL)"
+
+setup: .venv/$(ACCEL).stamp ## make .venv and install the locked packages (CUDA where nvidia-smi answers)
+
+.venv/$(ACCEL).stamp: $(LOCK)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f"error: Lockstep runs on Python 3.11 and 3.12, and $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=python3.11")'
+	@rm -f .venv/*.stamp
+	$(PYTHON) -m venv .venv
+	@echo "installing the packages of $(LOCK) …"
+ifneq ($(ACCEL),cuda)
+	@# torch's CPU build is on PyTorch's own index, if the configured one lacks it
+	$(PY) -m pip install --quiet --no-deps $(TORCH_CPU) 2>/dev/null || \
+	    $(PY) -m pip install --quiet --no-deps $(TORCH_CPU) --index-url https://download.pytorch.org/whl/cpu
+endif
+	$(PY) -m pip install --quiet --no-deps -r $(LOCK)
+	@touch $@
+
+.venv/dev.stamp: .venv/$(ACCEL).stamp requirements-dev.lock
+	$(PY) -m pip install --quiet --no-deps -r requirements-dev.lock
+	@touch $@
+
+download: setup ## 00 fetch and verify the base model
+	$(PY) scripts/00_download_model.py $(FLAGS)
+
+data: setup ## 01 rows → exactly the tensors that training sees
+	$(call need,scripts/00_download_model.py,download)
+	$(if $(filter configs/demo.yaml,$(CONFIG)),$(PY) data/build_toy_dataset.py)
+	$(PY) scripts/01_data_collator.py $(FLAGS)
+
+train: setup ## 02 train the adapter
+	$(call need,scripts/01_data_collator.py,data)
+	$(PY) scripts/02_train_qlora.py $(FLAGS)
+
+merge: setup ## 03 merge the adapter, and measure that nothing changed
+	$(call need,scripts/02_train_qlora.py,train)
+	$(PY) scripts/03_merge_lora.py $(FLAGS)
+
+serve: setup ## serve the merged model with vLLM, in the foreground
+	$(call need,scripts/03_merge_lora.py,merge)
+	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh $(FLAGS)
+
+serve-lora: setup ## serve base + adapter with vLLM, in the foreground
+	$(call need,scripts/02_train_qlora.py,train)
+	$(PY) scripts/03_merge_lora.py --base $(UPSTREAM)
+	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh --serve.mode lora $(FLAGS)
+
+stop: setup ## stop the server of the run
+	@PYTHON=$(PY) scripts/serve_vllm.sh --stop $(UPSTREAM)
+
+client: setup ## 04 ask the server; ARGS='"a question" --stream', --chat, --batch FILE
+	$(PY) scripts/04_client_openai.py $(if $(CONFIG),--config $(CONFIG)) $(or $(ARGS),"Answer as Lady Shen Qingyi." --input "Who are you?" --stream)
+
+curl: setup ## the same with curl, in Chinese
+	@set -e; line=$$($(PY) scripts/04_client_openai.py $(UPSTREAM) --curl "请以沈清漪的口吻回答。" --input "你是谁？"); \
+	    echo "$$line"; eval "$$line"; echo
+
+demo: setup ## the whole pipeline on the embedded model, with base and tuned answers side by side
+	ACCEL=$(ACCEL) $(PY) scripts/demo.py
+
+test: .venv/dev.stamp ## the tests (CPU, no network)
+	$(PY) -m pytest -m "not slow and not e2e and not gpu and not faults" $(ARGS)
+
+lint: .venv/dev.stamp ## ruff, mypy and shellcheck
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PY) -m mypy scripts/lockstep
+	for stage in scripts/[0-9]*.py scripts/demo.py data/build_toy_dataset.py; do $(PY) -m mypy $$stage || exit 1; done
+	.venv/bin/shellcheck scripts/*.sh .ci/run
+
+format: .venv/dev.stamp ## format the code
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+# One resolution for all supported Pythons on Linux; the marker that says so on every line is dropped.
+RESOLVE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate $(1) \
+    | sed -E "s/ and (implementation_name|platform_machine|platform_python_implementation|sys_platform) == '[A-Za-z0-9_]+'//g; s/ ; python_full_version < '3.13'$$//"
+# The CPU set is resolved without torch, whose own needs stand here instead.
+RESOLVE_CPU = { $(call RESOLVE,--override overrides-cpu.txt $(1) requirements-cpu.txt - <<<$$'fsspec\nnetworkx\nsympy') && echo "$(TORCH_CPU)"; }
+RESOLVE_DEV = $(call RESOLVE,--override overrides-cpu.txt -c <(grep -v '^torch==' requirements-cpu.lock) $(1) requirements-dev.txt) | grep -vxFf requirements-cpu.lock
+
+lock: .venv/dev.stamp ## resolve the locks anew
+	$(call RESOLVE,requirements.txt) > lock.new && mv lock.new requirements.lock
+	$(call RESOLVE_CPU) > lock.new && mv lock.new requirements-cpu.lock
+	$(call RESOLVE_DEV) > lock.new && mv lock.new requirements-dev.lock
+
+lock-check: .venv/dev.stamp ## let the resolver confirm the locks, CUDA's too; needs no GPU and installs nothing
+	$(call RESOLVE,requirements.txt -c requirements.lock) | diff requirements.lock -
+	$(call RESOLVE_CPU,-c <(grep -v '^torch==' requirements-cpu.lock)) | diff requirements-cpu.lock -
+	$(call RESOLVE_DEV,-c requirements-dev.lock) | diff requirements-dev.lock -
+
+clean: ## remove outputs/ of the demo and caches; models and other runs stay
+	rm -rf outputs/demo .pytest_cache .mypy_cache .ruff_cache
+	find scripts tests -name __pycache__ -prune -exec rm -rf {} +
