@@ -23,6 +23,7 @@ SCHEMA = 1
 FILE = "manifest.json"
 # Files that hold timings: verified like all others, but no part of what the folder *is*.
 VOLATILE_FILES = frozenset({"metrics.json"})
+CACHED = 500  # hashes of large files that are remembered
 # What makes each kind of folder, for the message that says it is missing.
 MAKERS = {
     "download": "make download",
@@ -113,28 +114,34 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def sha256_of(file: Path) -> str:
-    """sha256 of a file's bytes, remembered by (inode, size, mtime_ns, ctime_ns).
+    """sha256 of a file's bytes, remembered by device, inode, size, mtime and ctime.
 
-    ctime cannot be set back by a user, so an edit that keeps the time of the file is seen.
+    A user cannot set ctime back, so an edit that keeps the file's time is seen; renaming the
+    folder that holds the file changes none of them.
     """
     status = file.stat()
-    key = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    cache_file = paths.OUTPUTS / ".hashes.json"
+    if status.st_size < 2**20:  # hashed faster than looked up
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    key = f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    cache = _read_cache()
+    if key not in cache:
+        with file.open("rb") as stream:
+            cache[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        _cache_file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_cache_file(), dict(list(cache.items())[-CACHED:]))
+    return cache[key]
+
+
+def _cache_file() -> Path:
+    return paths.OUTPUTS / ".hashes.json"
+
+
+def _read_cache() -> dict[str, str]:
     try:
-        cache = json.loads(cache_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no cache yet, or a broken one: hash again
-        cache = {}
-    known = cache.get(str(file)) if isinstance(cache, dict) else None
-    if isinstance(known, list) and known[:4] == key:
-        return str(known[4])
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if status.st_size >= 2**20:  # smaller files are hashed faster than looked up
-        cache = {name: value for name, value in cache.items() if Path(name).exists()}
-        cache[str(file)] = [*key, digest]
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache_file, cache)
-    return digest
+        cache = json.loads(_cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or a broken one: hash again
+        return {}
+    return cache if isinstance(cache, dict) else {}
 
 
 def payload(folder: Path) -> dict[str, Path]:

@@ -1,0 +1,40 @@
+"""Stages run here as users run them: as programs, in a home of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "2"
+
+
+def script_environment(home: Path, **extra: str) -> dict[str, str]:
+    """The environment of a stage whose models/ and outputs/ are in `home`."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOCKSTEP_"))}
+    return kept | {"LOCKSTEP_HOME": str(home)} | extra
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Run:
+    """Run `scripts/NAME` with arguments; its home is `tmp_path`."""
+
+    def run(name: str, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / name), *words],
+            env=script_environment(tmp_path, **extra), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.model(tmp_path_factory.mktemp("models") / "tiny")
