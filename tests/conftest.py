@@ -18,7 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "2"
 
 def script_environment(home: Path, **extra: str) -> dict[str, str]:
     """The environment of a stage whose models/ and outputs/ are in `home`."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOCKSTEP_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "LOCKSTEP_HOME"}
     return kept | {"LOCKSTEP_HOME": str(home)} | extra
 
 

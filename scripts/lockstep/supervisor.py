@@ -36,13 +36,14 @@ class _Told(Exception):
     """A signal asked us to stop; carries its number."""
 
 
-def start(command: list[str], folder: Path, url: str, model: str, timeout: float) -> int:
+def start(command: list[str], folder: Path, url: str, model: str, timeout: float, grace: float = GRACE) -> int:
     """Run the server; returns the exit code of this program.
 
     Args:
         folder: where server.log and server.json go.
         url: the endpoint, ending in /v1.
         timeout: seconds within which the server must be healthy.
+        grace: seconds between asking the server to end and making it.
 
     Raises:
         UserError: already served, not healthy in time, or the server ended by itself.
@@ -79,7 +80,7 @@ def start(command: list[str], folder: Path, url: str, model: str, timeout: float
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        _end_all()
+        _end_all(grace)
         (folder / "server.json").unlink(missing_ok=True)
         lock.release()
 
@@ -91,14 +92,15 @@ def stop(folder: Path) -> str:
     if not known or not process:
         return f"no server of {paths.label(folder.parent)} is running"
     process.terminate()
-    try:
-        process.wait(timeout=GRACE + 15)
-    except psutil.TimeoutExpired:
-        for one in [*process.children(recursive=True), process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        return f"killed the server at {known['url']}, which did not stop by itself"
-    return f"stopped the server at {known['url']}"
+    deadline = time.monotonic() + GRACE + 15
+    while time.monotonic() < deadline:
+        if not _running(known):
+            return f"stopped the server at {known['url']}"
+        time.sleep(0.1)
+    for one in [*process.children(recursive=True), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    return f"killed the server at {known['url']}, which did not stop by itself"
 
 
 def _note(folder: Path) -> dict[str, Any] | None:
@@ -113,7 +115,8 @@ def _running(note: dict[str, Any]) -> psutil.Process | None:
     """The supervisor that wrote the note, unless it is gone and its number is someone else's."""
     try:
         process = psutil.Process(note["pid"])
-        return process if abs(process.create_time() - note["created"]) < 1 else None
+        ours = abs(process.create_time() - note["created"]) < 1
+        return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
 
@@ -161,13 +164,13 @@ def _last_error(log: Path) -> str:
     return chosen.split("] ", 1)[-1].strip()[:300]
 
 
-def _end_all() -> None:
+def _end_all(grace: float) -> None:
     """TERM to the server, KILL to whoever is left, and reap all."""
     children = psutil.Process().children(recursive=True)
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.terminate()
-    psutil.wait_procs(children, timeout=GRACE)
+    psutil.wait_procs(children, timeout=grace)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         left = psutil.Process().children(recursive=True)
@@ -189,12 +192,13 @@ def main() -> int:
     parser.add_argument("--url", default="")
     parser.add_argument("--model", default="")
     parser.add_argument("--timeout", type=float, default=0)
+    parser.add_argument("--grace", type=float, default=GRACE)
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options = parser.parse_args(sys.argv[1:cut])
     if options.action == "stop":
         print(stop(options.folder))
         return 0
-    return start(sys.argv[cut + 1 :], options.folder, options.url, options.model, options.timeout)
+    return start(sys.argv[cut + 1 :], options.folder, options.url, options.model, options.timeout, options.grace)
 
 
 if __name__ == "__main__":

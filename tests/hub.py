@@ -1,0 +1,113 @@
+"""A small stand-in of the Hugging Face Hub's HTTP API on loopback, which can misbehave on request."""
+
+import contextlib
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """One repository, `org/tiny`, and the faults to show.
+
+    faults: file name → cut (half of the bytes, then the connection closes), flip (one byte is
+    wrong), 404, 500, stall-free only: faults are removed once `heal` is called.
+    """
+
+    files: dict[str, bytes]
+    faults: dict[str, str] = field(default_factory=dict)
+    url: str = ""
+    requests: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+
+    def info(self) -> dict[str, object]:
+        siblings = []
+        for name, data in self.files.items():
+            blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            entry: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": blob}
+            if name.endswith(".safetensors"):
+                entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            siblings.append(entry)
+        return {"id": "org/tiny", "modelId": "org/tiny", "sha": COMMIT, "private": False, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0}
+
+    def tree(self) -> list[dict[str, object]]:
+        found = []
+        for sibling in self.info()["siblings"]:  # type: ignore[attr-defined]
+            entry = {"type": "file", "path": sibling["rfilename"], "size": sibling["size"], "oid": sibling["blobId"]}
+            if "lfs" in sibling:
+                entry["lfs"] = {"oid": sibling["lfs"]["sha256"], "size": sibling["size"], "pointerSize": 130}
+            found.append(entry)
+        return found
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub, path = self.hub, self.path.split("?")[0]
+        hub.requests.append(f"{self.command} {path}")
+        hub.headers.append({k.lower(): v for k, v in self.headers.items()})
+        if re.fullmatch(r"/api/models/org/tiny(/revision/(main|%s))?" % COMMIT, path):
+            return self.answer(json.dumps(hub.info()).encode())
+        if path.startswith("/api/models/org/tiny/revision/"):
+            return self.answer(b'{"error":"Invalid rev id"}', 404, {"X-Error-Code": "RevisionNotFound"})
+        if path.startswith("/api/models/org/tiny/tree/"):
+            return self.answer(json.dumps(hub.tree()).encode())
+        match = re.fullmatch(r"/org/tiny/resolve/%s/(.+)" % COMMIT, path)
+        if not match:
+            return self.answer(b'{"error":"Repository not found"}', 404, {"X-Error-Code": "RepoNotFound"})
+        return self.file(match[1])
+
+    def file(self, name: str) -> None:
+        data, fault = self.hub.files[name], self.hub.faults.get(name)
+        if fault in ("404", "500") and self.command == "GET":
+            return self.answer(b"no", int(fault))
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        if name.endswith(".safetensors"):
+            headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": headers["ETag"]}
+        start, status = 0, 200
+        if asked := re.match(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start, status = int(asked[1]), 206
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        if fault == "flip":
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        return self.answer(data[start:], status, headers, cut=fault == "cut")
+
+    def answer(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None, cut: bool = False) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+        if cut:
+            self.wfile.flush()
+            self.close_connection = True
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[Hub]:
+    """The files of a folder as `org/tiny`."""
+    hub = Hub({path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,130 @@
+"""The supervisor with a small real server that, like vLLM, starts a process that starts a process."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, script_environment
+
+SERVER = """
+import http.server, os, subprocess, sys, time
+port, mode = int(sys.argv[1]), sys.argv[2]
+if mode == "fail":
+    print("(Engine pid=1) ERROR [core.py:1] ValueError: no such architecture", flush=True)
+    sys.exit(1)
+# a grandchild in a session of its own, deaf to TERM: the worst that a server can leave behind
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+child = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {deaf!r}], start_new_session=True); time.sleep(300)"
+subprocess.Popen([sys.executable, "-c", child])
+if mode == "silent":
+    time.sleep(300)
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+http.server.HTTPServer(("127.0.0.1", port), Healthy).serve_forever()
+"""
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(home: Path, port: int, mode: str = "serve", timeout: str = "30", **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lockstep.supervisor", "start", "--folder", str(home / "outputs/r/serve"),
+         "--url", f"http://127.0.0.1:{port}/v1", "--model", "r", "--timeout", timeout, "--grace", "1", "--", sys.executable, "-c", SERVER, str(port), mode],
+        env=script_environment(home, PYTHONPATH=str(ROOT / "scripts"), **environment), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_until_serving(supervisor: subprocess.Popen[str]) -> list[psutil.Process]:
+    assert supervisor.stdout
+    assert any(line.startswith("serving r at") for line in supervisor.stdout)
+    for _ in range(100):
+        family = psutil.Process(supervisor.pid).children(recursive=True)
+        if len(family) == 3:
+            return family
+        time.sleep(0.1)
+    raise AssertionError("the server did not start its processes")
+
+
+def gone(family: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(family, timeout=15)[1]
+
+
+def stop(home: Path) -> str:
+    words = [sys.executable, "-m", "lockstep.supervisor", "stop", "--folder", str(home / "outputs/r/serve")]
+    environment = script_environment(home, PYTHONPATH=str(ROOT / "scripts"))
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_process_behind(tmp_path: Path, port: int, number: int) -> None:
+    supervisor = launch(tmp_path, port)
+    family = wait_until_serving(supervisor)
+    supervisor.send_signal(number)
+    assert supervisor.wait(timeout=30) == (0 if number == signal.SIGTERM else 128 + number)
+    assert gone(family)
+    assert not (tmp_path / "outputs/r/serve/server.json").exists()
+
+
+def test_stop_ends_it_and_then_finds_nothing(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port)
+    family = wait_until_serving(supervisor)
+    assert "stopped the server at" in stop(tmp_path)
+    assert gone(family)
+    assert "no server of outputs/r is running" in stop(tmp_path)
+    supervisor.wait(timeout=10)
+
+
+def test_a_second_server_of_the_run_is_refused_by_name(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port)
+    wait_until_serving(supervisor)
+    second = launch(tmp_path, port + 1)
+    assert second.wait(timeout=20) == 2
+    assert second.stderr and f"already served at http://127.0.0.1:{port}/v1 by process {supervisor.pid}" in second.stderr.read()
+    supervisor.terminate()
+    supervisor.wait(timeout=30)
+
+
+def test_a_server_that_does_not_start_is_one_line_with_its_own_error(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port, "fail")
+    assert supervisor.wait(timeout=20) == 2
+    assert supervisor.stderr
+    said = supervisor.stderr.read()
+    assert "the server did not start: ValueError: no such architecture" in said
+    assert said.count("\n") == 1
+
+
+def test_a_server_that_is_never_healthy_is_ended(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port, "silent", timeout="3")
+    assert supervisor.wait(timeout=40) == 2
+    assert supervisor.stderr and "was not healthy within 3 s" in supervisor.stderr.read()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(port) in (p.info["cmdline"] or [])]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
+def test_even_a_killed_supervisor_takes_its_server_along(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port)
+    server = psutil.Process(supervisor.pid).children()
+    wait_until_serving(supervisor)
+    server = psutil.Process(supervisor.pid).children()
+    everyone = psutil.Process(supervisor.pid).children(recursive=True)
+    os.kill(supervisor.pid, signal.SIGKILL)
+    assert gone(server)
+    for process in everyone:
+        if process.is_running():
+            process.kill()
