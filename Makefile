@@ -26,7 +26,7 @@ SOURCES := scripts data/build_toy_dataset.py tests
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS='$(RUN)' ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train merge serve serve-lora stop client curl demo test lint format lock lock-check clean
+.PHONY: help setup download data train merge serve serve-lora stop client curl demo test test-e2e lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ demo: setup ## the whole pipeline on the embedded model, with base and tuned ans
 
 test: .venv/dev.stamp ## the tests (CPU, no network)
 	$(PY) -m pytest -m "not slow and not e2e and not gpu and not faults" $(ARGS)
+
+test-e2e: .venv/dev.stamp ## a tiny model through all stages and the real vLLM server
+	$(PY) -m pytest -m e2e $(ARGS)
 
 lint: .venv/dev.stamp ## ruff, mypy and shellcheck
 	.venv/bin/ruff check .

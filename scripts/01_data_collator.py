@@ -126,14 +126,25 @@ def write_rejects(file: Path, rejects: Iterable[Reject]) -> None:
 
 
 def token_spans(sample: dict[str, Any], chat: Template) -> Iterator[tuple[str, str]]:
-    """(kind, text) of each token: prompt, answer, end (the end-of-turn token), control."""
+    """(kind, text) of each token: prompt, answer, end (the end-of-turn token), control.
+
+    Tokens that hold only a part of a character, as in Chinese text, are joined until it is whole.
+    """
     controls = set(chat.tokenizer.added_tokens_decoder)
-    for token, label in zip(sample["input_ids"], sample["labels"], strict=True):
+    waiting: list[int] = []
+    pairs = list(zip(sample["input_ids"], sample["labels"], strict=True))
+    for place, (token, label) in enumerate(pairs):
         kind = "answer" if label != IGNORE else "prompt"
         if token in controls:
             kind = "end" if label != IGNORE else "control"
-        text = chat.tokenizer.convert_ids_to_tokens(token)
-        yield kind, chat.tokenizer.convert_tokens_to_string([text]) or text
+        waiting.append(token)
+        text = chat.tokenizer.decode(waiting)
+        following = pairs[place + 1] if place + 1 < len(pairs) else None
+        goes_on = following and following[0] not in controls and (following[1] != IGNORE) == (label != IGNORE)
+        if text.endswith("\ufffd") and goes_on and token not in controls:
+            continue
+        yield kind, text
+        waiting = []
 
 
 def preview_html(samples: dict[str, list[dict[str, Any]]], rejects: list[Reject], ledger: Any, chat: Template) -> str:
@@ -224,7 +235,8 @@ def write_dataset(folder: Path, samples: list[dict[str, Any]]) -> None:
     message = {"role": Value("string"), "content": Value("string")}
     ids = List(Value("int32"))
     features = Features({"input_ids": ids, "labels": ids, "messages": List(message), "row": Value("string")})
-    Dataset.from_list(samples, features=features).save_to_disk(folder)
+    columns = {name: [sample[name] for sample in samples] for name in features}
+    Dataset.from_dict(columns, features=features).save_to_disk(folder)
 
 
 def main() -> None:
@@ -249,6 +261,7 @@ def main() -> None:
         if not path.is_file():
             raise UserError(f"no file {paths.label(path)}: data/README.md shows what goes there")
     templates = [paths.data_file(data.template)] if data.template.endswith(".jinja") else []
+    template.source(data.template, settings.model.folder, data.system_prompt)  # fails early where there is none
     stage = Stage(
         "data", folder, settings.sections("model", "data"), [settings.model.folder, *sources.values(), *templates],
         options.force,

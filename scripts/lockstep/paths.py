@@ -50,11 +50,10 @@ def data_file(path: str) -> Path:
 
 
 def label(path: Path) -> str:
-    """How a path is written in manifests and messages: relative to home or root where it can be."""
-    for base in (HOME, ROOT):
-        if path.is_relative_to(base):
-            return path.relative_to(base).as_posix()
-    return path.as_posix()
+    """How a path is written in manifests and messages: short where it is one of ours."""
+    if path.is_relative_to(MODELS) or path.is_relative_to(OUTPUTS):
+        return path.relative_to(HOME).as_posix()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
 
 
 def resolve_label(text: str) -> Path:

@@ -1,0 +1,248 @@
+"""Stages 00 to 03 as programs, one after the other, on a tiny random model."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import ROOT, Run, script_environment
+
+TRAIN = (
+    "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.num_train_epochs", "2",
+    "--train.save_steps", "4", "--train.eval_steps", "4", "--train.learning_rate", "1e-2", "--lora.r", "4",
+)  # fmt: skip
+SCRIPTS = {"00_download_model.py": (), "01_data_collator.py": (), "02_train_qlora.py": TRAIN, "03_merge_lora.py": ()}
+Step = subprocess.CompletedProcess[str]
+
+
+def run_in(home: Path, script: str, *words: str) -> Step:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *words],
+        env=script_environment(home), cwd=home, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def common(source: Path) -> tuple[str, ...]:
+    """Settings of every stage: a local model and a file of rows in `source`."""
+    return (
+        "--run", "r", "--model.source", "local", "--model.path", str(source / "tiny"), "--model.name", "tiny",
+        "--data.train_file", str(source / "rows.jsonl"), "--data.max_length", "200",
+    )  # fmt: skip
+
+
+def build(home: Path, source: Path, *extra: str) -> dict[str, Step]:
+    """Run all stages; every one must succeed."""
+    done = {}
+    for script, words in SCRIPTS.items():
+        done[script] = run_in(home, script, *common(source), *words, *extra)
+        assert done[script].returncode == 0, done[script].stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    tiny.model(folder / "tiny")
+    tiny.rows(folder / "rows.jsonl", 60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    build(home, source)
+    return home
+
+
+@pytest.fixture
+def home(built: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, free to be harmed."""
+    shutil.copytree(built, tmp_path / "home", copy_function=shutil.copy2)
+    return tmp_path / "home"
+
+
+def refused(step: Step) -> str:
+    lines = step.stderr.strip().splitlines()
+    assert step.returncode == 2, step.stdout + step.stderr
+    assert "Traceback" not in step.stderr
+    assert sum(line.startswith("error:") for line in lines) == 1
+    return lines[-1]
+
+
+def test_every_stage_writes_just_what_it_promises(built: Path) -> None:
+    def names(folder: str) -> set[str]:
+        return {path.relative_to(built / folder).as_posix() for path in (built / folder).rglob("*") if path.is_file()}
+
+    arrow = {f"{split}/{file}" for split in ("train", "validation", "test") for file in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert names("models/tiny") == tokenizer | {"config.json", "generation_config.json", "model.safetensors", "manifest.json"}
+    assert names("outputs/r/data") == arrow | {"chat_template.jinja", "ledger.json", "rejects.jsonl", "preview.html", "manifest.json"}
+    assert names("outputs/r/adapter") == tokenizer | {
+        "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "metrics.json", "README.md", "manifest.json",
+    }  # fmt: skip
+    assert names("outputs/r/merged") == tokenizer | {
+        "config.json", "generation_config.json", "model.safetensors", "merge_report.json", "manifest.json",
+    }  # fmt: skip
+    assert {path.name for path in (built / "outputs/r").iterdir() if not path.name.startswith(".")} == {
+        "data", "adapter", "merged", "checkpoints", "runs", "metrics.jsonl",
+    }  # fmt: skip
+
+
+def test_the_ledger_adds_up_and_the_splits_hold_every_kept_row(built: Path) -> None:
+    from datasets import load_from_disk
+
+    ledger = json.loads((built / "outputs/r/data/ledger.json").read_text())
+    (account,) = ledger["files"].values()
+    assert account["lines"] == 60 == account["kept"] + sum(account["dropped"].values())
+    splits = {split: load_from_disk(built / "outputs/r/data" / split) for split in ("train", "validation", "test")}
+    assert sum(map(len, splits.values())) == account["kept"]
+    for split, data in splits.items():
+        assert ledger["splits"][split]["rows"] == len(data) > 0
+        assert ledger["splits"][split]["tokens"] == sum(map(len, data["input_ids"]))
+
+
+def test_text_is_byte_equal_and_labels_are_the_answer_and_its_end(built: Path, source: Path) -> None:
+    from datasets import load_from_disk
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(built / "models/tiny")
+    source = [json.loads(line) for line in (source / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in load_from_disk(built / "outputs/r/data/train"):
+        original = source[int(row["row"].rsplit(":", 1)[1]) - 1]
+        assert [m["content"] for m in row["messages"]] == [f"{original['instruction']}\n{original['input']}", original["output"]]
+        supervised = [label for label in row["labels"] if label != -100]
+        assert supervised == row["input_ids"][-len(supervised) :]
+        assert tokenizer.decode(supervised) == original["output"] + "<|im_end|>"
+        prompt = tokenizer.apply_chat_template(row["messages"][:1], add_generation_prompt=True, return_dict=False)
+        assert row["input_ids"][: len(prompt)] == prompt
+
+
+def test_the_merge_report_proves_the_dequantized_merge(built: Path) -> None:
+    report = json.loads((built / "outputs/r/merged/merge_report.json").read_text())
+    assert report["passed"] is True
+    assert report["strategy"] == "dequantized"
+    assert report["candidates"]["dequantized"]["kl_mean"] < report["candidates"]["original"]["kl_mean"]
+    assert 0 < report["rows"] <= 64
+
+
+def test_training_learned_something(built: Path) -> None:
+    metrics = json.loads((built / "outputs/r/adapter/metrics.json").read_text())
+    first = json.loads((built / "outputs/r/metrics.jsonl").read_text().splitlines()[0])
+    assert metrics["eval_loss"] < first["loss"] - 0.2
+    assert metrics["tokens_per_second"] > 0 and metrics["peak_memory_bytes"] > 0
+
+
+def test_all_stages_again_are_up_to_date(built: Path, source: Path) -> None:
+    for script, step in build(built, source).items():
+        assert "is up to date" in step.stdout, script
+
+
+def test_out_of_order_names_what_to_run(stage: Run, source: Path) -> None:
+    assert "models/tiny is missing (no manifest.json): run `make download` first" in refused(stage("01_data_collator.py", *common(source)))
+    assert "outputs/r/data is missing (no manifest.json): run `make data` first" in refused(stage("02_train_qlora.py", *common(source)))
+    assert "outputs/r/adapter is missing (no manifest.json): run `make train` first" in refused(stage("03_merge_lora.py", *common(source)))
+    assert stage("03_merge_lora.py", *common(source), "--check").returncode == 3
+
+
+def test_a_byte_of_data_changed_with_its_time_kept_stops_training(home: Path, source: Path) -> None:
+    file = source / "rows.jsonl"
+    before, original = file.stat(), file.read_bytes()
+    file.write_bytes(original.replace(b"tea", b"tee", 1))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    try:
+        said = refused(run_in(home, "02_train_qlora.py", *common(source), *TRAIN))
+        assert "outputs/r/data was made from" in said and "rows.jsonl" in said and "make data" in said
+        assert "rows.jsonl:" in refused(run_in(home, "01_data_collator.py", *common(source)))
+    finally:
+        file.write_bytes(original)
+
+
+def test_a_foreign_base_stops_merging(home: Path, source: Path) -> None:
+    other = tiny.model(home / "other", seed=7)
+    words = (*common(source), "--force", "--model.path", str(other))
+    assert run_in(home, "00_download_model.py", *words).returncode == 0
+    shutil.rmtree(home / "outputs/r/merged")
+    assert "was made from models/tiny" in refused(run_in(home, "03_merge_lora.py", *common(source)))
+
+
+def test_changed_settings_are_refused_by_name(home: Path, source: Path) -> None:
+    assert "train.seed: 42 → 1" in refused(run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--train.seed", "1"))
+    assert "lora.r is 8 here" in refused(run_in(home, "03_merge_lora.py", *common(source), "--lora.r", "8"))
+    assert "data.max_length is 64 here" in refused(run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--data.max_length", "64"))
+
+
+def test_a_merge_past_its_bound_ships_nothing_and_says_why(home: Path, source: Path) -> None:
+    shutil.rmtree(home / "outputs/r/merged")
+    said = refused(run_in(home, "03_merge_lora.py", *common(source), "--merge.max_kl", "1e-12"))
+    assert "nothing ships" in said
+    assert not (home / "outputs/r/merged").exists()
+    assert json.loads((home / "outputs/r/merged.failed/merge_report.json").read_text())["passed"] is False
+    assert run_in(home, "03_merge_lora.py", *common(source), "--merge.strategy", "dequantized").returncode == 0
+    assert json.loads((home / "outputs/r/merged/merge_report.json").read_text())["candidates"]["original"] is None
+    assert not (home / "outputs/r/merged.failed").exists()
+
+
+def test_the_dequantized_base_for_adapter_serving(home: Path, source: Path) -> None:
+    assert run_in(home, "03_merge_lora.py", *common(source), "--base").returncode == 0
+    assert (home / "outputs/r/base/model.safetensors").exists()
+    assert "up to date" in run_in(home, "03_merge_lora.py", *common(source), "--base").stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(home: Path, built: Path, number: int, source: Path) -> None:
+    for name in ("adapter", "merged", "checkpoints", "runs"):
+        shutil.rmtree(home / "outputs/r" / name)
+    words = [sys.executable, str(ROOT / "scripts/02_train_qlora.py"), *common(source), *TRAIN]
+    training = subprocess.Popen(words, env=script_environment(home), cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    sealed = home / "outputs/r/checkpoints/checkpoint-4/manifest.json"
+    deadline = time.monotonic() + 120
+    while not sealed.exists():
+        assert training.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    training.send_signal(number)
+    _, errors = training.communicate(timeout=60)
+    assert not (home / "outputs/r/adapter").exists()
+    if number == signal.SIGINT:
+        assert training.returncode == 130
+        assert "interrupted; run the same command again" in errors and "Traceback" not in errors
+    changed = refused(run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--train.seed", "1"))
+    assert "unfinished training with other train.seed" in changed
+    again = run_in(home, "02_train_qlora.py", *common(source), *TRAIN)
+    assert again.returncode == 0, again.stderr
+    assert "resuming from outputs/r/checkpoints/checkpoint-" in again.stdout
+    weights = [(folder / "outputs/r/adapter/adapter_model.safetensors").read_bytes() for folder in (home, built)]
+    assert weights[0] == weights[1]
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(home: Path, source: Path) -> None:
+    shutil.rmtree(home / "outputs/r/adapter")
+    newest = max((home / "outputs/r/checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    (newest / "optimizer.pt").write_bytes(b"")
+    again = run_in(home, "02_train_qlora.py", *common(source), *TRAIN)
+    assert again.returncode == 0, again.stderr
+    assert f"{newest.name} was cut off and is removed" in again.stdout
+    assert "resuming from" in again.stdout
+
+
+def test_lora_without_quantization_and_the_chinese_instruction_template(tmp_path: Path, source: Path) -> None:
+    words = ("--method", "lora", "--data.template", "instruction_zh", "--data.system_prompt", "你是甄嬛。")
+    build(tmp_path, source, *words)
+    report = json.loads((tmp_path / "outputs/r/merged/merge_report.json").read_text())
+    assert report["strategy"] == "original" and report["candidates"]["dequantized"] is None
+    assert "你是甄嬛。" in (tmp_path / "outputs/r/merged/chat_template.jinja").read_text(encoding="utf-8")
+    assert "no other one is needed" in run_in(tmp_path, "03_merge_lora.py", *common(source), "--base").stdout
+
+
+@pytest.mark.skipif(not tiny.SHARED_QWEN3.exists(), reason="the real Qwen3 tokenizer is not at hand")
+def test_a_tiny_qwen3_with_the_real_tokenizer(tmp_path: Path) -> None:
+    tiny.qwen3(tmp_path / "tiny")
+    tiny.rows(tmp_path / "rows.jsonl", 40)
+    build(tmp_path, tmp_path, "--train.max_steps", "2")
+    stops = json.loads((tmp_path / "outputs/r/merged/generation_config.json").read_text())["eos_token_id"]
+    assert stops == 151645  # <|im_end|>
