@@ -13,7 +13,6 @@ Run   python data/build_toy_dataset.py      (the same bytes every time; nothing 
 
 import itertools
 import json
-import os
 import random
 from pathlib import Path
 
@@ -141,7 +140,7 @@ def main() -> None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         temporary = FOLDER / f".{split}.tmp"
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, FOLDER / f"{split}.jsonl")
+        temporary.replace(FOLDER / f"{split}.jsonl")
         print(f"data/toy/{split}.jsonl: {len(rows)} rows, {len(order_rows[split])} of them orders")
 
 

@@ -75,12 +75,18 @@ def check_room(files: list[RemoteFile], work: Path) -> None:
 
 def fetch_hub(model: Model, work: Path) -> str:
     """Download from the Hugging Face Hub at a resolved commit, which is returned."""
+    assert model.id
     import huggingface_hub as hub
-    from huggingface_hub.errors import (
-        GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError,
-        OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError,
-    )  # fmt: skip
     from httpx2 import HTTPError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )  # fmt: skip
 
     try:
         info = hub.HfApi().model_info(model.id, revision=model.revision, files_metadata=True, timeout=30)
@@ -92,9 +98,7 @@ def fetch_hub(model: Model, work: Path) -> str:
         ]
         refuse_unsafe(model.id, {s.rfilename for s in info.siblings or ()}, take)
         check_room(files, work)
-        hub.snapshot_download(
-            model.id, revision=info.sha, local_dir=work, allow_patterns=sorted(take), max_workers=4
-        )
+        hub.snapshot_download(model.id, revision=info.sha, local_dir=work, allow_patterns=sorted(take), max_workers=4)
     except GatedRepoError as error:
         raise UserError(f"{model.id} is gated: accept its terms on the Hub and set HF_TOKEN") from error
     except RevisionNotFoundError as error:
@@ -125,9 +129,7 @@ def fetch_modelscope(model: Model, work: Path) -> str:
         files = [RemoteFile(i["Path"], int(i["Size"]), i.get("Sha256") or None) for i in entries]
         refuse_unsafe(str(model.id), {item["Path"] for item in listing}, take)
         check_room(files, work)
-        snapshot_download(
-            model.id, revision=revision, local_dir=str(work), allow_patterns=sorted(take)
-        )
+        snapshot_download(model.id, revision=revision, local_dir=str(work), allow_patterns=sorted(take))
     except NotExistError as error:
         raise UserError(f"ModelScope has no model {model.id!r} with revision {revision!r}") from error
     except (HubError, requests.RequestException, OSError) as error:

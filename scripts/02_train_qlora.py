@@ -12,7 +12,6 @@ An interrupted training goes on from its last checkpoint when the same command r
 """
 
 import json
-import math
 import os
 import resource
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lockstep import cli, manifest, paths
-from lockstep.config import Settings
+from lockstep.config import Settings, flatten
 from lockstep.errors import UserError
 from lockstep.manifest import FileRecord
 from lockstep.stage import Stage
@@ -75,50 +74,14 @@ def training_arguments(settings: Settings, on: str, dtype: "torch.dtype", evalua
     )
 
 
-def make_trainer(model: Any, arguments: Any, splits: Any, collator: Any, run_dir: Path) -> "Trainer":
-    """A Trainer whose loss is a sum over supervised tokens, divided once by their number."""
-    import torch
+def progress(run_dir: Path) -> Any:
+    """A callback: a bar in a terminal, lines elsewhere, metrics.jsonl, and sealed checkpoints."""
     from tqdm import tqdm
-    from transformers import PrinterCallback, Trainer, TrainerCallback
+    from transformers import TrainerCallback
 
-    from lockstep import models
-
-    class SupervisedTrainer(Trainer):
-        tokens = 0  # without padding, since the start of this process
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-            total, count = models.loss_sum(model, inputs)
-            self.tokens += int(inputs["attention_mask"].sum())
-            loss = total / (count if num_items_in_batch is None else num_items_in_batch)
-            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes  # gradients are averaged over them
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower --train.learning_rate "
-                    f"or set --train.dtype float32; the last checkpoint is sound"
-                )
-            return loss
-
-        def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # type: ignore[no-untyped-def]
-            """Loss per supervised token; Trainer's own is a mean of batches' means."""
-            self.model.eval()
-            sums = torch.zeros(2, dtype=torch.float64)
-            for batch in self.get_eval_dataloader(eval_dataset):
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    total, count = models.loss_sum(self.model, self._prepare_inputs(batch))
-                sums += torch.tensor([float(total), float(count)], dtype=torch.float64)
-            total_loss, count = self.accelerator.reduce(sums.to(self.args.device, torch.float32)).tolist()
-            loss = total_loss / count
-            metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700))}
-            self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
-
-    class Progress(TrainerCallback):
-        """A bar in a terminal, lines elsewhere, and metrics.jsonl for everyone."""
-
+    class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         def on_train_begin(self, args, state, control, **_):  # type: ignore[no-untyped-def]
-            self.started, self.first_step = time.monotonic(), state.global_step
+            self.started = time.monotonic()
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None)
 
         def on_step_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
@@ -127,14 +90,14 @@ def make_trainer(model: Any, arguments: Any, splits: Any, collator: Any, run_dir
         def on_log(self, args, state, control, logs, **_):  # type: ignore[no-untyped-def]
             if not state.is_world_process_zero:
                 return
-            speed = trainer.tokens / (time.monotonic() - self.started)
+            speed = self.trainer.tokens / (time.monotonic() - self.started)
             record = {"step": state.global_step, **logs, "tokens_per_second": round(speed, 1)}
             with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
             shown = {key: logs[key] for key in ("loss", "eval_loss", "learning_rate") if key in logs}
             text = "  ".join(f"{key} {float(value):.4g}" for key, value in shown.items())
             self.bar.set_postfix_str(f"{text}  {speed:.0f} tokens/s")
-            if self.bar.disable:
+            if self.bar.disable and shown:
                 print(f"step {state.global_step}/{state.max_steps}  {text}  {speed:.0f} tokens/s")
 
         def on_save(self, args, state, control, **_):  # type: ignore[no-untyped-def]
@@ -144,17 +107,7 @@ def make_trainer(model: Any, arguments: Any, splits: Any, collator: Any, run_dir
         def on_train_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
             self.bar.close()
 
-    trainer = SupervisedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"] if len(splits["validation"]) else None,
-        data_collator=collator,
-        callbacks=[Progress()],
-    )
-    trainer.remove_callback(PrinterCallback)  # prints the same log again
-    trainer.model_accepts_loss_kwargs = True  # compute_loss divides by the window's token count itself
-    return trainer
+    return Progress()
 
 
 def seal_checkpoint(folder: Path) -> None:
@@ -177,7 +130,7 @@ def newest_checkpoint(folder: Path, task: dict[str, Any], force: bool) -> str | 
         manifest.write_json(note, task)
     earlier = json.loads(note.read_text(encoding="utf-8"))
     if earlier != task:
-        old, new = (manifest.flatten(t["config"]) | t["inputs"] for t in (earlier, task))
+        old, new = (flatten(t["config"]) | t["inputs"] for t in (earlier, task))
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
         raise UserError(
             f"{paths.label(folder)} holds an unfinished training with other {', '.join(changed)}: "
@@ -259,7 +212,7 @@ def model_card(settings: Settings, metrics: dict[str, Any]) -> str:
     base = settings.model.id or settings.model.folder.name
     loss = f"{metrics['eval_loss']:.4f}" if "eval_loss" in metrics else "not measured"
     method = "QLoRA on a 4-bit base" if settings.method == "qlora" else "LoRA"
-    rows = "\n".join(f"| {key} | {value} |" for key, value in manifest.flatten(settings.sections("lora", "train")).items())
+    rows = "\n".join(f"| {key} | {value} |" for key, value in flatten(settings.sections("lora", "train")).items())
     return (
         f"---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\ntags: [lora, sft]\n---\n\n"
         f"# {settings.run}\n\nAn adapter for {base}, trained with {method} on {metrics['train_rows']} rows "
@@ -292,10 +245,11 @@ def main() -> None:
         checkpoint = newest_checkpoint(run_dir / "checkpoints", task, options.force)
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing below may reach for the network
         from datasets import load_from_disk
-        from transformers import set_seed
+        from transformers import PrinterCallback, set_seed
 
         from lockstep import models, template
         from lockstep.collator import Collator
+        from lockstep.trainer import SupervisedTrainer
 
         # --- model ---
         set_seed(settings.train.seed)
@@ -318,7 +272,16 @@ def main() -> None:
 
         # --- train ---
         arguments = training_arguments(settings, on, dtype, evaluate=len(splits["validation"]) > 0)
-        trainer = make_trainer(model, arguments, splits, Collator(pad), run_dir)
+        shown = progress(run_dir)
+        trainer = shown.trainer = SupervisedTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=splits["train"],
+            eval_dataset=splits["validation"] if len(splits["validation"]) else None,
+            data_collator=Collator(pad),
+            callbacks=[shown],
+        )
+        trainer.remove_callback(PrinterCallback)  # it would print every log line again
         if checkpoint is None:
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         else:
@@ -328,7 +291,7 @@ def main() -> None:
         seconds = time.monotonic() - started
         if trainer.state.global_step < trainer.state.max_steps:
             raise UserError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
-        held_out = {}
+        held_out: dict[str, float] = {}
         if len(splits["validation"]):
             held_out = last_evaluation(trainer) or advise_on_memory(trainer.evaluate, settings)
 

@@ -36,7 +36,8 @@ def probe_batches(data: Path, pad: int) -> list[Any]:
     split = load_from_disk(data / "validation")
     if not len(split):
         split = load_from_disk(data / "train")
-    chosen, positions = [], 0
+    chosen: list[Any] = []
+    positions = 0
     for row in split.select(range(min(MAX_ROWS, len(split)))):
         positions += len(row["labels"]) - row["labels"].count(IGNORE)
         if chosen and positions > MAX_POSITIONS:
@@ -102,7 +103,7 @@ def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
     batches = probe_batches(settings.run_dir / "data", tokenizer.pad_token_id or 0)
     trained, targets = trained_log_probs(settings, adapter, batches)
     deltas = merging.read_adapter(adapter)
-    strategies = {"original": None}
+    strategies: dict[str, merging.Dequantizer | None] = {"original": None}
     if settings.method == "qlora":
         strategies["dequantized"] = merging.Dequantizer(adapter, settings.quantization)
     elif settings.merge.strategy == "dequantized":

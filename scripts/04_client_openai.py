@@ -12,6 +12,7 @@ A server with a key wants LOCKSTEP_API_KEY in the environment.
 """
 
 import argparse
+import functools
 import json
 import os
 import shlex
@@ -104,7 +105,7 @@ def chat(client: "OpenAI", settings: Settings, model: str, history: list[Message
         turn: list[Message] = [*history, {"role": "user", "content": question}]
         try:
             body = request(settings, model, turn)
-            answer, _ = explained(lambda body=body: ask(client, body, stream=True), client, model)
+            answer, _ = explained(functools.partial(ask, client, body, True), client, model)
         except (UserError, openai.OpenAIError) as error:
             print(f"error: {error}", file=sys.stderr)
             continue
@@ -213,7 +214,8 @@ def main() -> None:
         rows = list(batch_rows(chosen.batch, style, system))
         client = connect(url)
         work = lambda: batch(client, settings, model, rows, chosen.output, chosen.concurrency)  # noqa: E731
-        return explained(work, client, model)
+        explained(work, client, model)
+        return None
     if chosen.chat:
         return chat(connect(url), settings, model, system)
     question: Message = {"role": "user", "content": template.fold(chosen.question, chosen.input, style)}

@@ -14,8 +14,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +93,12 @@ def is_order(record: dict[str, Any]) -> bool:
 
 def exact_match(answers: Answers) -> float:
     orders = [record for record in answers if is_order(record)]
-    return sum(record.get("answer") == record["reference"] for record in orders) / len(orders)
+    return [record.get("answer") == record["reference"] for record in orders].count(True) / len(orders)
 
 
 def stop_rate(answers: Answers) -> float:
     """The share of answers that ended by themselves."""
-    return sum(record.get("finish_reason") == "stop" for record in answers) / len(answers)
+    return [record.get("finish_reason") for record in answers].count("stop") / len(answers)
 
 
 def show(base: Answers, tuned: Answers) -> None:
@@ -108,7 +108,11 @@ def show(base: Answers, tuned: Answers) -> None:
     for before, after in orders[: SHOWN // 2] + persona[: SHOWN // 2]:
         question = before["messages"][-1]["content"].replace("\n", " ")
         print(f"\n  {question}")
-        for name, text in (("wanted", before["reference"]), ("base", before.get("answer")), ("tuned", after.get("answer"))):
+        for name, text in (
+            ("wanted", before["reference"]),
+            ("base", before.get("answer")),
+            ("tuned", after.get("answer")),
+        ):
             line = " ".join(str(text).split())
             print(f"    {name:6} {line[:150]}{'…' if len(line) > 150 else ''}")
 
@@ -137,22 +141,24 @@ def main() -> None:
         seconds["tuned_answers"] = ask("merged", files["tuned"], questions)
 
     base, tuned = read(files["base"]), read(files["tuned"])
+    match = {"base": exact_match(base), "tuned": exact_match(tuned)}
     result = {
         "model": tuned_model,
         "rows": len(tuned),
-        "exact_match": {"base": exact_match(base), "tuned": exact_match(tuned)},
+        "exact_match": match,
         "stop_rate": stop_rate(tuned),
         "base_stop_rate": stop_rate(base),
         "seconds": seconds,
     }
     manifest.write_json(summary, result)
     show(base, tuned)
-    match = result["exact_match"]
     print(f"\n{len(tuned)} held-out questions, greedy, the same server and template for both models")
     print(f"  orders answered exactly      base {match['base']:6.1%}   tuned {match['tuned']:6.1%}")
     print(f"  answers that end themselves  base {stop_rate(base):6.1%}   tuned {stop_rate(tuned):6.1%}")
     print("  seconds  " + "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()))
-    print(f"{paths.label(summary)} is written. Now try `make serve`, and in a second terminal `make client` or `make curl`.")
+    print(
+        f"{paths.label(summary)} is written. Now try `make serve`, and in a second terminal `make client` or `make curl`."
+    )
 
 
 if __name__ == "__main__":

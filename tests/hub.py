@@ -35,7 +35,16 @@ class Hub:
             if name.endswith(".safetensors"):
                 entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
             siblings.append(entry)
-        return {"id": "org/tiny", "modelId": "org/tiny", "sha": COMMIT, "private": False, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0}
+        return {
+            "id": "org/tiny",
+            "modelId": "org/tiny",
+            "sha": COMMIT,
+            "private": False,
+            "siblings": siblings,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+        }
 
     def tree(self) -> list[dict[str, object]]:
         found = []
@@ -61,13 +70,13 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.hub, self.path.split("?")[0]
         hub.requests.append(f"{self.command} {path}")
         hub.headers.append({k.lower(): v for k, v in self.headers.items()})
-        if re.fullmatch(r"/api/models/org/tiny(/revision/(main|%s))?" % COMMIT, path):
+        if re.fullmatch(rf"/api/models/org/tiny(/revision/(main|{COMMIT}))?", path):
             return self.answer(json.dumps(hub.info()).encode())
         if path.startswith("/api/models/org/tiny/revision/"):
             return self.answer(b'{"error":"Invalid rev id"}', 404, {"X-Error-Code": "RevisionNotFound"})
         if path.startswith("/api/models/org/tiny/tree/"):
             return self.answer(json.dumps(hub.tree()).encode())
-        match = re.fullmatch(r"/org/tiny/resolve/%s/(.+)" % COMMIT, path)
+        match = re.fullmatch(rf"/org/tiny/resolve/{COMMIT}/(.+)", path)
         if not match:
             return self.answer(b'{"error":"Repository not found"}', 404, {"X-Error-Code": "RepoNotFound"})
         return self.file(match[1])
@@ -89,7 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None, cut: bool = False) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -102,7 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[Hub]:
     """The files of a folder as `org/tiny`."""
-    hub = Hub({path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()})
+    hub = Hub(
+        {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    )
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -32,7 +32,9 @@ def tokenizer() -> Any:
     )
 
 
-def model(folder: Path, *, kind: str = "llama", tied: bool = True, seed: int = 0, shard: str = "5GB", **changes: Any) -> Path:
+def model(
+    folder: Path, *, kind: str = "llama", tied: bool = True, seed: int = 0, shard: str = "5GB", **changes: Any
+) -> Path:
     """Save a random two-layer model with its tokenizer; returns the folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -69,9 +71,17 @@ def rows(file: Path, count: int, start: int = 0) -> Path:
     made = []
     for number in range(start, start + count):
         if number % 2:
-            made.append({"instruction": "你是谁？", "input": f"第{number}次", "output": f"本宫沈清漪，第{number}次答。"})
+            made.append(
+                {"instruction": "你是谁？", "input": f"第{number}次", "output": f"本宫沈清漪，第{number}次答。"}
+            )
         else:
-            made.append({"instruction": "Turn the order into JSON.", "input": f"{number} tea", "output": f'{{"quantity": {number}}}'})
+            made.append(
+                {
+                    "instruction": "Turn the order into JSON.",
+                    "input": f"{number} tea",
+                    "output": f'{{"quantity": {number}}}',
+                }
+            )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
     return file

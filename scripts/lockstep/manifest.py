@@ -75,11 +75,9 @@ class Manifest(BaseModel):
         """What would change if the stage ran again with this config and these inputs."""
         old, new = flatten(self.config), flatten(config)
         changed = [
-            f"{key}: {old.get(key)!r} → {new.get(key)!r}"
-            for key in sorted(old | new)
-            if old.get(key) != new.get(key)
+            f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)
         ]
-        for name in sorted(self.inputs | inputs):
+        for name in sorted(self.inputs | dict(inputs)):
             before, now = self.inputs.get(name), inputs.get(name)
             if before != now:
                 changed.append(f"{name}: {short(before)} → {short(now)}")
@@ -165,8 +163,7 @@ def payload(folder: Path) -> dict[str, Path]:
 def hash_files(folder: Path) -> dict[str, FileRecord]:
     """Size and sha256 of every file in a folder, without the manifest."""
     return {
-        name: FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
-        for name, path in payload(folder).items()
+        name: FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path)) for name, path in payload(folder).items()
     }
 
 
@@ -226,8 +223,7 @@ def check_hashes(folder: Path, manifest: Manifest, maker: str) -> None:
     for name, record in manifest.files.items():
         if sha256_of(folder / name) != record.sha256:
             raise UserError(
-                f"{paths.label(folder / name)} was changed after it was made: "
-                f"run `{maker}` again with --force"
+                f"{paths.label(folder / name)} was changed after it was made: run `{maker}` again with --force"
             )
 
 

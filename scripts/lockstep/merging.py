@@ -44,7 +44,9 @@ def read_adapter(folder: Path) -> dict[str, Delta]:
         UserError: tensors that are no plain LoRA pair, or an adapter that changes nothing.
     """
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    unsupported = [key for key in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices") if config.get(key)]
+    unsupported = [
+        key for key in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices") if config.get(key)
+    ]
     if unsupported or config.get("bias", "none") != "none":
         raise UserError(f"the adapter uses {', '.join(unsupported) or 'bias'}, which this merge does not know")
     rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]

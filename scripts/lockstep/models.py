@@ -44,9 +44,7 @@ def compute_dtype(setting: str, on: str) -> torch.dtype:
     return torch.float32
 
 
-def load(
-    folder: Path, dtype: torch.dtype, on: str, quantization: Quantization | None = None
-) -> "PreTrainedModel":
+def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization | None = None) -> "PreTrainedModel":
     """A causal language model from a local folder of safetensors.
 
     Args:
@@ -98,7 +96,7 @@ def dequantize(layer: Any) -> Tensor:
 def tensor_sha256(tensor: Tensor) -> str:
     """sha256 of a tensor's bytes, in row order."""
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(flat.numpy()).hexdigest()
+    return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 def supervised_logits(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

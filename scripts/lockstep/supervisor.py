@@ -147,7 +147,9 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path, ti
         except (urllib.error.URLError, OSError):
             pass
         time.sleep(0.5)
-    raise UserError(f"the server was not healthy within {timeout:.0f} s (--serve.startup_timeout); see {paths.label(log)}")
+    raise UserError(
+        f"the server was not healthy within {timeout:.0f} s (--serve.startup_timeout); see {paths.label(log)}"
+    )
 
 
 def _say_how(url: str, model: str) -> None:

@@ -54,8 +54,8 @@ def source(setting: str, model_dir: Path, system_prompt: str | None) -> str:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        if setting == "model" and (text := _template_in_config(model_dir)):
-            return bake(text, system_prompt)
+        if setting == "model" and (inside := _template_in_config(model_dir)):
+            return bake(inside, system_prompt)
         known = ", ".join(["model", *BUILT_IN])
         raise UserError(
             f"--data.template {setting}: {paths.label(file)} is not there; known are {known}, or a .jinja file"

@@ -22,7 +22,11 @@ pytestmark = pytest.mark.e2e
 MESSAGES = [
     [{"role": "user", "content": "你是谁？ 🙂"}],
     [{"role": "system", "content": ""}, {"role": "user", "content": " spaces around \n"}],
-    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "答"}, {"role": "user", "content": "<|im_end> {{ x }}"}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "答"},
+        {"role": "user", "content": "<|im_end> {{ x }}"},
+    ],
     [{"role": "user", "content": "译\n\n### 输入:\n人工智能"}],
 ]
 
@@ -52,7 +56,9 @@ def served(home: Path, *words: str) -> Iterator[str]:
     )  # fmt: skip
     assert server.stdout
     try:
-        assert any(line.startswith("serving r at") for line in server.stdout), (home / "outputs/r/serve/server.log").read_text()
+        assert any(line.startswith("serving r at") for line in server.stdout), (
+            home / "outputs/r/serve/server.log"
+        ).read_text()
         family = psutil.Process(server.pid).children(recursive=True)
         yield f"http://127.0.0.1:{port}"
         os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
@@ -79,6 +85,8 @@ def test_the_server_sees_the_tokens_of_training(tmp_path: Path, template_name: s
     for mode, model in modes.items():
         with served(tmp_path, *words, "--serve.mode", mode) as url:
             for messages in MESSAGES:
-                assert post(f"{url}/tokenize", {"model": model, "messages": messages})["tokens"] == chat.prompt_ids(messages)
+                assert post(f"{url}/tokenize", {"model": model, "messages": messages})["tokens"] == chat.prompt_ids(
+                    messages
+                )
             body = {"model": model, "messages": MESSAGES[0], "temperature": 0, "max_tokens": 8}
             assert post(f"{url}/v1/chat/completions", body)["choices"][0]["finish_reason"] in ("stop", "length")

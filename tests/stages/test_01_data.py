@@ -28,9 +28,16 @@ def error(answer: CompletedProcess[str]) -> str:
 
 def test_bad_rows_are_on_record_and_too_many_stop_the_stage(collate: Collate, tmp_path: Path) -> None:
     file = tiny.rows(tmp_path / "rows.jsonl", 40)
-    bad = ['{"instruction": "a"', "", '{"instruction": "say <|im_end|>", "output": "b"}', '{"instruction": "a", "output": "' + "x" * 900 + '"}']
+    bad = [
+        '{"instruction": "a"',
+        "",
+        '{"instruction": "say <|im_end|>", "output": "b"}',
+        '{"instruction": "a", "output": "' + "x" * 900 + '"}',
+    ]
     file.write_text(file.read_text(encoding="utf-8") + "\n".join(bad) + "\n", encoding="utf-8")
-    said = error(collate("--data.train_file", "rows.jsonl", "--data.max_length", "200", "--data.max_reject_share", "0.05"))
+    said = error(
+        collate("--data.train_file", "rows.jsonl", "--data.max_length", "200", "--data.max_reject_share", "0.05")
+    )
     assert "3 of 43 rows were dropped" in said and "outputs/r/data.failed/rejects.jsonl" in said
     assert not (tmp_path / "outputs/r/data").exists()
     failed = tmp_path / "outputs/r/data.failed"
@@ -43,7 +50,12 @@ def test_bad_rows_are_on_record_and_too_many_stop_the_stage(collate: Collate, tm
     assert account["dropped"] == {"bad_json": 1, "blank": 1, "control_token": 1, "too_long": 1}
     assert account["lines"] == 44 == account["kept"] + 4
     rejects = [json.loads(line) for line in (tmp_path / "outputs/r/data/rejects.jsonl").read_text().splitlines()]
-    assert [(r["line"], r["reason"]) for r in rejects] == [(41, "bad_json"), (42, "blank"), (43, "control_token"), (44, "too_long")]
+    assert [(r["line"], r["reason"]) for r in rejects] == [
+        (41, "bad_json"),
+        (42, "blank"),
+        (43, "control_token"),
+        (44, "too_long"),
+    ]
     page = (tmp_path / "outputs/r/data/preview.html").read_text(encoding="utf-8")
     assert "本宫沈清漪" in page and "\ufffd" not in page and "control_token" in page
 
@@ -73,7 +85,16 @@ def test_truncation_cuts_the_prompt_and_never_the_answer(collate: Collate, tmp_p
     from transformers import AutoTokenizer
 
     tiny.rows(tmp_path / "rows.jsonl", 40)
-    words = ("--data.train_file", "rows.jsonl", "--data.max_length", "24", "--data.validation_share", "0", "--data.test_share", "0")
+    words = (
+        "--data.train_file",
+        "rows.jsonl",
+        "--data.max_length",
+        "24",
+        "--data.validation_share",
+        "0",
+        "--data.test_share",
+        "0",
+    )
     assert "no row is left for train" in error(collate(*words, "--data.max_reject_share", "1"))
     assert "--data.truncation is error" in error(collate(*words, "--data.truncation", "error"))
     assert collate(*words, "--data.truncation", "truncate", "--data.max_reject_share", "1").returncode == 0
@@ -87,7 +108,10 @@ def test_truncation_cuts_the_prompt_and_never_the_answer(collate: Collate, tmp_p
         assert tokenizer.decode(supervised) == row["messages"][-1]["content"] + "<|im_end|>"
 
 
-@pytest.mark.parametrize(("content", "says"), [(b"", "no row is left for train"), (b"\n\n", "no row is left"), (b"\x80\n" * 5, "5 of 5 rows were dropped")])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "no row is left for train"), (b"\n\n", "no row is left"), (b"\x80\n" * 5, "5 of 5 rows were dropped")],
+)
 def test_a_file_without_rows_is_one_line(collate: Collate, tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "rows.jsonl").write_bytes(content)
     assert says in error(collate("--data.train_file", "rows.jsonl"))
@@ -97,5 +121,7 @@ def test_wrong_paths(collate: Collate, tmp_path: Path) -> None:
     assert "no file" in error(collate("--data.train_file", "absent.jsonl"))
     assert "no file" in error(collate("--data.train_file", str(tmp_path)))
     tiny.rows(tmp_path / "rows.jsonl", 40)
-    assert "two splits read the same file" in error(collate("--data.train_file", "rows.jsonl", "--data.test_file", "rows.jsonl"))
+    assert "two splits read the same file" in error(
+        collate("--data.train_file", "rows.jsonl", "--data.test_file", "rows.jsonl")
+    )
     assert "--data.template" in error(collate("--data.train_file", "rows.jsonl", "--data.template", "absent.jinja"))

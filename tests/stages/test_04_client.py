@@ -67,7 +67,13 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def event(self, choice: dict[str, Any]) -> None:
-        chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "r", "choices": [{"index": 0, **choice}]}
+        chunk = {
+            "id": "1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": "r",
+            "choices": [{"index": 0, **choice}],
+        }
         self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
 
 
@@ -83,7 +89,9 @@ def server() -> Iterator[Server]:
 
 def ask(stage: Run, server: Server, *words: str, **extra: str) -> CompletedProcess[str]:
     # a proxy that leads nowhere: loopback must not go through it
-    return stage("04_client_openai.py", "--run", "r", "--base-url", server.url, *words, HTTP_PROXY="http://127.0.0.1:9", **extra)
+    return stage(
+        "04_client_openai.py", "--run", "r", "--base-url", server.url, *words, HTTP_PROXY="http://127.0.0.1:9", **extra
+    )
 
 
 def error(answer: CompletedProcess[str]) -> str:
@@ -95,16 +103,39 @@ def error(answer: CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize("stream", [(), ("--stream",)])
 def test_one_question_with_all_sampling_settings(stage: Run, server: Server, stream: tuple[str, ...]) -> None:
-    answer = ask(stage, server, "你是谁？", "--input", "答", "--system", "s", "--sampling.top_k", "7", "--sampling.seed", "3", *stream)
+    answer = ask(
+        stage,
+        server,
+        "你是谁？",
+        "--input",
+        "答",
+        "--system",
+        "s",
+        "--sampling.top_k",
+        "7",
+        "--sampling.seed",
+        "3",
+        *stream,
+    )
     assert (answer.returncode, answer.stdout) == (0, "答\n？谁是你\n")
     (body,) = server.seen
     assert body["messages"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "你是谁？\n答"}]
-    wanted = {"model": "r", "temperature": 0.5, "top_p": 0.8, "top_k": 7, "repetition_penalty": 1.1, "max_tokens": 256, "seed": 3}
+    wanted = {
+        "model": "r",
+        "temperature": 0.5,
+        "top_p": 0.8,
+        "top_k": 7,
+        "repetition_penalty": 1.1,
+        "max_tokens": 256,
+        "seed": 3,
+    }
     assert body.items() >= (wanted | {"presence_penalty": 0.0, "frequency_penalty": 0.0}).items()
 
 
 @pytest.mark.parametrize("stream", [(), ("--stream",)])
-def test_a_part_of_an_answer_is_never_taken_for_a_whole_one(stage: Run, server: Server, stream: tuple[str, ...]) -> None:
+def test_a_part_of_an_answer_is_never_taken_for_a_whole_one(
+    stage: Run, server: Server, stream: tuple[str, ...]
+) -> None:
     server.mode = "cut"
     assert "the answer broke off" in error(ask(stage, server, "hello", *stream))
     server.mode = "length"
@@ -124,17 +155,27 @@ def test_what_can_go_wrong_is_one_line(stage: Run, server: Server) -> None:
     assert "no server answers at http://127.0.0.1:9/v1" in error(down)
 
 
-def test_a_batch_keeps_its_order_and_each_row_has_its_answer_or_its_error(stage: Run, server: Server, tmp_path: Path) -> None:
-    rows = [{"instruction": f"question {n}", "input": "too long" if n == 3 else "", "output": str(n)} for n in range(20)]
+def test_a_batch_keeps_its_order_and_each_row_has_its_answer_or_its_error(
+    stage: Run, server: Server, tmp_path: Path
+) -> None:
+    rows = [
+        {"instruction": f"question {n}", "input": "too long" if n == 3 else "", "output": str(n)} for n in range(20)
+    ]
     rows.append({"messages": [{"role": "user", "content": "last"}]})
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n", encoding="utf-8")
     answer = ask(stage, server, "--batch", "in.jsonl", "--output", "out/answers.jsonl", "--concurrency", "4")
     assert answer.returncode == 0, answer.stderr
     assert "20 answers, 1 errors" in answer.stdout
     records = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [record["messages"][-1]["content"].split("\n")[0] for record in records] == [f"question {n}" for n in range(20)] + ["last"]
+    assert [record["messages"][-1]["content"].split("\n")[0] for record in records] == [
+        f"question {n}" for n in range(20)
+    ] + ["last"]
     assert [n for n, record in enumerate(records) if "error" in record] == [3]
-    assert records[5]["answer"] == "5 noitseuq" and records[5]["finish_reason"] == "stop" and records[5]["reference"] == "5"
+    assert (
+        records[5]["answer"] == "5 noitseuq"
+        and records[5]["finish_reason"] == "stop"
+        and records[5]["reference"] == "5"
+    )
 
 
 def test_a_batch_that_cannot_be_read_or_answered_writes_nothing(stage: Run, server: Server, tmp_path: Path) -> None:

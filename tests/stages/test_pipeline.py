@@ -79,10 +79,25 @@ def test_every_stage_writes_just_what_it_promises(built: Path) -> None:
     def names(folder: str) -> set[str]:
         return {path.relative_to(built / folder).as_posix() for path in (built / folder).rglob("*") if path.is_file()}
 
-    arrow = {f"{split}/{file}" for split in ("train", "validation", "test") for file in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")}
+    arrow = {
+        f"{split}/{file}"
+        for split in ("train", "validation", "test")
+        for file in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")
+    }
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-    assert names("models/tiny") == tokenizer | {"config.json", "generation_config.json", "model.safetensors", "manifest.json"}
-    assert names("outputs/r/data") == arrow | {"chat_template.jinja", "ledger.json", "rejects.jsonl", "preview.html", "manifest.json"}
+    assert names("models/tiny") == tokenizer | {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "manifest.json",
+    }
+    assert names("outputs/r/data") == arrow | {
+        "chat_template.jinja",
+        "ledger.json",
+        "rejects.jsonl",
+        "preview.html",
+        "manifest.json",
+    }
     assert names("outputs/r/adapter") == tokenizer | {
         "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "metrics.json", "README.md", "manifest.json",
     }  # fmt: skip
@@ -115,7 +130,10 @@ def test_text_is_byte_equal_and_labels_are_the_answer_and_its_end(built: Path, s
     source = [json.loads(line) for line in (source / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     for row in load_from_disk(built / "outputs/r/data/train"):
         original = source[int(row["row"].rsplit(":", 1)[1]) - 1]
-        assert [m["content"] for m in row["messages"]] == [f"{original['instruction']}\n{original['input']}", original["output"]]
+        assert [m["content"] for m in row["messages"]] == [
+            f"{original['instruction']}\n{original['input']}",
+            original["output"],
+        ]
         supervised = [label for label in row["labels"] if label != -100]
         assert supervised == row["input_ids"][-len(supervised) :]
         assert tokenizer.decode(supervised) == original["output"] + "<|im_end|>"
@@ -144,9 +162,15 @@ def test_all_stages_again_are_up_to_date(built: Path, source: Path) -> None:
 
 
 def test_out_of_order_names_what_to_run(stage: Run, source: Path) -> None:
-    assert "models/tiny is missing (no manifest.json): run `make download` first" in refused(stage("01_data_collator.py", *common(source)))
-    assert "outputs/r/data is missing (no manifest.json): run `make data` first" in refused(stage("02_train_qlora.py", *common(source)))
-    assert "outputs/r/adapter is missing (no manifest.json): run `make train` first" in refused(stage("03_merge_lora.py", *common(source)))
+    assert "models/tiny is missing (no manifest.json): run `make download` first" in refused(
+        stage("01_data_collator.py", *common(source))
+    )
+    assert "outputs/r/data is missing (no manifest.json): run `make data` first" in refused(
+        stage("02_train_qlora.py", *common(source))
+    )
+    assert "outputs/r/adapter is missing (no manifest.json): run `make train` first" in refused(
+        stage("03_merge_lora.py", *common(source))
+    )
     assert stage("03_merge_lora.py", *common(source), "--check").returncode == 3
 
 
@@ -172,9 +196,13 @@ def test_a_foreign_base_stops_merging(home: Path, source: Path) -> None:
 
 
 def test_changed_settings_are_refused_by_name(home: Path, source: Path) -> None:
-    assert "train.seed: 42 → 1" in refused(run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--train.seed", "1"))
+    assert "train.seed: 42 → 1" in refused(
+        run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--train.seed", "1")
+    )
     assert "lora.r is 8 here" in refused(run_in(home, "03_merge_lora.py", *common(source), "--lora.r", "8"))
-    assert "data.max_length is 64 here" in refused(run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--data.max_length", "64"))
+    assert "data.max_length is 64 here" in refused(
+        run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--data.max_length", "64")
+    )
 
 
 def test_a_merge_past_its_bound_ships_nothing_and_says_why(home: Path, source: Path) -> None:
@@ -195,11 +223,15 @@ def test_the_dequantized_base_for_adapter_serving(home: Path, source: Path) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(home: Path, built: Path, number: int, source: Path) -> None:
+def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
+    home: Path, built: Path, number: int, source: Path
+) -> None:
     for name in ("adapter", "merged", "checkpoints", "runs"):
         shutil.rmtree(home / "outputs/r" / name)
     words = [sys.executable, str(ROOT / "scripts/02_train_qlora.py"), *common(source), *TRAIN]
-    training = subprocess.Popen(words, env=script_environment(home), cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    training = subprocess.Popen(
+        words, env=script_environment(home), cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     sealed = home / "outputs/r/checkpoints/checkpoint-4/manifest.json"
     deadline = time.monotonic() + 120
     while not sealed.exists():

@@ -1,5 +1,6 @@
 import pytest
 import tiny
+
 from lockstep.collator import IGNORE, Collator
 
 
@@ -8,7 +9,8 @@ def test_equal_to_transformers_own_padding() -> None:
 
     tokenizer = tiny.tokenizer()
     rows = [
-        {"input_ids": list(range(3, 3 + n)), "labels": [IGNORE] * (n // 2) + list(range(n - n // 2))} for n in (5, 12, 9)
+        {"input_ids": list(range(3, 3 + n)), "labels": [IGNORE] * (n // 2) + list(range(n - n // 2))}
+        for n in (5, 12, 9)
     ]
     ours = Collator(tokenizer.pad_token_id)(rows)
     theirs = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8)([dict(row) for row in rows])
@@ -19,7 +21,10 @@ def test_equal_to_transformers_own_padding() -> None:
 @pytest.mark.parametrize("length", [1, 7, 8, 9])
 def test_a_real_end_token_is_attended_though_it_is_the_pad_token(length: int) -> None:
     pad = 2
-    rows = [{"input_ids": [5] * (length - 1) + [pad], "labels": [IGNORE] * (length - 1) + [pad]}, {"input_ids": [5] * 9, "labels": [5] * 9}]
+    rows = [
+        {"input_ids": [5] * (length - 1) + [pad], "labels": [IGNORE] * (length - 1) + [pad]},
+        {"input_ids": [5] * 9, "labels": [5] * 9},
+    ]
     batch = Collator(pad)(rows)
     assert batch["input_ids"].shape == (2, 16)
     assert batch["attention_mask"].sum(1).tolist() == [length, 9]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
 from lockstep import config
 from lockstep.errors import UserError
 
@@ -88,7 +89,9 @@ def test_help_answers_in_under_a_second(script: str) -> None:
     best = 9.0
     for _ in range(3):  # the machine may be busy; the script's own need is the fastest try
         started = time.monotonic()
-        answer = subprocess.run([sys.executable, ROOT / "scripts" / script, "--help"], capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            [sys.executable, ROOT / "scripts" / script, "--help"], capture_output=True, text=True, check=True
+        )
         best = min(best, time.monotonic() - started)
     assert "--config FILE" in answer.stdout
     assert best < 1.0
@@ -96,7 +99,10 @@ def test_help_answers_in_under_a_second(script: str) -> None:
 
 def test_an_unknown_flag_is_one_line_with_a_suggestion() -> None:
     answer = subprocess.run(
-        [sys.executable, ROOT / "scripts/02_train_qlora.py", "--train.learning_rte", "1"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "scripts/02_train_qlora.py", "--train.learning_rte", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert answer.returncode == 2
     assert answer.stderr.count("\n") == 1

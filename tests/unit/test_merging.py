@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
+
 from lockstep import merging, models
 from lockstep.config import Quantization
 from lockstep.errors import UserError
-from safetensors.torch import load_file, save_file
 
 
 def adapter(folder: Path, base: Path, **changes) -> Path:
@@ -34,7 +35,9 @@ def adapter(folder: Path, base: Path, **changes) -> Path:
         ("gemma", True, {"target_modules": ["q_proj", "down_proj"]}),
     ],
 )
-def test_the_merge_equals_pefts_own_to_the_last_bit_of_bfloat16(tmp_path: Path, kind: str, tied: bool, changes: dict) -> None:
+def test_the_merge_equals_pefts_own_to_the_last_bit_of_bfloat16(
+    tmp_path: Path, kind: str, tied: bool, changes: dict
+) -> None:
     from peft import PeftModel
 
     base = tiny.model(tmp_path / "base", kind=kind, tied=tied)
@@ -94,7 +97,7 @@ def test_a_damaged_adapter_is_refused_by_name(tmp_path: Path, change, says: str)
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
     lora = adapter(tmp_path / "adapter", tiny.model(tmp_path / "wide", hidden_size=96))
-    with pytest.raises(UserError, match="another base: .* has shape"):
+    with pytest.raises(UserError, match=r"another base: .* has shape"):
         merging.write_weights(tiny.model(tmp_path / "base"), tmp_path / "out", merging.read_adapter(lora), None)
 
 

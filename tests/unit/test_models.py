@@ -4,13 +4,17 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+
 from lockstep import merging, models
 from lockstep.collator import IGNORE, Collator
 from lockstep.config import Quantization
 
 
 def batch() -> dict[str, torch.Tensor]:
-    rows = [{"input_ids": list(range(10, 10 + n)), "labels": [IGNORE] * (n // 2) + list(range(10 + n // 2, 10 + n))} for n in (7, 15, 20)]
+    rows = [
+        {"input_ids": list(range(10, 10 + n)), "labels": [IGNORE] * (n // 2) + list(range(10 + n // 2, 10 + n))}
+        for n in (7, 15, 20)
+    ]
     return Collator(2)(rows)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lockstep import rows
 from lockstep.errors import UserError
 from lockstep.rows import Reject, Row
@@ -65,7 +66,9 @@ def test_byte_order_mark_crlf_and_a_missing_last_line_break(tmp_path: Path) -> N
 
 
 def test_a_json_array_in_any_layout(tmp_path: Path) -> None:
-    text = json.dumps([{"instruction": "请以甄嬛的口吻回答：", "input": "", "output": "吾"}, 3, {}], indent=2, ensure_ascii=False)
+    text = json.dumps(
+        [{"instruction": "请以甄嬛的口吻回答：", "input": "", "output": "吾"}, 3, {}], indent=2, ensure_ascii=False
+    )
     found = read(tmp_path, b"\xef\xbb\xbf \n" + text.encode())
     assert isinstance(found[0], Row)
     assert [row.reason for row in found[1:] if isinstance(row, Reject)] == ["not_an_object", "missing_instruction"]

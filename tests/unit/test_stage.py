@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, script_environment
+
 from lockstep import manifest, paths
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -94,7 +95,9 @@ with Stage("data", Path(sys.argv[1]), {"data": {"x": 1}}, []).writing() as work:
 def test_a_second_run_names_the_holder_at_once_and_a_killed_holder_frees_the_folder(home: Path) -> None:
     environment = script_environment(home, PYTHONPATH=str(ROOT / "scripts"))
     folder = home / "outputs/r/data"
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, folder], env=environment, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, folder], env=environment, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout and holder.stdout.readline() == "in\n"
     started = time.monotonic()
     with pytest.raises(UserError, match=f"being written by process {holder.pid} on"):

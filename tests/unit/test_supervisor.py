@@ -41,7 +41,9 @@ def port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch(home: Path, port: int, mode: str = "serve", timeout: str = "30", **environment: str) -> subprocess.Popen[str]:
+def launch(
+    home: Path, port: int, mode: str = "serve", timeout: str = "30", **environment: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "lockstep.supervisor", "start", "--folder", str(home / "outputs/r/serve"),
          "--url", f"http://127.0.0.1:{port}/v1", "--model", "r", "--timeout", timeout, "--grace", "1", "--", sys.executable, "-c", SERVER, str(port), mode],
@@ -95,7 +97,10 @@ def test_a_second_server_of_the_run_is_refused_by_name(tmp_path: Path, port: int
     wait_until_serving(supervisor)
     second = launch(tmp_path, port + 1)
     assert second.wait(timeout=20) == 2
-    assert second.stderr and f"already served at http://127.0.0.1:{port}/v1 by process {supervisor.pid}" in second.stderr.read()
+    assert (
+        second.stderr
+        and f"already served at http://127.0.0.1:{port}/v1 by process {supervisor.pid}" in second.stderr.read()
+    )
     supervisor.terminate()
     supervisor.wait(timeout=30)
 

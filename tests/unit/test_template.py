@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+
 from lockstep import template
 from lockstep.errors import UserError
 
@@ -41,7 +42,9 @@ def test_instruction_and_input_fold_into_one_message() -> None:
     assert template.fold("", "Hello", "instruction_zh") == "Hello"
 
 
-def test_the_answer_is_encoded_apart_and_ends_with_the_end_of_turn(chat: template.Template, zh: template.Template) -> None:
+def test_the_answer_is_encoded_apart_and_ends_with_the_end_of_turn(
+    chat: template.Template, zh: template.Template
+) -> None:
     for one in (chat, zh):
         ids = one.answer_ids("本宫")
         assert ids[-1] == one.end_of_turn == one.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -50,7 +53,12 @@ def test_the_answer_is_encoded_apart_and_ends_with_the_end_of_turn(chat: templat
 
 def test_prompt_ids_are_the_whole_rendered_prompt(chat: template.Template) -> None:
     ids = chat.prompt_ids(user("你是谁？"))
-    assert ids == chat.tokenizer("<|im_start|>user\n你是谁？<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    assert (
+        ids
+        == chat.tokenizer("<|im_start|>user\n你是谁？<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)[
+            "input_ids"
+        ]
+    )
 
 
 @pytest.mark.parametrize("prompt", ["你是甲。", 'quote " and \\ and {{ x }} and {% y %}', "emoji 🙂\nline\ttab", ""])

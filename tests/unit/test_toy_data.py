@@ -51,7 +51,9 @@ def test_held_out_orders_combine_what_training_never_does(toy: Path) -> None:
 
 
 def test_no_question_is_asked_twice(toy: Path) -> None:
-    asked = [(row["instruction"], row["input"]) for split in ("train", "validation", "test") for row in rows(toy, split)]
+    asked = [
+        (row["instruction"], row["input"]) for split in ("train", "validation", "test") for row in rows(toy, split)
+    ]
     assert len(asked) == len(set(asked))
 
 

@@ -1,0 +1,59 @@
+"""transformers' Trainer with a loss that is exact: a sum over supervised tokens, divided once."""
+
+import math
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from lockstep import models
+from lockstep.errors import UserError
+
+
+class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
+    """Loss per supervised token over the whole accumulation window, in training and evaluation.
+
+    Attributes:
+        tokens: how many tokens, padding apart, this process has trained on.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the window's token count
+        self.tokens = 0
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """One forward pass's share of the window's mean loss. Raises UserError if it is not finite."""
+        total, count = models.loss_sum(model, inputs)
+        self.tokens += int(inputs["attention_mask"].sum())
+        loss = total / (count if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over them
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower --train.learning_rate "
+                f"or set --train.dtype float32; the last checkpoint is sound"
+            )
+        return loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss per supervised token, in nats; Trainer's own is a mean of batches' means."""
+        self.model.eval()
+        sums = torch.zeros(2)
+        for batch in self.get_eval_dataloader(eval_dataset):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                total, count = models.loss_sum(self.model, self._prepare_inputs(batch))
+            sums += torch.tensor([float(total), float(count)])
+        total_loss, tokens = self.accelerator.reduce(sums.to(self.args.device)).tolist()
+        loss = total_loss / tokens
+        metrics = {
+            f"{metric_key_prefix}_loss": loss,
+            f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700)),  # e^709 is the largest float
+        }
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
