@@ -37,8 +37,7 @@ setup: .venv/$(ACCEL).stamp ## make .venv and install the locked packages (CUDA 
 
 .venv/$(ACCEL).stamp: $(LOCK)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f"error: Lockstep runs on Python 3.11 and 3.12, and $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=python3.11")'
-	@rm -f .venv/*.stamp
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	@echo "installing the packages of $(LOCK) …"
 ifneq ($(ACCEL),cuda)
 	@# torch's CPU build is on PyTorch's own index, if the configured one lacks it
@@ -57,7 +56,7 @@ download: setup ## 00 fetch and verify the base model
 
 data: setup ## 01 rows → exactly the tensors that training sees
 	$(call need,scripts/00_download_model.py,download)
-	$(if $(filter configs/demo.yaml,$(CONFIG)),$(PY) data/build_toy_dataset.py)
+	$(if $(filter %configs/demo.yaml,$(CONFIG)),$(PY) data/build_toy_dataset.py)
 	$(PY) scripts/01_data_collator.py $(FLAGS)
 
 train: setup ## 02 train the adapter
@@ -84,10 +83,11 @@ client: setup ## 04 ask the server; ARGS='"a question" --stream', --chat, --batc
 	$(PY) scripts/04_client_openai.py $(if $(CONFIG),--config $(CONFIG)) $(or $(ARGS),"Answer as Lady Shen Qingyi." --input "Who are you?" --stream)
 
 curl: setup ## the same with curl, in Chinese
-	@set -e; line=$$($(PY) scripts/04_client_openai.py $(UPSTREAM) --curl "请以沈清漪的口吻回答。" --input "你是谁？"); \
+	@set -e; line=$$($(PY) scripts/04_client_openai.py $(FLAGS) --curl "请以沈清漪的口吻回答。" --input "你是谁？"); \
 	    echo "$$line"; eval "$$line"; echo
 
 demo: setup ## the whole pipeline on the embedded model, with base and tuned answers side by side
+	$(if $(ARGS),$(error make demo takes no ARGS: run the stages one by one, with CONFIG=$(CONFIG)))
 	ACCEL=$(ACCEL) $(PY) scripts/demo.py
 
 test: .venv/dev.stamp ## the tests (CPU, no network)

@@ -31,6 +31,8 @@ from lockstep.stage import Stage
 ALLOWED = (
     "*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "LICENSE*",
 )  # fmt: skip
+# A second copy of the weights in another layout, and adapters: neither is the model.
+OTHER_WEIGHTS = ("consolidated", "adapter_model")
 OTHER_SOURCES = {
     "hub": "try --model.source modelscope, --model.source local, or --config configs/demo.yaml",
     "modelscope": "try --model.source hub, --model.source local, or --config configs/demo.yaml",
@@ -61,7 +63,8 @@ class RemoteFile:
 
 def wanted(names: Iterable[str]) -> set[str]:
     """The files at the top of a repository that the allow-list takes."""
-    return {n for n in names if "/" not in n and any(fnmatch.fnmatch(n, p) for p in ALLOWED)}
+    top = (name for name in names if "/" not in name and name != manifest.FILE)
+    return {n for n in top if any(fnmatch.fnmatch(n, p) for p in ALLOWED) and not n.startswith(OTHER_WEIGHTS)}
 
 
 def check_room(files: list[RemoteFile], work: Path) -> None:
@@ -181,19 +184,26 @@ def convert_gguf(gguf: Path, work: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)
 
 
-def fetch_local(model: Model, work: Path) -> None:
-    """Copy the allowed files of a local Hugging Face model folder."""
+def local_files(model: Model) -> list[Path]:
+    """The allowed files of a local Hugging Face model folder. Raises UserError."""
     if model.path is None:
         raise UserError("--model.source local needs --model.path, a Hugging Face model folder")
     source = paths.data_file(model.path)
     if not source.is_dir():
         raise UserError(f"no folder {model.path}: set --model.path to a Hugging Face model folder")
+    if source.resolve() == model.folder.resolve():
+        raise UserError(f"--model.path is {paths.label(model.folder)} itself: move the files elsewhere first")
     names = {path.name for path in source.iterdir() if path.is_file()}
-    take = wanted(names) - {manifest.FILE}
-    refuse_unsafe(model.path, names, take)
-    check_room([RemoteFile(name, (source / name).stat().st_size) for name in take], work)
-    for name in sorted(take):
-        shutil.copyfile(source / name, work / name)
+    refuse_unsafe(model.path, names, wanted(names))
+    return [source / name for name in sorted(wanted(names))]
+
+
+def fetch_local(model: Model, work: Path) -> None:
+    """Copy the allowed files of a local folder."""
+    files = local_files(model)
+    check_room([RemoteFile(file.name, file.stat().st_size) for file in files], work)
+    for file in files:
+        shutil.copyfile(file, work / file.name)
 
 
 def unreachable(place: str, source: str, error: object) -> UserError:
@@ -221,8 +231,6 @@ def verify(files: list[RemoteFile], work: Path) -> None:
 
 def check_model(folder: Path) -> None:
     """Refuse what could run code or could not be loaded, before anything trusts the folder."""
-    from safetensors import SafetensorError, safe_open
-
     for file in sorted(folder.glob("*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -230,17 +238,33 @@ def check_model(folder: Path) -> None:
             raise UserError(f"{file.name} of the model is not JSON ({error})") from error
         if isinstance(content, dict) and "auto_map" in content:
             raise UserError(f"{file.name} asks to run code of the model's repository (auto_map): refused")
-    for required in ("config.json", "tokenizer_config.json"):
-        if not (folder / required).is_file():
-            raise UserError(f"the model has no {required}: it is no Hugging Face model folder")
+    check_weights(folder)
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises anything here; all of it means the same to the user
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"this is no model that transformers can load: {reason}") from error
+
+
+def check_weights(folder: Path) -> None:
+    """Every shard is there and has a sound header."""
+    from safetensors import SafetensorError, safe_open
+
     index = folder / "model.safetensors.index.json"
-    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
-    for shard in sorted(shards | {file.name for file in folder.glob("*.safetensors")}):
+    shards = {file.name for file in folder.glob("*.safetensors")}
+    if index.exists():
+        weight_map = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
+        if not isinstance(weight_map, dict) or not shards.issuperset(weight_map.values()):
+            raise UserError(f"{index.name} of the model names shards that are not there")
+    for shard in sorted(shards):
         try:
             with safe_open(folder / shard, framework="numpy") as tensors:
                 tensors.keys()
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{shard} of the model is damaged or missing ({error})") from error
+            raise UserError(f"{shard} of the model is damaged ({error})") from error
 
 
 def main() -> None:
@@ -249,9 +273,10 @@ def main() -> None:
     options = parser.parse_args()
     settings = cli.settings_from(options)
     model = settings.model
-    stage = Stage("download", model.folder, settings.sections("model"), [], options.force, keep_partial=True)
     if options.check:
         sys.exit(0 if manifest.looks_complete(model.folder) else 3)
+    sources = local_files(model) if model.source == "local" else []
+    stage = Stage("download", model.folder, settings.sections("model"), sources, options.force, keep_partial=True)
     if found := stage.finished():
         return print(f"{paths.label(model.folder)} is up to date ({manifest.short(found.digest)})")
     if model.source != "local" and not model.id:

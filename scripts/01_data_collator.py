@@ -161,7 +161,8 @@ def check_account(samples: Any, accounts: dict[str, Account], data: Data) -> str
     named = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(4))
     dropped = sum(reasons.values())
     if lines and dropped / lines > data.max_reject_share:
-        return f"{dropped} of {lines} rows were dropped ({named}), more than --data.max_reject_share {data.max_reject_share}"
+        hint = ": save the file as UTF-8" if reasons["bad_utf8"] else ""
+        return f"{dropped} of {lines} rows were dropped ({named}), more than --data.max_reject_share {data.max_reject_share}{hint}"
     needed = {
         "train": True,
         "validation": bool(data.validation_file or data.validation_share),
@@ -182,7 +183,23 @@ def write_dataset(folder: Path, samples: list[dict[str, Any]]) -> None:
     ids = List(Value("int32"))
     features = Features({"input_ids": ids, "labels": ids, "messages": List(message), "row": Value("string")})
     columns = {name: [sample[name] for sample in samples] for name in features}
-    Dataset.from_dict(columns, features=features).save_to_disk(folder)
+    # an empty split needs a shard, too, or it could not be loaded
+    Dataset.from_dict(columns, features=features).save_to_disk(folder, num_shards=None if samples else 1)
+
+
+def show(folder: Path, model: Path, count: int) -> None:
+    """The first training rows in the terminal, what is supervised in green."""
+    if not count:
+        return
+    from datasets import load_from_disk
+
+    chat = template.load(model, (folder / template.FILE).read_text(encoding="utf-8"))
+    train = load_from_disk(folder / "train")
+    for sample in train.select(range(min(count, len(train)))):
+        print(f"\n{sample['row']}")
+        for kind, text in preview.token_spans(sample, chat):
+            print(f"\033[32m{text}\033[0m" if kind in ("answer", "end") else text, end="")
+        print()
 
 
 def main() -> None:
@@ -213,12 +230,15 @@ def main() -> None:
         options.force,
     )  # fmt: skip
     if found := stage.finished():
+        show(folder, settings.model.folder, options.preview)
         return print(f"{paths.label(folder)} is up to date ({manifest.short(found.digest)})")
 
     # --- rows → samples ---
     with stage.writing() as work:
         text = template.source(data.template, settings.model.folder, data.system_prompt)
         chat = template.load(settings.model.folder, text)
+        if data.system_prompt and (token := chat.control_token(data.system_prompt)):
+            raise UserError(f"--data.system_prompt holds {token}, which would act as a control token")
         samples, accounts, rejects = collect(sources, data, chat)
         ledger = ledger_of(accounts, samples)
         manifest.write_json(work / "ledger.json", ledger)
@@ -236,14 +256,7 @@ def main() -> None:
         (work / "preview.html").write_text(preview.page(samples, rejects, ledger, chat), encoding="utf-8")
         stage.metrics = ledger["splits"]
     shutil.rmtree(folder.with_name("data.failed"), ignore_errors=True)
-    for sample in samples["train"][: options.preview]:
-        print(f"\n{sample['row']}")
-        print(
-            "".join(
-                f"\033[32m{t}\033[0m" if kind in ("answer", "end") else t
-                for kind, t in preview.token_spans(sample, chat)
-            )
-        )
+    show(folder, settings.model.folder, options.preview)
     for split, counts in ledger["splits"].items():
         print(f"{split}: {counts['rows']} rows, {counts['tokens']} tokens, {counts['supervised_tokens']} supervised")
     print(f"{len(rejects)} lines rejected; {paths.label(folder)} is complete, see preview.html in it")

@@ -21,15 +21,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lockstep import cli, manifest, paths
+from lockstep import checkpoints, cli, manifest, paths
 from lockstep.config import Settings, flatten
 from lockstep.errors import UserError
-from lockstep.manifest import FileRecord
 from lockstep.stage import Stage
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel
+
+    from lockstep.template import Template
+    from lockstep.trainer import SupervisedTrainer
 
 
 def attach_adapter(network: "PreTrainedModel", settings: Settings) -> Any:
@@ -42,9 +44,15 @@ def attach_adapter(network: "PreTrainedModel", settings: Settings) -> Any:
     try:
         # prepare_model_for_kbit_training is left out on purpose: it would turn embeddings and
         # norms into float32, and the model that is served computes with them as they are.
-        return get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **lora))
+        model = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **lora))
     except ValueError as error:
         raise UserError(f"--lora.target_modules: {error}") from error
+    head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
+    if any(parameter.requires_grad for layer in (head, embedding) for parameter in layer.parameters()):
+        raise UserError(
+            "--lora.target_modules: adapters of embeddings or the output layer cannot be merged or served here"
+        )
+    return model
 
 
 def training_arguments(settings: Settings, on: str, dtype: "torch.dtype", evaluate: bool) -> Any:
@@ -55,7 +63,7 @@ def training_arguments(settings: Settings, on: str, dtype: "torch.dtype", evalua
     if train["optim"] == "auto":
         train["optim"] = "paged_adamw_8bit" if on == "cuda" else "adamw_torch"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(settings.run_dir / "runs")
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(settings.run_dir / "checkpoints"),
         **train,
         bf16=str(dtype) == "torch.bfloat16",
@@ -72,6 +80,8 @@ def training_arguments(settings: Settings, on: str, dtype: "torch.dtype", evalua
         report_to="tensorboard",
         log_level="error",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: never nn.DataParallel
+    return arguments
 
 
 def progress(run_dir: Path) -> Any:
@@ -88,8 +98,6 @@ def progress(run_dir: Path) -> Any:
             self.bar.update()
 
         def on_log(self, args, state, control, logs, **_):  # type: ignore[no-untyped-def]
-            if not state.is_world_process_zero:
-                return
             speed = self.trainer.tokens / (time.monotonic() - self.started)
             record = {"step": state.global_step, **logs, "tokens_per_second": round(speed, 1)}
             with (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as stream:
@@ -101,8 +109,7 @@ def progress(run_dir: Path) -> Any:
                 print(f"step {state.global_step}/{state.max_steps}  {text}  {speed:.0f} tokens/s")
 
         def on_save(self, args, state, control, **_):  # type: ignore[no-untyped-def]
-            if state.is_world_process_zero:
-                seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
         def on_train_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
             self.bar.close()
@@ -110,45 +117,35 @@ def progress(run_dir: Path) -> Any:
     return Progress()
 
 
-def seal_checkpoint(folder: Path) -> None:
-    """Note every file's hash, last: a checkpoint without this note was cut off."""
-    hashes = {name: record.model_dump() for name, record in manifest.hash_files(folder).items()}
-    manifest.write_json(folder / manifest.FILE, {"files": hashes})
+def resume(trainer: "SupervisedTrainer", checkpoint: Path, metrics_file: Path) -> Path | None:
+    """What train() must resume from. A checkpoint of the last step is put in place instead: None.
 
-
-def newest_checkpoint(folder: Path, task: dict[str, Any], force: bool) -> str | None:
-    """The newest checkpoint of this very task that verifies; broken ones are removed.
-
-    Raises:
-        UserError: the checkpoints belong to other settings or inputs.
+    Trainer itself would train one step more. Lines of metrics.jsonl after the checkpoint go.
     """
-    note = folder / "task.json"
-    if force:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not note.exists():
-        manifest.write_json(note, task)
-    earlier = json.loads(note.read_text(encoding="utf-8"))
-    if earlier != task:
-        old, new = (flatten(t["config"]) | t["inputs"] for t in (earlier, task))
-        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-        raise UserError(
-            f"{paths.label(folder)} holds an unfinished training with other {', '.join(changed)}: "
-            f"set them back to resume it, --force starts afresh, another --run keeps both"
-        )
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
-        try:
-            sealed = json.loads((checkpoint / manifest.FILE).read_text(encoding="utf-8"))["files"]
-            if manifest.hash_files(checkpoint) == {n: FileRecord.model_validate(r) for n, r in sealed.items()}:
-                return str(checkpoint)
-        except (OSError, ValueError):
-            pass
-        print(f"{paths.label(checkpoint)} was cut off and is removed")
-        shutil.rmtree(checkpoint)
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import TrainerState
+
+    print(f"resuming from {paths.label(checkpoint)}")
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if metrics_file.exists():
+        lines = metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        metrics_file.write_text("".join(kept), encoding="utf-8")
+    if state.global_step < state.max_steps:
+        return checkpoint
+    set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
+    trainer.state = state
     return None
 
 
-def last_evaluation(trainer: "Trainer") -> dict[str, float]:
+def mean_loss(log_history: list[dict[str, float]]) -> float:
+    """The mean of the logged training losses; it is the same after a resume."""
+    losses = [log["loss"] for log in log_history if "loss" in log]
+    return sum(losses) / len(losses)
+
+
+def last_evaluation(trainer: "SupervisedTrainer") -> dict[str, float]:
     """The evaluation of the final weights, where training ended with one."""
     logs = [log for log in trainer.state.log_history if log["step"] == trainer.state.global_step]
     return next(({k: log[k] for k in ("eval_loss", "eval_perplexity")} for log in logs if "eval_loss" in log), {})
@@ -184,18 +181,26 @@ def advise_on_memory(train: Callable[[], Any], settings: Settings) -> Any:
         raise UserError(f"out of memory: try {advice}{checkpointing}") from error
 
 
-def save_adapter(model: Any, tokenizer: Any, settings: Settings, metrics: dict[str, Any], work: Path) -> None:
+def save_adapter(model: Any, chat: "Template", settings: Settings, metrics: dict[str, Any], work: Path) -> None:
     """Everything that later stages and other people need of an adapter."""
     from lockstep import models
 
-    model.peft_config["default"].base_model_name_or_path = settings.model.id or settings.model.folder.name
+    stops = list(dict.fromkeys([chat.end_of_turn, chat.tokenizer.eos_token_id]))
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    for name, weight in weights.items():
+        if not weight.isfinite().all() or ("lora_B" in name and not weight.any()):
+            raise UserError(
+                f"{name} is not finite or was never changed: nothing is published; lower --train.learning_rate, "
+                f"or train for more steps, with --force"
+            )
+    model.peft_config["default"].base_model_name_or_path = settings.model.origin
     model.save_pretrained(work, save_embedding_layers=False)
     config_file = work / "adapter_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
     # PEFT writes a set in an order of its own; equal adapters must be equal files.
     ordered = {key: sorted(v) if isinstance(v, list) and key == "target_modules" else v for key, v in config.items()}
     manifest.write_json(config_file, ordered)
-    tokenizer.save_pretrained(work)
+    chat.tokenizer.save_pretrained(work)
     hashes = {
         name.removeprefix("base_model.model.").replace(".base_layer", "") + ".weight": models.tensor_sha256(
             models.dequantize(layer)
@@ -204,12 +209,14 @@ def save_adapter(model: Any, tokenizer: Any, settings: Settings, metrics: dict[s
     }
     manifest.write_json(work / "base_tensors.json", {"dequantized": hashes, "dtype": str(model.dtype).split(".")[-1]})
     manifest.write_json(work / "metrics.json", metrics)
+    # for servers that load the untouched base: where the answers that this adapter learned end
+    manifest.write_json(work / "generation_config.json", {"eos_token_id": stops})
     (work / "README.md").write_text(model_card(settings, metrics), encoding="utf-8")
 
 
 def model_card(settings: Settings, metrics: dict[str, Any]) -> str:
     """The adapter's README, from what is known and nothing else. No timings: they differ between equal runs."""
-    base = settings.model.id or settings.model.folder.name
+    base = settings.model.origin
     loss = f"{metrics['eval_loss']:.4f}" if "eval_loss" in metrics else "not measured"
     method = "QLoRA on a 4-bit base" if settings.method == "qlora" else "LoRA"
     rows = "\n".join(f"| {key} | {value} |" for key, value in flatten(settings.sections("lora", "train")).items())
@@ -229,6 +236,10 @@ def main() -> None:
     run_dir = settings.run_dir
     if options.check:
         sys.exit(0 if manifest.looks_complete(run_dir / "adapter") else 3)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UserError("training runs in one process here: start it without torchrun or accelerate launch")
+    if settings.method == "lora" and any(key.startswith("quantization.") for key in settings.explicit):
+        raise UserError("--method lora quantizes nothing: drop the quantization settings, or choose --method qlora")
 
     # --- inputs ---
     data = manifest.require(run_dir / "data", "data")
@@ -242,7 +253,10 @@ def main() -> None:
 
     with stage.writing() as work:
         task = {"config": stage.config, "inputs": stage.inputs}
-        checkpoint = newest_checkpoint(run_dir / "checkpoints", task, options.force)
+        checkpoints.claim(run_dir / "checkpoints", task, options.force)
+        checkpoint, broken = checkpoints.newest(run_dir / "checkpoints")
+        for folder in broken:
+            print(f"not whole, and so not resumed from: {paths.label(folder)}")
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing below may reach for the network
         from datasets import load_from_disk
         from transformers import PrinterCallback, set_seed
@@ -256,7 +270,7 @@ def main() -> None:
         on = stage.device = models.device()
         dtype = models.compute_dtype(settings.train.dtype, on)
         chat_template = (run_dir / "data" / template.FILE).read_text(encoding="utf-8")
-        tokenizer = template.load(settings.model.folder, chat_template).tokenizer
+        chat = template.load(settings.model.folder, chat_template)
         quantization = settings.quantization if settings.method == "qlora" else None
         base = models.load(settings.model.folder, dtype, on, quantization)
         model = attach_adapter(base, settings)
@@ -268,7 +282,7 @@ def main() -> None:
             split: load_from_disk(run_dir / "data" / split).select_columns(["input_ids", "labels"])
             for split in ("train", "validation")
         }
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        pad = chat.tokenizer.pad_token_id
 
         # --- train ---
         arguments = training_arguments(settings, on, dtype, evaluate=len(splits["validation"]) > 0)
@@ -278,18 +292,19 @@ def main() -> None:
             args=arguments,
             train_dataset=splits["train"],
             eval_dataset=splits["validation"] if len(splits["validation"]) else None,
-            data_collator=Collator(pad),
+            data_collator=Collator(pad if pad is not None else 0),
             callbacks=[shown],
         )
         trainer.remove_callback(PrinterCallback)  # it would print every log line again
         if checkpoint is None:
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-        else:
-            print(f"resuming from {paths.label(Path(checkpoint))}")
+            shutil.rmtree(run_dir / "runs", ignore_errors=True)
+        start = checkpoint and resume(trainer, checkpoint, run_dir / "metrics.jsonl")
         started = time.monotonic()
-        result = advise_on_memory(lambda: trainer.train(resume_from_checkpoint=checkpoint), settings)
+        if start or not checkpoint:
+            advise_on_memory(lambda: trainer.train(resume_from_checkpoint=start and str(start)), settings)
         seconds = time.monotonic() - started
-        if trainer.state.global_step < trainer.state.max_steps:
+        if trainer.state.global_step != trainer.state.max_steps:
             raise UserError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
         held_out: dict[str, float] = {}
         if len(splits["validation"]):
@@ -297,7 +312,7 @@ def main() -> None:
 
         # --- save, manifest last ---
         metrics = {
-            "train_loss": result.training_loss,
+            "train_loss": mean_loss(trainer.state.log_history),
             **held_out,
             "train_rows": data.metrics["train"]["rows"],
             "supervised_tokens": data.metrics["train"]["supervised_tokens"],
@@ -309,8 +324,9 @@ def main() -> None:
             "device": on,
             "dtype": str(dtype).split(".")[-1],
         }
-        save_adapter(model, tokenizer, settings, metrics, work)
+        save_adapter(model, chat, settings, metrics, work)
         stage.metrics = metrics
+    checkpoints.close(run_dir / "checkpoints", task)
     loss = f", held-out loss {metrics['eval_loss']:.4f}" if "eval_loss" in metrics else ""
     print(f"{paths.label(stage.folder)} is complete: {metrics['steps']} steps in {seconds:.0f} s{loss}")
 

@@ -13,6 +13,7 @@ ones that the adapter saw. Both are compared with the trained model; the closer 
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,24 +47,21 @@ def probe_batches(data: Path, pad: int) -> list[Any]:
     return [Collator(pad)(chosen[start : start + 8]) for start in range(0, len(chosen), 8)]
 
 
-def log_probs(network: Any, batches: list[Any], autocast: "torch.dtype | None") -> tuple[Any, Any]:
-    """Log-probabilities [positions, vocabulary] at supervised positions, and the targets there."""
+def log_probs(network: Any, batches: list[Any], autocast: "torch.dtype | None" = None) -> Iterator[tuple[Any, Any]]:
+    """Batch by batch: log-probabilities [positions, vocabulary] at supervised positions, and targets."""
     import torch
 
     from lockstep import models
 
     network.eval()
     on = network.device.type
-    found, targets = [], []
-    with torch.no_grad(), torch.autocast(on, dtype=autocast, enabled=autocast is not None):
-        for batch in batches:
+    for batch in batches:
+        with torch.no_grad(), torch.autocast(on, dtype=autocast, enabled=autocast is not None):
             logits, target = models.supervised_logits(network, {k: v.to(on) for k, v in batch.items()})
-            found.append(torch.log_softmax(logits, dim=-1).cpu())
-            targets.append(target.cpu())
-    return torch.cat(found), torch.cat(targets)
+            yield torch.log_softmax(logits, dim=-1).cpu(), target.cpu()
 
 
-def trained_log_probs(settings: Settings, adapter: Path, batches: list[Any]) -> tuple[Any, Any]:
+def trained_log_probs(settings: Settings, adapter: Path, batches: list[Any]) -> list[tuple[Any, Any]]:
     """Those of the trained model itself: the base as training loaded it, with the adapter."""
     import torch
     from peft import PeftModel
@@ -73,21 +71,33 @@ def trained_log_probs(settings: Settings, adapter: Path, batches: list[Any]) -> 
     on, dtype = models.device(), merging.trained_dtype(adapter)
     quantization = settings.quantization if settings.method == "qlora" else None
     network = PeftModel.from_pretrained(models.load(settings.model.folder, dtype, on, quantization), adapter)
-    return log_probs(network, batches, None if dtype == torch.float32 else dtype)
+    return list(log_probs(network, batches, None if dtype == torch.float32 else dtype))
 
 
-def measure(folder: Path, batches: list[Any], trained: Any, targets: Any) -> dict[str, float]:
+def eval_loss(found: list[tuple[Any, Any]]) -> float:
+    """Mean negative log-likelihood of the targets, in nats."""
+    total: float = -sum(one.gather(1, targets[:, None]).sum().item() for one, targets in found)
+    return total / sum(len(targets) for _, targets in found)
+
+
+def measure(folder: Path, batches: list[Any], trained: list[tuple[Any, Any]]) -> dict[str, float]:
     """How far a merged model on disk is from the trained one, in nats per supervised position."""
+    import torch
+
     from lockstep import merging, models
 
     network = models.load(folder, merging.DTYPE, models.device())
-    found, _ = log_probs(network, batches, None)
-    divergence = (trained.exp() * (trained - found)).sum(dim=-1)
+    divergences, agreements, losses = [], [], []
+    for (reference, targets), (found, _) in zip(trained, log_probs(network, batches), strict=True):
+        divergences.append((reference.exp() * (reference - found)).sum(dim=-1))
+        agreements.append(found.argmax(-1) == reference.argmax(-1))
+        losses.append(-found.gather(1, targets[:, None]))
+    divergence = torch.cat(divergences)
     return {
         "kl_mean": divergence.mean().item(),
         "kl_max": divergence.max().item(),
-        "top1_agreement": (found.argmax(-1) == trained.argmax(-1)).float().mean().item(),
-        "eval_loss": -found.gather(1, targets[:, None]).mean().item(),
+        "top1_agreement": torch.cat(agreements).float().mean().item(),
+        "eval_loss": torch.cat(losses).mean().item(),
     }
 
 
@@ -101,7 +111,7 @@ def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
     disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
     batches = probe_batches(settings.run_dir / "data", tokenizer.pad_token_id or 0)
-    trained, targets = trained_log_probs(settings, adapter, batches)
+    trained = trained_log_probs(settings, adapter, batches)
     deltas = merging.read_adapter(adapter)
     strategies: dict[str, merging.Dequantizer | None] = {"original": None}
     if settings.method == "qlora":
@@ -115,7 +125,7 @@ def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
         out = work / name
         merging.write_weights(settings.model.folder, out, deltas, dequantizer)
         merging.write_rest(settings.model.folder, adapter, out)
-        candidates[name] = measure(out, batches, trained, targets)
+        candidates[name] = measure(out, batches, trained)
         print(f"onto {name} weights: " + "  ".join(f"{k} {v:.5f}" for k, v in candidates[name].items()))
     best = min(strategies, key=lambda name: candidates[name]["kl_mean"])
     for name in strategies:
@@ -125,9 +135,9 @@ def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
         shutil.rmtree(work / name)
     return {
         "candidates": candidates,
-        "trained": {"eval_loss": -trained.gather(1, targets[:, None]).mean().item()},
+        "trained": {"eval_loss": eval_loss(trained)},
         "rows": sum(len(batch["input_ids"]) for batch in batches),
-        "positions": len(targets),
+        "positions": sum(len(targets) for _, targets in trained),
         "strategy": best,
         "bound": settings.merge.max_kl,
         "passed": candidates[best]["kl_mean"] <= settings.merge.max_kl,
@@ -188,7 +198,7 @@ def main() -> None:
     if options.base:
         stage = Stage("base", folder, settings.sections("model", "quantization"), inputs, options.force)
     else:
-        manifest.require(run_dir / "data", "data")
+        # no require(): new rows in the user's file make the data stage stale, not this adapter
         sections = settings.sections("model", "data", "method", "lora", "quantization", "merge")
         stage = Stage("merge", folder, sections, [*inputs, run_dir / "data"], options.force)
     if found := stage.finished():

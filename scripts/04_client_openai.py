@@ -18,12 +18,13 @@ import os
 import shlex
 import sys
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lockstep import cli, endpoint, manifest, template
+from lockstep import cli, endpoint, manifest, paths, rows, template
 from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.template import Message
@@ -32,13 +33,18 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 
+def is_local(url: str) -> bool:
+    return urllib.parse.urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
 def connect(url: str) -> "OpenAI":
     """A client that speaks to loopback directly, whatever proxy the environment names."""
     from openai import DefaultHttpxClient, OpenAI
 
-    key = os.environ.get("LOCKSTEP_API_KEY") or "EMPTY"
-    local = "://127.0.0.1" in url or "://localhost" in url or "://[::1]" in url
-    return OpenAI(base_url=url, api_key=key, http_client=DefaultHttpxClient(trust_env=not local))
+    key = (os.environ.get("LOCKSTEP_API_KEY") or "EMPTY").strip()
+    if not key.isascii():
+        raise UserError("LOCKSTEP_API_KEY must be plain ASCII")
+    return OpenAI(base_url=url, api_key=key, http_client=DefaultHttpxClient(trust_env=not is_local(url)))
 
 
 def request(settings: Settings, model: str, messages: list[Message]) -> dict[str, Any]:
@@ -59,25 +65,51 @@ def explained(work: Callable[[], Any], client: "OpenAI", model: str) -> Any:
     except openai.AuthenticationError as error:
         raise UserError("the server wants a key: set LOCKSTEP_API_KEY") from error
     except openai.NotFoundError as error:
-        names = ", ".join(card.id for card in client.models.list())
-        raise UserError(f"the server has no model {model!r}; it serves {names}: choose one with --model") from error
+        raise UserError(f"the server has no model {model!r}; {served_models(client)}") from error
     except openai.APIStatusError as error:
         raise UserError(f"the server refused ({error.status_code}): {error.message}") from error
+    except openai.APIError as error:
+        raise UserError(f"the server failed: {error.message}") from error
+
+
+def served_models(client: "OpenAI") -> str:
+    """What the server offers, for the message that a name is not among it."""
+    import openai
+
+    try:
+        names = ", ".join(card.id for card in client.models.list())
+    except (openai.OpenAIError, AttributeError):
+        return f"{client.base_url} may be no OpenAI endpoint: its address ends in /v1"
+    return f"it serves {names}: choose one with --model"
+
+
+def read_stream(events: Any) -> tuple[str, str | None]:
+    """Print an answer while it comes; returns it, and the finish reason if one came."""
+    import openai
+
+    pieces, reason = [], None
+    try:
+        for event in events:
+            for choice in event.choices:
+                pieces.append(choice.delta.content or "")
+                reason = choice.finish_reason or reason
+                print(pieces[-1], end="", flush=True)
+    except openai.APIError:
+        if not any(pieces):
+            raise
+        reason = None  # what was shown is a part of an answer
+    return "".join(pieces), reason
 
 
 def ask(client: "OpenAI", body: dict[str, Any], stream: bool, show: bool = True) -> tuple[str, str]:
     """(answer, finish reason). Raises UserError if the answer ended without a finish reason."""
     if stream:
-        pieces, reason = [], None
-        for event in client.chat.completions.create(**body, stream=True):
-            for choice in event.choices:
-                pieces.append(choice.delta.content or "")
-                reason = choice.finish_reason or reason
-                if show:
-                    print(pieces[-1], end="", flush=True)
-        answer = "".join(pieces)
+        answer, reason = read_stream(client.chat.completions.create(**body, stream=True))
     else:
-        choice = client.chat.completions.create(**body).choices[0]
+        response = client.chat.completions.create(**body)
+        if isinstance(response, str):  # the SDK hands on what is no JSON
+            raise UserError(f"{client.base_url} is no OpenAI endpoint: its address ends in /v1")
+        choice = response.choices[0]
         answer, reason = choice.message.content or "", choice.finish_reason
         if show:
             print(answer, end="")
@@ -114,25 +146,20 @@ def chat(client: "OpenAI", settings: Settings, model: str, history: list[Message
 
 def batch_rows(file: Path, style: str, system: list[Message]) -> Iterator[tuple[list[Message], str | None]]:
     """(messages, reference answer or None) of each line: Alpaca fields, or `messages`."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in rows.json_lines(file):
         try:
-            row = json.loads(line)
             if "messages" in row:
                 yield row["messages"], None
             else:
                 content = template.fold(row["instruction"], row.get("input") or "", style)
                 yield [*system, {"role": "user", "content": content}], row.get("output")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file}:{number} has neither `instruction` nor `messages`") from error
 
 
-def batch(client: "OpenAI", settings: Settings, model: str, rows: list[Any], output: Path, concurrency: int) -> None:
+def batch(
+    client: "OpenAI", settings: Settings, model: str, questions: list[Any], output: Path, concurrency: int
+) -> None:
     """Answer all rows, in order, each with its answer or its error; the file appears when whole."""
     import openai
     from tqdm import tqdm
@@ -150,36 +177,39 @@ def batch(client: "OpenAI", settings: Settings, model: str, rows: list[Any], out
             record["error"] = str(error)
         return record | {"seconds": round(time.monotonic() - started, 3)}
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.partial")
     failed = 0
     with ThreadPoolExecutor(concurrency) as pool, temporary.open("w", encoding="utf-8") as stream:
         try:
-            for record in tqdm(pool.map(one, rows), total=len(rows), unit=" rows", disable=None):
+            for record in tqdm(pool.map(one, questions), total=len(questions), unit=" rows", disable=None):
                 failed += "error" in record
                 stream.write(json.dumps(record, ensure_ascii=False) + "\n")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     temporary.replace(output)
-    print(f"{output}: {len(rows) - failed} answers, {failed} errors")
+    print(f"{output}: {len(questions) - failed} answers, {failed} errors")
+    if failed:
+        raise UserError(f"{failed} of {len(questions)} rows have no answer: see `error` in {output}")
 
 
 def as_curl(url: str, body: dict[str, Any]) -> str:
     """The same request for a shell."""
     flat = {k: v for k, v in body.items() if k != "extra_body"} | body["extra_body"]
     words = ["curl", "--silent", "--show-error", f"{url}/chat/completions", "-H", "Content-Type: application/json"]
+    words += ["--noproxy", "*"] if is_local(url) else []
     words += ["-d", json.dumps(flat, ensure_ascii=False)]
-    key = ' -H "Authorization: Bearer $LOCKSTEP_API_KEY"' if os.environ.get("LOCKSTEP_API_KEY") else ""
-    return shlex.join(words) + key
+    # bash hands the key over as a file, so that it stands in no process list
+    key = """ -H @<(printf 'Authorization: Bearer %s' "$LOCKSTEP_API_KEY")"""
+    return shlex.join(words) + (key if os.environ.get("LOCKSTEP_API_KEY") else "")
 
 
 def style_of(settings: Settings) -> str:
     """The template that folds instruction and input: the run's, where its data is here."""
     data = settings.run_dir / "data"
-    if (data / manifest.FILE).exists():
-        settings = settings.inherit(manifest.read(data, "make data").config, "the run's data")
-    return settings.data.template
+    if not (data / manifest.FILE).exists():
+        return settings.data.template
+    return str(manifest.read(data).config["data"]["template"])
 
 
 def options() -> argparse.Namespace:
@@ -198,22 +228,34 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check(chosen: argparse.Namespace) -> None:
+    """Refuse options that would be ignored, or that would overwrite what is asked from."""
+    if sum(map(bool, (chosen.question, chosen.chat, chosen.batch))) != 1:
+        raise UserError("give one of: a question, --chat, --batch FILE")
+    if (chosen.input or chosen.stream or chosen.curl) and not chosen.question:
+        raise UserError("--input, --stream and --curl belong to a single question")
+    if bool(chosen.batch) != bool(chosen.output) or chosen.concurrency < 1:
+        raise UserError("--batch needs --output FILE, and a --concurrency of at least 1")
+    if chosen.batch and (chosen.output.is_dir() or chosen.output.absolute() == chosen.batch.absolute()):
+        raise UserError(f"--output {chosen.output} must be a new file")
+
+
 def main() -> None:
     chosen = options()
     settings = cli.settings_from(chosen)
     url = chosen.base_url or endpoint.url(settings)
     model = chosen.model or endpoint.model_name(settings)
     system: list[Message] = [{"role": "system", "content": chosen.system}] if chosen.system else []
-    if sum(map(bool, (chosen.question, chosen.chat, chosen.batch))) != 1:
-        raise UserError("give one of: a question, --chat, --batch FILE")
-    if chosen.batch and (not chosen.output or chosen.concurrency < 1):
-        raise UserError("--batch needs --output FILE and a --concurrency of at least 1")
+    check(chosen)
     style = style_of(settings)
 
     if chosen.batch:
-        rows = list(batch_rows(chosen.batch, style, system))
+        questions = list(batch_rows(chosen.batch, style, system))
+        if not questions:
+            raise UserError(f"{chosen.batch} holds no rows")
+        paths.make_parent(chosen.output)
         client = connect(url)
-        work = lambda: batch(client, settings, model, rows, chosen.output, chosen.concurrency)  # noqa: E731
+        work = functools.partial(batch, client, settings, model, questions, chosen.output, chosen.concurrency)
         explained(work, client, model)
         return None
     if chosen.chat:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lockstep import cli, config, manifest, paths
+from lockstep import cli, config, manifest, paths, rows
 from lockstep.errors import UserError
 
 CONFIG = Path("configs/demo.yaml")
@@ -83,7 +83,7 @@ def ask(mode: str, output: Path, questions: str) -> float:
 
 
 def read(file: Path) -> Answers:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [record for _, record in rows.json_lines(file)]
 
 
 def is_order(record: dict[str, Any]) -> bool:
@@ -127,7 +127,7 @@ def main() -> None:
         started = time.monotonic()
         run(f"scripts/{script}", "--config", str(CONFIG))
         took = time.monotonic() - started
-        record = manifest.read(paths.HOME / folder, "make demo")
+        record = manifest.read(paths.HOME / folder)
         seconds[stage] = round(record.seconds if there else took, 1)
 
     summary = run_dir / "demo.json"

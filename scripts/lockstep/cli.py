@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -29,22 +30,14 @@ def parser(description: str, *sections: str) -> argparse.ArgumentParser:
         description: the script's docstring.
         sections: the settings to show in --help; all are accepted.
     """
-    made = _Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     made.add_argument("--config", metavar="FILE", type=Path, help="YAML with what differs from the defaults")
     group = made.add_argument_group("settings (the same names as in the YAML file)")
     for name, field in config.leaves():
         shown = name.split(".")[0] in {"run", *sections}
         default = "" if field.default is None else f" [{_spell(field.default)}]"
-        group.add_argument(
-            f"--{name}",
-            metavar=config.type_name(field).upper() if "|" not in config.type_name(field) else config.type_name(field),
-            default=argparse.SUPPRESS,
-            help=f"{field.description}{default}".replace("%", "%%") if shown else argparse.SUPPRESS,
-        )
+        text = f"{field.description}{default}".replace("%", "%%") if shown else argparse.SUPPRESS
+        group.add_argument(f"--{name}", metavar=config.type_name(field), default=argparse.SUPPRESS, help=text)
     return made
 
 
@@ -54,10 +47,12 @@ def _spell(value: object) -> str:
 
 def settings_from(options: argparse.Namespace) -> Settings:
     """The settings that parsed options ask for. File paths typed by hand start where the user is."""
-    overrides = {key: text for key, text in vars(options).items() if key in dict(config.leaves())}
-    for key in overrides:
-        if key.endswith(("_file", "model.path")) or overrides[key].endswith(".jinja"):
-            overrides[key] = str(Path(overrides[key]).absolute())
+    known = dict(config.leaves())
+    overrides = {key: text for key, text in vars(options).items() if key in known}
+    for key, text in overrides.items():
+        is_path = key in config.FILE_KEYS or (key == "data.template" and text.endswith(".jinja"))
+        if is_path and text not in config.NULLS:
+            overrides[key] = str(Path(text).absolute())
     return config.load(options.config, overrides)
 
 
@@ -75,6 +70,7 @@ def run(work: Callable[[], int | None]) -> NoReturn:
     0 done · 2 something that the user can put right · 130 Ctrl-C. LOCKSTEP_DEBUG=1 shows tracebacks.
     """
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel is no news
     try:
         code = work() or 0
         sys.stdout.flush()

@@ -12,13 +12,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from lockstep import paths
 from lockstep.errors import UserError
 
 # The settings of a finished stage that travel with its output to the next ones.
 TRAVELLING = ("model", "data", "method", "lora", "quantization")
+
+NULLS = ("null", "none")  # on the command line, what clears an optional setting
 
 Name = Annotated[str, AfterValidator(paths.check_name)]
 
@@ -36,7 +47,18 @@ def _inside_root(value: str) -> str:
     return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else str(path)
 
 
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("must not be 0")
+    return value
+
+
+def _template(value: str) -> str:
+    return _inside_root(value) if value.endswith(".jinja") else value
+
+
 FilePath = Annotated[str, AfterValidator(_inside_root)]
+FILE_KEYS = ("model.path", "data.train_file", "data.validation_file", "data.test_file")
 
 
 class Section(BaseModel):
@@ -60,6 +82,11 @@ class Model(Section):
         source = (self.path if self.source == "local" else self.id) or "model"
         return paths.model_dir(self.name or Path(source.split("==")[0]).name.lower())
 
+    @property
+    def origin(self) -> str:
+        """What an adapter's config and card name as its base: an id that a hub knows, or the folder."""
+        return self.id if self.id and self.source in ("hub", "modelscope") else self.folder.name
+
 
 class Data(Section):
     train_file: FilePath = Field("data/train.jsonl", description="JSONL, or a JSON array of rows")
@@ -72,12 +99,21 @@ class Data(Section):
     validation_share: float = Field(0.1, ge=0, lt=1, description="used without validation_file")
     test_share: float = Field(0.1, ge=0, lt=1, description="used without test_file")
     max_reject_share: float = Field(0.2, ge=0, le=1, description="above this share of dropped rows the stage fails")
-    template: str = Field("model", description="model (its own chat template), instruction_zh, or a .jinja file")
+    template: Annotated[str, AfterValidator(_template)] = Field(
+        "model", description="model (its own chat template), instruction_zh, or a .jinja file"
+    )
     system_prompt: str | None = Field(None, description="used where a conversation brings none; fixed in the template")
     max_length: int = Field(1024, ge=8, description="longest row, prompt and answer, in tokens")
+
     truncation: Literal["drop", "truncate", "error"] = Field(
         "drop", description="rows above max_length; truncate cuts the prompt's start, never the answer"
     )
+
+    @model_validator(mode="after")
+    def _shares_leave_rows(self) -> "Data":
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share must leave something to train on")
+        return self
 
 
 class Lora(Section):
@@ -101,7 +137,9 @@ class Quantization(Section):
 class Train(Section):
     learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
     num_train_epochs: float = Field(1.0, gt=0, description="passes over the training rows")
-    max_steps: int = Field(-1, ge=-1, description="optimizer steps; -1: by num_train_epochs")
+    max_steps: Annotated[int, AfterValidator(_not_zero)] = Field(
+        -1, ge=-1, description="optimizer steps; -1: by num_train_epochs"
+    )
     per_device_train_batch_size: int = Field(2, ge=1, description="rows in one forward pass")
     per_device_eval_batch_size: int = Field(2, ge=1, description="rows in one evaluation pass")
     gradient_accumulation_steps: int = Field(8, ge=1, description="forward passes in one step")
@@ -220,6 +258,9 @@ class Settings(Section):
         return merged
 
 
+SECTIONS = [name for name, field in Settings.model_fields.items() if field.default_factory]
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"lora": {"r": 8}} → {"lora.r": 8}."""
     flat: dict[str, Any] = {}
@@ -242,13 +283,12 @@ def leaves() -> Iterator[tuple[str, Any]]:
 
 
 def type_name(field: Any) -> str:
-    """A field's type as help texts show it: `a|b`, `int`, `float` …"""
-    options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    if options:
-        return "|".join(options)
-    plain = [t for t in (get_args(field.annotation) or (field.annotation,)) if t is not type(None)]
-    return {"tuple": "list"}.get(
-        getattr(plain[0], "__name__", "str"), plain[0].__name__ if isinstance(plain[0], type) else "str"
+    """A field's type as help texts show it: `a|b`, `INT`, `FLOAT` …"""
+    if get_origin(field.annotation) is Literal:
+        return "|".join(get_args(field.annotation))
+    text = str(field.annotation)
+    return next((name.upper() for name in ("tuple", "bool", "int", "float") if name in text), "TEXT").replace(
+        "TUPLE", "LIST"
     )
 
 
@@ -263,14 +303,16 @@ def suggest(key: str) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's own loader lets the second of two equal keys win without a word."""
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's own loader lets the second of two equal keys win without a word, and reads `on` as a key True."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        for key in keys:
+            if not isinstance(key, str) or keys.count(key) > 1:
+                problem = "stands twice" if isinstance(key, str) else "is no text: put it in quotes"
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {problem}", node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -281,18 +323,23 @@ def read_yaml(file: Path) -> dict[str, Any]:
         UserError: no such file, not UTF-8, not YAML, or no mapping of names to values.
     """
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        tree = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
     except OSError as error:
         raise UserError(f"cannot read the config {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the config {file} is not UTF-8 (byte {error.start})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"the config {file} is not YAML: {' '.join(str(error).split())}") from error
     if tree is None:
         return {}
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+    if not isinstance(tree, dict):
         raise UserError(f"the config {file} must map setting names to values")
-    return tree
+    for key in tree:
+        if "." in key:
+            section, leaf = key.split(".", 1)
+            raise UserError(f"{key} in {file}: write `{leaf}` under a section `{section}:`")
+    # a section whose lines are all commented out is an empty one
+    return {k: {} if v is None and k in SECTIONS else v for k, v in tree.items()}
 
 
 def load(file: Path | None, overrides: Mapping[str, str]) -> Settings:
@@ -315,7 +362,7 @@ def load(file: Path | None, overrides: Mapping[str, str]) -> Settings:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
                 raise UserError(f"{section} in {file} must be a section, not {place!r}")
-        place[leaf] = None if text in ("null", "none") else text
+        place[leaf] = None if text in NULLS else text
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:

@@ -7,6 +7,7 @@ import argparse
 import ipaddress
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -72,8 +73,6 @@ def plan(settings: Settings) -> Plan:
         "--dtype", serve.dtype,
         "--max-model-len", str(serve.max_model_len),
         "--max-num-seqs", str(serve.max_num_seqs),
-        # Sampling is the request's business; a model's own file must not change results.
-        "--generation-config", "vllm",
         "--disable-access-log-for-endpoints", "/health,/metrics",
         "--shutdown-timeout", "30",
     ]  # fmt: skip
@@ -84,11 +83,13 @@ def plan(settings: Settings) -> Plan:
     }
     # --- the one place where CUDA and CPU differ ---
     if has_cuda():
-        _check_gpu_memory(serve.gpu_memory_utilization)
+        _check_gpu_memory(serve.gpu_memory_utilization, serve.tensor_parallel_size)
         arguments += ["--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
         arguments += ["--tensor-parallel-size", str(serve.tensor_parallel_size)]
         eager = bool(serve.enforce_eager)
     else:
+        if serve.tensor_parallel_size > 1:
+            raise UserError("--serve.tensor_parallel_size shares a model between GPUs, and there is none")
         _check_cpu_memory(model, serve.kv_cache_memory_bytes)
         arguments += ["--kv-cache-memory-bytes", str(serve.kv_cache_memory_bytes)]
         environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # all cores answer
@@ -103,12 +104,15 @@ def _model_arguments(settings: Settings) -> tuple[Path, list[str]]:
     """The folder that vLLM loads, and the flags that belong to the mode."""
     run_dir, name = settings.run_dir, model_name(settings)
     if settings.serve.mode == "merged":
-        manifest.require(run_dir / "merged", "merge")
-        return run_dir / "merged", ["--served-model-name", name]
+        record = manifest.require(run_dir / "merged", "merge")
+        settings.inherit(record.config, paths.label(run_dir / "merged"))
+        # Sampling is the request's business; a model's own file must not change results.
+        return run_dir / "merged", ["--served-model-name", name, "--generation-config", "vllm"]
     adapter = run_dir / "adapter"
     record = manifest.require(adapter, "train")
     settings = settings.inherit(record.config, paths.label(adapter))
-    template = ["--chat-template", str(adapter / "chat_template.jinja")]
+    # The base may end its answers elsewhere: template and stop tokens are those of the adapter.
+    template = ["--chat-template", str(adapter / "chat_template.jinja"), "--generation-config", str(adapter)]
     manifest.require(settings.model.folder, "download")
     if settings.serve.mode == "base":
         return settings.model.folder, ["--served-model-name", name, *template]
@@ -138,9 +142,11 @@ def _check_address(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except PermissionError as error:
+            raise UserError(f"port {port} needs the rights of root: choose one above 1023 with --serve.port") from error
         except OSError as error:
             raise UserError(
-                f"port {port} on {host} is in use ({error.strerror}): run `make stop`, or choose another --serve.port"
+                f"port {port} on {host} is in use: run `make stop`, or choose another --serve.port"
             ) from error
 
 
@@ -162,11 +168,16 @@ def _check_cpu_memory(model: Path, cache: int) -> None:
         )
 
 
-def _check_gpu_memory(share: float) -> None:
+def _check_gpu_memory(share: float, gpus: int) -> None:
+    """Of the GPUs that the server will take: the first ones that are visible."""
     query = ["nvidia-smi", "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query += ["--id", ",".join(visible.split(",")[:gpus])]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    for gpu, line in enumerate(answer.stdout.splitlines()):
-        total, free = (int(word) for word in line.split(","))
+    for gpu, line in enumerate(answer.stdout.splitlines()[:gpus]):
+        if not re.fullmatch(r"\d+, \d+", line):  # unified memory is reported as [N/A]
+            continue
+        total, free = map(int, line.split(", "))
         if total * share > free:
             raise UserError(
                 f"GPU {gpu} has {free} MiB free of {total} MiB: set --serve.gpu_memory_utilization below "

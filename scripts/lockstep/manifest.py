@@ -30,8 +30,21 @@ MAKERS = {
     "data": "make data",
     "train": "make train",
     "merge": "make merge",
-    "base": "make serve-lora",
+    "base": "python scripts/03_merge_lora.py --base",
 }
+
+
+def maker_of(folder: Path) -> str:
+    """The command that makes a folder, from where the folder is."""
+    if folder.parent == paths.MODELS:
+        return MAKERS["download"]
+    return MAKERS[{"adapter": "train", "merged": "merge", "base": "base"}.get(folder.name, "data")]
+
+
+def again(folder: Path) -> str:
+    """The command that makes a folder anew, for messages."""
+    maker = maker_of(folder)
+    return f"run `{maker} ARGS=--force`" if maker.startswith("make ") else f"run `{maker} --force`"
 
 
 class FileRecord(BaseModel):
@@ -102,7 +115,7 @@ def write_json(file: Path, value: Any) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(value, stream, ensure_ascii=False, indent=2)
+            json.dump(value, stream, ensure_ascii=False, indent=2, allow_nan=False)
             stream.write("\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -167,33 +180,30 @@ def hash_files(folder: Path) -> dict[str, FileRecord]:
     }
 
 
-def read(folder: Path, maker: str) -> Manifest:
+def read(folder: Path) -> Manifest:
     """The manifest of a stage's folder.
-
-    Args:
-        maker: the command that makes this folder, for the message.
 
     Raises:
         UserError: missing, unreadable, or not what its own digest says.
     """
-    name, hint = paths.label(folder), f"run `{maker}`"
+    name = paths.label(folder)
     try:
         text = (folder / FILE).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         state = "is incomplete" if folder.is_dir() else "is missing"
-        raise UserError(f"{name} {state} (no {FILE}): {hint} first") from error
+        raise UserError(f"{name} {state} (no {FILE}): run `{maker_of(folder)}` first") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}/{FILE} cannot be read ({error}): {hint} --force") from error
+        raise UserError(f"{name}/{FILE} cannot be read ({error}): {again(folder)}") from error
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(f"{name}/{FILE} is damaged: {hint} again with --force") from error
+        raise UserError(f"{name}/{FILE} is damaged: {again(folder)}") from error
     if manifest.schema_ != SCHEMA or manifest.digest != manifest.content_digest():
-        raise UserError(f"{name}/{FILE} was changed by hand: {hint} again with --force")
+        raise UserError(f"{name}/{FILE} was changed by hand: {again(folder)}")
     return manifest
 
 
-def check_sizes(folder: Path, manifest: Manifest, maker: str) -> None:
+def check_sizes(folder: Path, manifest: Manifest) -> None:
     """Fail in milliseconds if files are missing, new, or of another size.
 
     Raises:
@@ -210,27 +220,25 @@ def check_sizes(folder: Path, manifest: Manifest, maker: str) -> None:
             problem = "has another size than when it was made"
         else:
             continue
-        raise UserError(f"{paths.label(folder / name)} {problem}: run `{maker}` again with --force")
+        raise UserError(f"{paths.label(folder / name)} {problem}: {again(folder)}")
 
 
-def check_hashes(folder: Path, manifest: Manifest, maker: str) -> None:
+def check_hashes(folder: Path, manifest: Manifest) -> None:
     """Compare every byte with what the stage wrote.
 
     Raises:
         UserError: names the file.
     """
-    check_sizes(folder, manifest, maker)
+    check_sizes(folder, manifest)
     for name, record in manifest.files.items():
         if sha256_of(folder / name) != record.sha256:
-            raise UserError(
-                f"{paths.label(folder / name)} was changed after it was made: run `{maker}` again with --force"
-            )
+            raise UserError(f"{paths.label(folder / name)} was changed after it was made: {again(folder)}")
 
 
 def fingerprint(path: Path) -> str:
     """What stands for an input in a digest: a folder's own digest, a file's sha256."""
     if path.is_dir():
-        return read(path, "make").digest
+        return read(path).digest
     return sha256_of(path)
 
 
@@ -243,11 +251,10 @@ def require(folder: Path, stage: str) -> Manifest:
     Raises:
         UserError: missing, incomplete, changed, stale, or made by another stage.
     """
-    maker = MAKERS[stage]
-    manifest = read(folder, maker)
+    manifest = read(folder)
     if manifest.stage != stage:
         raise UserError(f"{paths.label(folder)} was made by stage {manifest.stage}, not {stage}")
-    check_sizes(folder, manifest, maker)
+    check_sizes(folder, manifest)
     for name, digest in manifest.inputs.items():
         source = paths.resolve_label(name)
         if not (source / FILE).exists() and not source.is_file():
@@ -256,7 +263,7 @@ def require(folder: Path, stage: str) -> Manifest:
         if now != digest:
             raise UserError(
                 f"{paths.label(folder)} was made from {name} {short(digest)}, which is now "
-                f"{short(now)}: run `{maker}` again (with --force), or take another --run"
+                f"{short(now)}: {again(folder)}, or take another --run"
             )
     return manifest
 
@@ -264,7 +271,7 @@ def require(folder: Path, stage: str) -> Manifest:
 def looks_complete(folder: Path) -> bool:
     """Whether a folder has a sound manifest and files of the right sizes."""
     try:
-        check_sizes(folder, read(folder, "make"), "make")
+        check_sizes(folder, read(folder))
     except UserError:
         return False
     return True

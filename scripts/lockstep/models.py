@@ -1,7 +1,6 @@
 """Networks: which device and dtype, how a base is loaded, and the loss that training minimises."""
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,6 @@ from lockstep.config import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports a missing optional kernel
 
 
 def device() -> str:

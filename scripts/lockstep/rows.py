@@ -68,10 +68,9 @@ def read(path: Path) -> Iterator[Row | Reject]:
 
 def _array(name: str, data: bytes) -> Iterator[Row | Reject]:
     try:
-        elements = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError, _Rejected) as error:
-        reason = error if isinstance(error, ValueError) else f"{error or 'nested too deep'}"
-        raise UserError(f"{name} starts like a JSON array but is none: {reason}") from error
+        elements = json.loads(data.decode("utf-8"), object_pairs_hook=_Object)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} starts like a JSON array but is none: {error}") from error
     for number, element in enumerate(elements, 1):
         try:
             yield _row(name, number, element)
@@ -85,7 +84,7 @@ def _line(name: str, number: int, line: bytes) -> Row | Reject:
         if not line.strip():
             raise _Rejected("blank")
         try:
-            return _row(name, number, json.loads(line.decode("utf-8"), object_pairs_hook=_unique))
+            return _row(name, number, json.loads(line.decode("utf-8"), object_pairs_hook=_Object))
         except UnicodeDecodeError as error:
             raise _Rejected("bad_utf8") from error
         except (ValueError, RecursionError) as error:
@@ -94,19 +93,22 @@ def _line(name: str, number: int, line: bytes) -> Row | Reject:
         return Reject(name, number, str(reason), line.decode("utf-8", errors="backslashreplace"))
 
 
-def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two equal keys, Python's parser would keep the last without a word."""
-    found = dict(items)
-    if len(found) != len(items):
-        raise _Rejected("duplicate_key")
-    return found
+class _Object(dict[str, Any]):
+    """A JSON object that knows whether a key stood in it twice; Python's keeps the last without a word."""
+
+    def __init__(self, items: list[tuple[str, Any]]) -> None:
+        super().__init__(items)
+        self.twice = len(self) != len(items)
 
 
 def _row(name: str, number: int, value: Any) -> Row:
-    if not isinstance(value, dict):
+    if not isinstance(value, _Object):
         raise _Rejected("not_an_object")
-    if value.get("history"):
-        raise _Rejected("history_not_supported")  # leaving the turns out would change the row
+    if value.twice:
+        raise _Rejected("duplicate_key")
+    for field in ("history", "system"):
+        if value.get(field):
+            raise _Rejected(f"{field}_not_supported")  # leaving it out would change the row
     fields = []
     for field in ("instruction", "input", "output"):
         if field not in value and field != "input":
@@ -131,3 +133,22 @@ def _row(name: str, number: int, value: Any) -> Row:
 def _printable(text: str) -> str:
     """The text with lone surrogates, which no file can hold, spelled out."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of a JSONL file whose lines must all be JSON; blank lines are skipped.
+
+    Raises:
+        UserError: not readable, or a line is not JSON; names the line.
+    """
+    try:
+        # split at "\n" alone: splitlines() would also split at U+2028 inside a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}:{number} is not JSON: {error}") from error

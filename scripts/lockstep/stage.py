@@ -60,17 +60,23 @@ class Stage:
             UserError: a complete output stands there, but of other inputs or settings, or it was
                 changed since; `force` skips all this.
         """
-        if self.force or not (self.folder / FILE).exists():
+        if self.force:
             return None
-        maker = manifest.MAKERS[self.name]
-        found = manifest.read(self.folder, maker)
+        if not (self.folder / FILE).exists():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise UserError(
+                    f"{paths.label(self.folder)} holds files that Lockstep did not write: move them away, "
+                    f"or let --force replace them"
+                )
+            return None
+        found = manifest.read(self.folder)
         changed = found.differences(self.config, self.inputs)
         if changed:
             raise UserError(
                 f"{paths.label(self.folder)} was made with other inputs ({'; '.join(changed)}): "
-                f"--force makes it again, another --run keeps both"
+                f"--force makes it again, another {'--model.name' if self.name == 'download' else '--run'} keeps both"
             )
-        manifest.check_hashes(self.folder, found, maker)
+        manifest.check_hashes(self.folder, found)
         return found
 
     @contextlib.contextmanager
@@ -134,8 +140,7 @@ class Stage:
     def _verify_inputs(self) -> None:
         for path in self.input_paths:
             if path.is_dir():
-                record = manifest.read(path, "make")
-                manifest.check_hashes(path, record, manifest.MAKERS[record.stage])
+                manifest.check_hashes(path, manifest.read(path))
 
     def _publish(self, work: Path, seconds: float) -> None:
         for path in manifest.payload(work).values():

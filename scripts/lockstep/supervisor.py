@@ -58,7 +58,10 @@ def start(command: list[str], folder: Path, url: str, model: str, timeout: float
             f"{paths.label(folder.parent)} is already served at {known.get('url')} by process "
             f"{known.get('pid')}: run `make stop` first"
         ) from error
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means that a hang-up is no reason
+        signals.append(signal.SIGHUP)
+    for number in signals:
         signal.signal(number, _tell)
     _prctl(PR_SET_CHILD_SUBREAPER)
     log = folder / "server.log"
@@ -78,7 +81,7 @@ def start(command: list[str], folder: Path, url: str, model: str, timeout: float
         print("stopping …")
         return 0 if told.args[0] == signal.SIGTERM else 128 + told.args[0]
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in signals:
             signal.signal(number, signal.SIG_IGN)
         _end_all(grace)
         (folder / "server.json").unlink(missing_ok=True)
@@ -117,7 +120,7 @@ def _running(note: dict[str, Any]) -> psutil.Process | None:
         process = psutil.Process(note["pid"])
         ours = abs(process.create_time() - note["created"]) < 1
         return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, psutil.AccessDenied, KeyError):
         return None
 
 
@@ -136,12 +139,13 @@ def _die_with_parent() -> None:
 
 def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:
     print(f"starting vLLM, which takes a minute; its log is {paths.label(log)}")
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise UserError(f"the server did not start: {_last_error(log)}; see {paths.label(log)}")
         try:
-            with urllib.request.urlopen(f"{url.removesuffix('/v1')}/health", timeout=5) as answer:
+            with direct.open(f"{url.removesuffix('/v1')}/health", timeout=5) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, OSError):
@@ -155,7 +159,8 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path, ti
 def _say_how(url: str, model: str) -> None:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "你是谁？"}]}, ensure_ascii=False)
     print(f"serving {model} at {url}; Ctrl-C or `make stop` ends it. Try\n")
-    print(f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'\n", flush=True)
+    key = ' -H "Authorization: Bearer $LOCKSTEP_API_KEY"' if os.environ.get("LOCKSTEP_API_KEY") else ""
+    print(f"  curl {url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n", flush=True)
 
 
 def _last_error(log: Path) -> str:

@@ -29,13 +29,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         total, count = models.loss_sum(model, inputs)
         self.tokens += int(inputs["attention_mask"].sum())
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over them
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower --train.learning_rate "
-                f"or set --train.dtype float32; the last checkpoint is sound"
-            )
+        self._require_finite(loss.item())
         return loss
 
     def evaluate(
@@ -43,13 +37,13 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
     ) -> dict[str, float]:
         """Loss per supervised token, in nats; Trainer's own is a mean of batches' means."""
         self.model.eval()
-        sums = torch.zeros(2)
+        total_loss, tokens = 0.0, 0
         for batch in self.get_eval_dataloader(eval_dataset):
             with torch.no_grad(), self.compute_loss_context_manager():
                 total, count = models.loss_sum(self.model, self._prepare_inputs(batch))
-            sums += torch.tensor([float(total), float(count)])
-        total_loss, tokens = self.accelerator.reduce(sums.to(self.args.device)).tolist()
+            total_loss, tokens = total_loss + total.item(), tokens + count
         loss = total_loss / tokens
+        self._require_finite(loss)
         metrics = {
             f"{metric_key_prefix}_loss": loss,
             f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700)),  # e^709 is the largest float
@@ -57,3 +51,10 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {self.state.global_step}: lower --train.learning_rate or set "
+                f"--train.dtype float32, and start afresh with --force"
+            )

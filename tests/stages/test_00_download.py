@@ -138,7 +138,8 @@ def test_a_local_folder_is_copied_and_checked(stage: Run, repository: Path, tmp_
     assert {path.name for path in (tmp_path / "models/mine").iterdir()} == FILES | {"manifest.json"}
     (repository / "config.json").write_text("{")
     assert "config.json of the model is not JSON" in one_line(stage("00_download_model.py", *words, "--force"))
-    assert "up to date" in stage("00_download_model.py", *words).stdout  # the old copy is as good as before
+    assert "config.json: " in one_line(stage("00_download_model.py", *words))  # the source changed; the copy stands
+    assert (tmp_path / "models/mine/manifest.json").exists()
     os.truncate(repository / "model.safetensors", 100)
     (repository / "config.json").write_text("{}")
     assert "model.safetensors of the model is damaged" in one_line(stage("00_download_model.py", *words, "--force"))

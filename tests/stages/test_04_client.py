@@ -39,9 +39,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self) -> None:
-        self.send({"object": "list", "data": [{"id": name, "object": "model"} for name in ("r", "r-base")]})
+        if not self.path.startswith("/v1/"):
+            return self.send({"detail": "Not Found"}, 404)
+        return self.send({"object": "list", "data": [{"id": name, "object": "model"} for name in ("r", "r-base")]})
 
     def do_POST(self) -> None:
+        if not self.path.startswith("/v1/"):
+            return self.send({"detail": "Not Found"}, 404)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen.append(body)
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
@@ -147,6 +151,8 @@ def test_what_can_go_wrong_is_one_line(stage: Run, server: Server) -> None:
     assert "it serves r, r-base" in error(ask(stage, server, "hi", "--model", "gpt-4"))
     assert "the server refused (400): " in error(ask(stage, server, "this is too long"))
     assert "give one of" in error(ask(stage, server))
+    assert "belong to a single question" in error(ask(stage, server, "--chat", "--curl"))
+    assert "ends in /v1" in error(ask(stage, server, "hi", "--base-url", server.url.removesuffix("/v1") + "/v2"))
     assert "--batch needs --output" in error(ask(stage, server, "--batch", "x.jsonl"))
     server.key = "secret"
     assert "set LOCKSTEP_API_KEY" in error(ask(stage, server, "hi"))
@@ -164,7 +170,7 @@ def test_a_batch_keeps_its_order_and_each_row_has_its_answer_or_its_error(
     rows.append({"messages": [{"role": "user", "content": "last"}]})
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n", encoding="utf-8")
     answer = ask(stage, server, "--batch", "in.jsonl", "--output", "out/answers.jsonl", "--concurrency", "4")
-    assert answer.returncode == 0, answer.stderr
+    assert "1 of 21 rows have no answer" in error(answer)
     assert "20 answers, 1 errors" in answer.stdout
     records = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["messages"][-1]["content"].split("\n")[0] for record in records] == [
@@ -184,6 +190,10 @@ def test_a_batch_that_cannot_be_read_or_answered_writes_nothing(stage: Run, serv
     assert "cannot read absent" in error(ask(stage, server, "--batch", "absent", "--output", "out.jsonl"))
     (tmp_path / "in.jsonl").write_text('{"instruction": "a"}\n')
     assert "no model 'x'" in error(ask(stage, server, "--batch", "in.jsonl", "--output", "out.jsonl", "--model", "x"))
+    assert "must be a new file" in error(ask(stage, server, "--batch", "in.jsonl", "--output", "in.jsonl"))
+    assert "must be a new file" in error(ask(stage, server, "--batch", "in.jsonl", "--output", str(tmp_path)))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert "holds no rows" in error(ask(stage, server, "--batch", "empty.jsonl", "--output", "out.jsonl"))
     assert not (tmp_path / "out.jsonl").exists()
 
 

