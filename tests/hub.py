@@ -1,4 +1,4 @@
-"""A small stand-in of the Hugging Face Hub's HTTP API on loopback, which can misbehave on request."""
+"""A small stand-in of the HTTP APIs of the Hugging Face Hub and of ModelScope on loopback, which can misbehave."""
 
 import contextlib
 import hashlib
@@ -55,6 +55,14 @@ class Hub:
             found.append(entry)
         return found
 
+    def modelscope(self) -> list[dict[str, object]]:
+        """ModelScope's listing of the same files."""
+        return [
+            {"Path": name, "Name": name, "Type": "blob", "Size": len(data), "Revision": COMMIT, "CommittedDate": 1,
+             "Sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in self.files.items()
+        ]  # fmt: skip
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -76,6 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(b'{"error":"Invalid rev id"}', 404, {"X-Error-Code": "RevisionNotFound"})
         if path.startswith("/api/models/org/tiny/tree/"):
             return self.answer(json.dumps(hub.tree()).encode())
+        if path == "/api/v1/models/org/tiny/repo/files":
+            return self.answer(json.dumps({"Code": 200, "Success": True, "Data": {"Files": hub.modelscope()}}).encode())
+        if path == "/api/v1/models/org/tiny/repo":
+            return self.file(self.path.rsplit("FilePath=", 1)[1])
         match = re.fullmatch(rf"/org/tiny/resolve/{COMMIT}/(.+)", path)
         if not match:
             return self.answer(b'{"error":"Repository not found"}', 404, {"X-Error-Code": "RepoNotFound"})

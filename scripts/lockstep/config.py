@@ -159,7 +159,7 @@ class Train(Section):
     seed: int = Field(42, ge=0, lt=2**32, description="of data order, dropout and adapter weights")
     logging_steps: int = Field(10, ge=1, description="steps between log lines")
     eval_steps: int = Field(50, ge=1, description="steps between evaluations on the validation split")
-    save_steps: int = Field(50, ge=1, description="steps between checkpoints")
+    save_steps: int = Field(200, ge=1, description="steps between checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
     dataloader_num_workers: int = Field(0, ge=0, description="processes that read batches")
 

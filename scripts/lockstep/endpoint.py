@@ -22,6 +22,8 @@ from lockstep.errors import UserError
 
 VLLM = "vllm.entrypoints.openai.api_server"  # the CPU wheel's `vllm` command does not start
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be started for
+# Switches of vLLM that let a request load weights or run code.
+UNSAFE = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION")
 # Beside weights and KV cache, on a CPU: two Python processes with torch, and activations.
 CPU_OVERHEAD = 3 * 2**30
 
@@ -65,6 +67,9 @@ def plan(settings: Settings) -> Plan:
             too little memory.
     """
     run_dir, serve = settings.run_dir, settings.serve
+    for name in UNSAFE:
+        if os.environ.get(name, "0") not in ("", "0"):
+            raise UserError(f"{name} is set: it opens the server to code or weights from outside; unset it")
     model, arguments = _model_arguments(settings)
     _check_address(serve.host, serve.port)
     _check_length(model, serve.max_model_len)

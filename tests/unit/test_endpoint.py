@@ -125,6 +125,13 @@ def test_what_would_fail_after_a_minute_is_said_at_once(home: Path) -> None:
             endpoint.plan(taken)
 
 
+def test_switches_that_open_the_server_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(home)
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    with pytest.raises(UserError, match="unset it"):
+        endpoint.plan(settings())
+
+
 def test_url_and_name() -> None:
     assert endpoint.url(config.load(None, {"serve.port": "1"})) == "http://127.0.0.1:1/v1"
     assert endpoint.url(config.load(None, {"serve.host": "::1"})) == "http://[::1]:8000/v1"
