@@ -129,7 +129,10 @@ def resume(trainer: "SupervisedTrainer", checkpoint: Path, metrics_file: Path) -
     print(f"resuming from {paths.label(checkpoint)}")
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if metrics_file.exists():
-        lines = metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        # a line that a kill cut off has no line break
+        lines = [
+            line for line in metrics_file.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"
+        ]
         kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
         metrics_file.write_text("".join(kept), encoding="utf-8")
     if state.global_step < state.max_steps:
