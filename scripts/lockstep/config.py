@@ -324,6 +324,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
+        flatten(tree if isinstance(tree, dict) else {})  # an anchor that holds itself has no end
     except OSError as error:
         raise UserError(f"cannot read the config {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -376,8 +377,9 @@ def _explain(error: ValidationError, file: Path | None, overrides: Mapping[str, 
     location = [str(part) for part in first["loc"]]
     key = next((k for n in range(len(location), 0, -1) if (k := ".".join(location[:n])) in overrides), "")
     key = key or ".".join(part for part in location if not part.startswith("function-"))
-    where = f"--{key}" if key in overrides else f"{key} in {file}"
+    where = f"--{key}" if key in overrides or not file else f"{key} in {file}"
     if first["type"] == "extra_forbidden":
         return f"{where}: no such setting{suggest(key)}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]} (got {first['input']!r})"
+    got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+    return f"{where}: {message[0].lower()}{message[1:]}{got}"

@@ -35,6 +35,12 @@ def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
         ("a: [\n", "is not YAML"),
         ("lora: 3\n", "lora in"),
         ("train:\n  learning_rate: .nan\n", "train.learning_rate in"),
+        ("lora:\n  on: 3\n", "put it in quotes"),
+        ("1: 2\n", "put it in quotes"),
+        ("a: &a\n  x: *a\n", "is not YAML"),
+        ("lora.r: 8\n", "write `r` under a section `lora:`"),
+        ("data:\n  validation_share: 0.6\n  test_share: 0.6\n", "must leave something to train on"),
+        ("train:\n  max_steps: 0\n", "must not be 0"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_the_key(tmp_path: Path, text: str, says: str) -> None:
@@ -51,6 +57,10 @@ def test_a_file_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:
         config.load(file, {})
     with pytest.raises(UserError, match="No such file"):
         config.load(tmp_path / "absent.yaml", {})
+
+
+def test_an_empty_section_is_no_error(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, "lora:\n  # r: 8\nrun: x\n"), {}).lora.r == 16
 
 
 def test_null_clears_and_lists_split_at_commas() -> None:
