@@ -15,13 +15,15 @@ SHELL := /bin/bash
 PY    := .venv/bin/python
 LOCK  := $(if $(filter cuda,$(ACCEL)),requirements.lock,requirements-cpu.lock)
 FLAGS := $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
-# Stages that a goal needs get its config and run, and none of its other arguments.
-RUN   := $(shell grep -oE -- '--run[= ]+[^ ]+' <<<'$(subst ','\'',$(ARGS))')
+# Earlier stages that a goal needs get its config, and of its arguments those that must be equal all along.
+RUN   := $(shell grep -oE -- '--(run|method|(model|data|lora|quantization)\.[a-z_0-9]+)[= ]+("[^"]*"|[^ ]+)' <<<'$(subst ','\'',$(ARGS))')
 UPSTREAM := $(if $(CONFIG),--config $(CONFIG)) $(RUN)
 TORCH_CPU := $(shell grep -E '^torch==' requirements-cpu.txt)
 # Files with generated content, or of other projects, are no part of the sources.
 SOURCES := scripts data/build_toy_dataset.py tests
 
+# $(call parse,script): find a mistyped argument of the goal before anything else runs.
+parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 # $(call need,script [flags],goal): run a goal first if the output of its script is not there.
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS='$(RUN)' ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -29,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup download data train merge serve serve-lora stop client curl demo test test-e2e lint format lock lock-check clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  CONFIG=$(CONFIG)  ARGS='--section.key value …'  PYTHON=$(PYTHON)  ACCEL=$(ACCEL)"
 
@@ -55,23 +57,28 @@ download: setup ## 00 fetch and verify the base model
 	$(PY) scripts/00_download_model.py $(FLAGS)
 
 data: setup ## 01 rows → exactly the tensors that training sees
+	$(call parse,$(PY) scripts/01_data_collator.py)
 	$(call need,scripts/00_download_model.py,download)
 	$(if $(filter %configs/demo.yaml,$(CONFIG)),$(PY) data/build_toy_dataset.py)
 	$(PY) scripts/01_data_collator.py $(FLAGS)
 
 train: setup ## 02 train the adapter
+	$(call parse,$(PY) scripts/02_train_qlora.py)
 	$(call need,scripts/01_data_collator.py,data)
 	$(PY) scripts/02_train_qlora.py $(FLAGS)
 
 merge: setup ## 03 merge the adapter, and measure that nothing changed
+	$(call parse,$(PY) scripts/03_merge_lora.py)
 	$(call need,scripts/02_train_qlora.py,train)
 	$(PY) scripts/03_merge_lora.py $(FLAGS)
 
 serve: setup ## serve the merged model with vLLM, in the foreground
+	$(call parse,PYTHON=$(PY) scripts/serve_vllm.sh)
 	$(call need,scripts/03_merge_lora.py,merge)
 	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh $(FLAGS)
 
 serve-lora: setup ## serve base + adapter with vLLM, in the foreground
+	$(call parse,PYTHON=$(PY) scripts/serve_vllm.sh)
 	$(call need,scripts/02_train_qlora.py,train)
 	$(PY) scripts/03_merge_lora.py --base $(UPSTREAM)
 	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh --serve.mode lora $(FLAGS)

@@ -170,7 +170,7 @@ def check_account(samples: Any, accounts: dict[str, Account], data: Data) -> str
     }
     for split in SPLITS:
         if needed[split] and not samples[split]:
-            hint = "" if split == "train" else f": give --data.{split}_file, a larger share, or share 0 to go without"
+            hint = "" if split == "train" else f": give --data.{split}_file, or --data.{split}_share 0 to go without"
             return f"no row is left for {split} (of {lines} rows read; dropped: {named or 'none'}){hint}"
     return None
 
@@ -198,7 +198,8 @@ def show(folder: Path, model: Path, count: int) -> None:
     for sample in train.select(range(min(count, len(train)))):
         print(f"\n{sample['row']}")
         for kind, text in preview.token_spans(sample, chat):
-            print(f"\033[32m{text}\033[0m" if kind in ("answer", "end") else text, end="")
+            green = kind in ("answer", "end") and sys.stdout.isatty()
+            print(f"\033[32m{text}\033[0m" if green else text, end="")
         print()
 
 
@@ -247,7 +248,8 @@ def main() -> None:
             failed = folder.with_name("data.failed")
             shutil.rmtree(failed, ignore_errors=True)
             shutil.copytree(work, failed)
-            raise UserError(f"{problem}; see {paths.label(failed)}/rejects.jsonl")
+            hint = f"; see {paths.label(failed)}/rejects.jsonl" if rejects else ""
+            raise UserError(problem + hint)
 
         # --- save ---
         for split in SPLITS:

@@ -234,8 +234,10 @@ def check(chosen: argparse.Namespace) -> None:
         raise UserError("give one of: a question, --chat, --batch FILE")
     if (chosen.input or chosen.stream or chosen.curl) and not chosen.question:
         raise UserError("--input, --stream and --curl belong to a single question")
-    if bool(chosen.batch) != bool(chosen.output) or chosen.concurrency < 1:
-        raise UserError("--batch needs --output FILE, and a --concurrency of at least 1")
+    if bool(chosen.batch) != bool(chosen.output):
+        raise UserError("--batch needs --output FILE, and --output needs --batch FILE")
+    if chosen.concurrency < 1:
+        raise UserError("--concurrency must be at least 1")
     if chosen.batch and (chosen.output.is_dir() or chosen.output.absolute() == chosen.batch.absolute()):
         raise UserError(f"--output {chosen.output} must be a new file")
 

@@ -21,11 +21,19 @@ fi
 export PYTHONPATH=$here # `lockstep` is not installed; the server's own Python must find it, too
 
 arguments=()
-stop=
+stop='' check=''
 for word in "$@"; do
-    if [[ $word == --stop ]]; then stop=yes; else arguments+=("$word"); fi
+    case $word in
+        --stop) stop=yes ;;
+        --check) check=yes ;;
+        *) arguments+=("$word") ;;
+    esac
 done
 
+if [[ $check ]]; then # only whether the arguments can be read
+    "$python" -m lockstep.endpoint folder "${arguments[@]}" >/dev/null
+    exit
+fi
 if [[ $stop ]]; then
     folder=$("$python" -m lockstep.endpoint folder "${arguments[@]}")
     exec "$python" -m lockstep.supervisor stop --folder "$folder"

@@ -51,7 +51,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
     overrides = {key: text for key, text in vars(options).items() if key in known}
     for key, text in overrides.items():
         is_path = key in config.FILE_KEYS or (key == "data.template" and text.endswith(".jinja"))
-        if is_path and text not in config.NULLS:
+        if is_path and text not in ("", *config.NULLS):
             overrides[key] = str(Path(text).absolute())
     return config.load(options.config, overrides)
 

@@ -43,6 +43,8 @@ StringList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 
 def _inside_root(value: str) -> str:
     """Write a file path one way only, so that equal files never look like changed settings."""
+    if not value:
+        raise ValueError("must not be empty; null clears it")
     path = Path(os.path.normpath(paths.ROOT / value))
     return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else str(path)
 
@@ -219,11 +221,11 @@ class Settings(Section):
     serve: Serve = Field(default_factory=Serve)
     sampling: Sampling = Field(default_factory=Sampling)
 
-    _explicit: frozenset[str] = PrivateAttr(frozenset())
+    _explicit: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property
-    def explicit(self) -> frozenset[str]:
-        """Dotted names of the settings that a file or the command line gave."""
+    def explicit(self) -> dict[str, str]:
+        """Dotted names of the settings that somebody gave → where: a file, or the command line."""
         return self._explicit
 
     @property
@@ -250,8 +252,8 @@ class Settings(Section):
         for key, theirs in flatten(travelling).items():
             if key in self.explicit and own[key] != theirs:
                 raise UserError(
-                    f"{key} is {own[key]!r} here, but {origin} was made with {theirs!r}: drop the "
-                    f"setting, or make that stage again with it (--force, or another --run)"
+                    f"{key} is {own[key]!r} {self.explicit[key]}, but {origin} was made with {theirs!r}: give "
+                    f"that again (best in a config of your own), or make the stage with this one (--force, or another --run)"
                 )
         merged = Settings.model_validate(self.model_dump(mode="json") | travelling)
         merged._explicit = self._explicit
@@ -355,7 +357,7 @@ def load(file: Path | None, overrides: Mapping[str, str]) -> Settings:
             the nearest right key.
     """
     tree = read_yaml(file) if file else {}
-    explicit = set(flatten(tree)) | set(overrides)
+    explicit = dict.fromkeys(flatten(tree), f"in {file}") | dict.fromkeys(overrides, "on the command line")
     for key, text in overrides.items():
         *sections, leaf = key.split(".")
         place = tree
@@ -368,7 +370,7 @@ def load(file: Path | None, overrides: Mapping[str, str]) -> Settings:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error, file, overrides)) from error
-    settings._explicit = frozenset(explicit)
+    settings._explicit = explicit
     return settings
 
 

@@ -151,7 +151,7 @@ def _check_address(host: str, port: int) -> None:
             raise UserError(f"port {port} needs the rights of root: choose one above 1023 with --serve.port") from error
         except OSError as error:
             raise UserError(
-                f"port {port} on {host} is in use: run `make stop`, or choose another --serve.port"
+                f"port {port} on {host} is in use: run `make stop` if it is this run's server, or choose another --serve.port"
             ) from error
 
 

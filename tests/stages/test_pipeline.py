@@ -200,8 +200,10 @@ def test_changed_settings_are_refused_by_name(home: Path, source: Path) -> None:
     assert "train.seed: 42 → 1" in refused(
         run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--train.seed", "1")
     )
-    assert "lora.r is 8 here" in refused(run_in(home, "03_merge_lora.py", *common(source), "--lora.r", "8"))
-    assert "data.max_length is 64 here" in refused(
+    assert "lora.r is 8 on the command line" in refused(
+        run_in(home, "03_merge_lora.py", *common(source), "--lora.r", "8")
+    )
+    assert "data.max_length is 64 on the command line" in refused(
         run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--data.max_length", "64")
     )
 

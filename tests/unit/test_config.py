@@ -20,7 +20,7 @@ def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
     file = write(tmp_path, "lora:\n  r: 8\ntrain:\n  learning_rate: 1e-4\n")
     settings = config.load(file, {"lora.r": "4"})
     assert (settings.lora.r, settings.train.learning_rate, settings.lora.lora_alpha) == (4, 1e-4, 32)
-    assert settings.explicit == {"lora.r", "train.learning_rate"}
+    assert settings.explicit == {"lora.r": "on the command line", "train.learning_rate": f"in {file}"}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_later_stages_take_settings_from_the_manifest_and_refuse_others() -> Non
     made_with = config.load(None, {"lora.r": "8", "data.max_length": "99"}).sections("data", "lora", "method", "model")
     assert config.load(None, {}).inherit(made_with, "adapter").lora.r == 8
     assert config.load(None, {"lora.r": "8"}).inherit(made_with, "adapter").data.max_length == 99
-    with pytest.raises(UserError, match=r"lora\.r is 16 here, but adapter was made with 8"):
+    with pytest.raises(UserError, match=r"lora\.r is 16 on the command line, but adapter was made with 8"):
         config.load(None, {"lora.r": "16"}).inherit(made_with, "adapter")
 
 

@@ -16,7 +16,7 @@ STAGES = sorted((ROOT / "scripts").glob("[0-9]*.py"))
 
 
 def targets() -> set[str]:
-    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    return set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
 
 
 def code(document: Path) -> str:
@@ -28,7 +28,7 @@ def code(document: Path) -> str:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_target_script_config_and_setting_in_a_document_exists(document: Path) -> None:
     text = code(document)
-    assert set(re.findall(r"\bmake ([a-z][a-z-]*)", text)) <= targets()
+    assert set(re.findall(r"\bmake ([a-z][a-z0-9-]*)", text)) <= targets()
     for path in re.findall(r"\b((?:scripts|configs|data|docs|benchmarks)/[\w./-]+\.(?:py|sh|yaml|md))", text):
         assert (ROOT / path).exists() or "mine" in path, path
     known = dict(config.leaves())
@@ -48,7 +48,7 @@ def test_both_readmes_show_the_same_commands() -> None:
 
 def test_help_lists_every_target_with_its_comment() -> None:
     shown = subprocess.run(["make", "-s", "-C", str(ROOT), "help"], capture_output=True, text=True, check=True).stdout
-    listed = set(re.findall(r"^  make ([a-z-]+)", shown, flags=re.M))
+    listed = set(re.findall(r"^  make ([a-z0-9-]+)", shown, flags=re.M))
     assert listed == targets()
 
 

@@ -68,7 +68,7 @@ def test_the_merged_model_is_served_under_the_runs_name_on_loopback(home: Path) 
 
 def test_the_adapter_is_served_on_the_weights_that_it_was_trained_on(home: Path) -> None:
     build(home)
-    with pytest.raises(UserError, match=r"lora\.r is 8 here"):
+    with pytest.raises(UserError, match=r"lora\.r is 8 on the command line"):
         endpoint.plan(settings(lora__r="8"))
     plan = endpoint.plan(settings(serve__mode="lora"))
     assert flag(plan, "--generation-config") == str(home / "outputs/r/adapter")  # its stop tokens
