@@ -19,8 +19,6 @@ FLAGS := $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 RUN   := $(shell grep -oE -- '--(run|method|(model|data|lora|quantization)\.[a-z_0-9]+)[= ]+("[^"]*"|[^ ]+)' <<<'$(subst ','\'',$(ARGS))')
 UPSTREAM := $(if $(CONFIG),--config $(CONFIG)) $(RUN)
 TORCH_CPU := $(shell grep -E '^torch==' requirements-cpu.txt)
-# Files with generated content, or of other projects, are no part of the sources.
-SOURCES := scripts data/build_toy_dataset.py tests
 
 # $(call parse,script): find a mistyped argument of the goal before anything else runs.
 parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]

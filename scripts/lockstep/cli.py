@@ -13,8 +13,6 @@ from lockstep import config, paths
 from lockstep.config import Settings
 from lockstep.errors import INTERRUPTED, USER_ERROR, UserError
 
-AddOptions = Callable[[argparse.ArgumentParser], None]
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:

@@ -4,7 +4,6 @@ A prompt's ids are the whole rendered prompt, encoded without added special toke
 it. Only the answer is encoded apart; the end-of-turn token follows it and is supervised.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -108,10 +107,6 @@ class Template:
         self._control = re.compile("|".join(map(re.escape, controls)) or "(?!)")
         self.end_ids = self._find_end()
         self.end_of_turn = self.end_ids[-1]
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt that asks for the next answer, as text."""
