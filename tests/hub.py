@@ -9,20 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LARGE = (".safetensors", ".parquet")  # what these hubs keep outside of git
 
 
 @dataclass
 class Hub:
-    """One repository, `org/tiny`, and the faults to show.
+    """One repository, `org/tiny`, as a model and as a data set, and the faults to show.
 
     faults: file name → cut (half of the bytes, then the connection closes), flip (one byte is
-    wrong), 404, 500, stall-free only: faults are removed once `heal` is called.
+    wrong), 404, 500. `gated` turns everybody away.
     """
 
     files: dict[str, bytes]
     faults: dict[str, str] = field(default_factory=dict)
+    gated: bool = False
     url: str = ""
     requests: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -32,7 +35,7 @@ class Hub:
         for name, data in self.files.items():
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             entry: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": blob}
-            if name.endswith(".safetensors"):
+            if name.endswith(LARGE):
                 entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
             siblings.append(entry)
         return {
@@ -56,12 +59,23 @@ class Hub:
         return found
 
     def modelscope(self) -> list[dict[str, object]]:
-        """ModelScope's listing of the same files."""
+        """ModelScope's listing of the same files, and of their folders."""
+        folders = {parent.as_posix() for name in self.files for parent in Path(name).parents} - {".", "..", "/"}
         return [
-            {"Path": name, "Name": name, "Type": "blob", "Size": len(data), "Revision": COMMIT, "CommittedDate": 1,
-             "Sha256": hashlib.sha256(data).hexdigest()}
+            {"Path": name, "Name": Path(name).name, "Type": "tree", "Size": 0, "Revision": COMMIT, "CommittedDate": 2,
+             "Sha256": ""}
+            for name in sorted(folders)
+        ] + [
+            {"Path": name, "Name": Path(name).name, "Type": "blob", "Size": len(data), "Revision": COMMIT,
+             "CommittedDate": 1, "Sha256": hashlib.sha256(data).hexdigest()}
             for name, data in self.files.items()
         ]  # fmt: skip
+
+    def page(self, query: dict[str, list[str]]) -> list[dict[str, object]]:
+        """One page of ModelScope's listing of a data set, which may start at a folder."""
+        root, number, size = query.get("Root", [""])[0], int(query["PageNumber"][0]), int(query["PageSize"][0])
+        below = [entry for entry in self.modelscope() if not root or str(entry["Path"]).startswith(f"{root}/")]
+        return below[(number - 1) * size : number * size]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -75,30 +89,38 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        hub, path = self.hub, self.path.split("?")[0]
+        hub, (path, _, asked) = self.hub, self.path.partition("?")
+        query = parse_qs(asked)
         hub.requests.append(f"{self.command} {path}")
         hub.headers.append({k.lower(): v for k, v in self.headers.items()})
-        if re.fullmatch(rf"/api/models/org/tiny(/revision/(main|{COMMIT}))?", path):
+        if hub.gated:
+            return self.answer(b'{"error":"Access is restricted"}', 403, {"X-Error-Code": "GatedRepo"})
+        if re.fullmatch(rf"/api/(models|datasets)/org/tiny(/revision/(main|{COMMIT}))?", path):
             return self.answer(json.dumps(hub.info()).encode())
-        if path.startswith("/api/models/org/tiny/revision/"):
+        if re.match(r"/api/(models|datasets)/org/tiny/revision/", path):
             return self.answer(b'{"error":"Invalid rev id"}', 404, {"X-Error-Code": "RevisionNotFound"})
-        if path.startswith("/api/models/org/tiny/tree/"):
+        if re.match(r"/api/(models|datasets)/org/tiny/tree/", path):
             return self.answer(json.dumps(hub.tree()).encode())
         if path == "/api/v1/models/org/tiny/repo/files":
-            return self.answer(json.dumps({"Code": 200, "Success": True, "Data": {"Files": hub.modelscope()}}).encode())
-        if path == "/api/v1/models/org/tiny/repo":
-            return self.file(self.path.rsplit("FilePath=", 1)[1])
-        match = re.fullmatch(rf"/org/tiny/resolve/{COMMIT}/(.+)", path)
+            return self.files(hub.modelscope())
+        if path == "/api/v1/datasets/org/tiny/repo/tree":
+            return self.files(hub.page(query))
+        if path in ("/api/v1/models/org/tiny/repo", "/api/v1/datasets/org/tiny/repo"):
+            return self.file(query["FilePath"][0])
+        match = re.fullmatch(rf"(/datasets)?/org/tiny/resolve/{COMMIT}/(.+)", path)
         if not match:
             return self.answer(b'{"error":"Repository not found"}', 404, {"X-Error-Code": "RepoNotFound"})
-        return self.file(match[1])
+        return self.file(unquote(match[2]))
+
+    def files(self, found: list[dict[str, object]]) -> None:
+        self.answer(json.dumps({"Code": 200, "Success": True, "Data": {"Files": found}}).encode())
 
     def file(self, name: str) -> None:
         data, fault = self.hub.files[name], self.hub.faults.get(name)
         if fault in ("404", "500") and self.command == "GET":
             return self.answer(b"no", int(fault))
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
-        if name.endswith(".safetensors"):
+        if name.endswith(LARGE):
             headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": headers["ETag"]}
         start, status = 0, 200
         if asked := re.match(r"bytes=(\d+)-", self.headers.get("Range", "")):

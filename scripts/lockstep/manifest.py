@@ -27,6 +27,7 @@ CACHED = 500  # hashes of large files that are remembered
 # What makes each kind of folder, for the message that says it is missing.
 MAKERS = {
     "download": "make download",
+    "dataset": "make data",
     "data": "make data",
     "train": "make train",
     "merge": "make merge",
@@ -38,12 +39,16 @@ def maker_of(folder: Path) -> str:
     """The command that makes a folder, from where the folder is."""
     if folder.parent == paths.MODELS:
         return MAKERS["download"]
+    if folder.parent == paths.DATASETS:
+        return MAKERS["dataset"]
     return MAKERS[{"adapter": "train", "merged": "merge", "base": "base"}.get(folder.name, "data")]
 
 
 def again(folder: Path) -> str:
     """The command that makes a folder anew, for messages."""
     maker = maker_of(folder)
+    if folder.parent == paths.DATASETS:  # --force makes rows anew, and fetches nothing that is there
+        return f"remove {paths.label(folder)} and run `{maker}`"
     return f"run `{maker} ARGS=--force`" if maker.startswith("make ") else f"run `{maker} --force`"
 
 
@@ -66,7 +71,7 @@ class Manifest(BaseModel):
     created: str = ""
     argv: list[str] = []
     git_commit: str | None = None
-    revision: str | None = None  # of a downloaded model: the commit, or the wheel's checksum
+    revision: str | None = None  # of a download: the commit, or the wheel's checksum
     metrics: dict[str, Any] = {}
     versions: dict[str, str] = {}
     device: str = ""

@@ -1,6 +1,6 @@
-"""Where things are. `models/` is downloaded, `outputs/` is made here.
+"""Where things are. `models/` and `data/hub/` are downloaded, `outputs/` is made here.
 
-`LOCKSTEP_HOME` moves both to another disk; data files and configs stay where they are.
+`LOCKSTEP_HOME` moves these to another disk; the user's data files and configs stay where they are.
 """
 
 import os
@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOME = Path(os.environ.get("LOCKSTEP_HOME") or ROOT).resolve()
 MODELS = HOME / "models"
 OUTPUTS = HOME / "outputs"
+DATASETS = HOME / "data" / "hub"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
@@ -51,14 +52,14 @@ def data_file(path: str) -> Path:
 
 def label(path: Path) -> str:
     """How a path is written in manifests and messages: short where it is one of ours."""
-    if path.is_relative_to(MODELS) or path.is_relative_to(OUTPUTS):
+    if any(path.is_relative_to(ours) for ours in (MODELS, OUTPUTS, DATASETS)):
         return path.relative_to(HOME).as_posix()
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
 
 
 def resolve_label(text: str) -> Path:
     """The path that `label` wrote as `text`."""
-    return HOME / text if text.startswith(("models/", "outputs/")) else ROOT / text
+    return HOME / text if text.startswith(("models/", "outputs/", "data/hub/")) else ROOT / text
 
 
 def make_parent(path: Path) -> None:

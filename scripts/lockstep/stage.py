@@ -51,7 +51,7 @@ class Stage:
         self.inputs = {paths.label(path): manifest.fingerprint(path) for path in inputs}
         self.metrics: dict[str, Any] = {}  # filled by the stage while it works
         self.device = "cpu"
-        self.revision: str | None = None  # of a downloaded model
+        self.revision: str | None = None  # of a downloaded model or data set
 
     def finished(self) -> Manifest | None:
         """The manifest of a complete output made from equal inputs with equal settings.
@@ -64,9 +64,9 @@ class Stage:
             return None
         if not (self.folder / FILE).exists():
             if self.folder.exists() and any(self.folder.iterdir()):
+                or_force = "" if self.name == "dataset" else ", or let --force replace them"
                 raise UserError(
-                    f"{paths.label(self.folder)} holds files that Lockstep did not write: move them away, "
-                    f"or let --force replace them"
+                    f"{paths.label(self.folder)} holds files that Lockstep did not write: move them away{or_force}"
                 )
             return None
         found = manifest.read(self.folder)
