@@ -2,7 +2,7 @@
 
 Reads   models/<name>/ and outputs/<run>/data/
 Writes  outputs/<run>/adapter/ : adapter_model.safetensors, adapter_config.json, tokenizer, chat
-        template, base_tensors.json (hashes of the weights it was trained on), metrics.json,
+        template, contract.json, base_tensors.json (hashes of the weights it was trained on), metrics.json,
         README.md (model card), manifest.json
         While it runs: outputs/<run>/checkpoints/, metrics.jsonl, runs/ (TensorBoard)
 Run     make train
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lockstep import checkpoints, cli, manifest, paths
+from lockstep import checkpoints, cli, contract, manifest, paths
 from lockstep.config import Settings, flatten
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -59,7 +59,7 @@ def training_arguments(settings: Settings, on: str, dtype: "torch.dtype", evalua
     """transformers' TrainingArguments from the train section, which uses its names."""
     from transformers import TrainingArguments
 
-    train = settings.train.model_dump(exclude={"dtype"})
+    train = settings.train.model_dump(exclude={"dtype", "padding_free"})
     if train["optim"] == "auto":
         train["optim"] = "paged_adamw_8bit" if on == "cuda" else "adamw_torch"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(settings.run_dir / "runs")
@@ -188,7 +188,6 @@ def save_adapter(model: Any, chat: "Template", settings: Settings, metrics: dict
     """Everything that later stages and other people need of an adapter."""
     from lockstep import models
 
-    stops = list(dict.fromkeys([chat.end_of_turn, chat.tokenizer.eos_token_id]))
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     for name, weight in weights.items():
         if not weight.isfinite().all() or ("lora_B" in name and not weight.any()):
@@ -213,7 +212,7 @@ def save_adapter(model: Any, chat: "Template", settings: Settings, metrics: dict
     manifest.write_json(work / "base_tensors.json", {"dequantized": hashes, "dtype": str(model.dtype).split(".")[-1]})
     manifest.write_json(work / "metrics.json", metrics)
     # for servers that load the untouched base: where the answers that this adapter learned end
-    manifest.write_json(work / "generation_config.json", {"eos_token_id": stops})
+    manifest.write_json(work / "generation_config.json", {"eos_token_id": chat.stop_ids})
     (work / "README.md").write_text(model_card(settings, metrics), encoding="utf-8")
 
 
@@ -265,7 +264,7 @@ def main() -> None:
         from transformers import PrinterCallback, set_seed
 
         from lockstep import models, template
-        from lockstep.collator import Collator
+        from lockstep.collator import Collator, PackingCollator
         from lockstep.trainer import SupervisedTrainer
 
         # --- model ---
@@ -273,7 +272,7 @@ def main() -> None:
         on = stage.device = models.device()
         dtype = models.compute_dtype(settings.train.dtype, on)
         chat_template = (run_dir / "data" / template.FILE).read_text(encoding="utf-8")
-        chat = template.load(settings.model.folder, chat_template)
+        chat = template.load(settings.model.folder, chat_template, settings.data.allow_tokens)
         quantization = settings.quantization if settings.method == "qlora" else None
         base = models.load(settings.model.folder, dtype, on, quantization)
         model = attach_adapter(base, settings)
@@ -295,7 +294,7 @@ def main() -> None:
             args=arguments,
             train_dataset=splits["train"],
             eval_dataset=splits["validation"] if len(splits["validation"]) else None,
-            data_collator=Collator(pad if pad is not None else 0),
+            data_collator=PackingCollator() if settings.train.padding_free else Collator(pad if pad is not None else 0),
             callbacks=[shown],
         )
         trainer.remove_callback(PrinterCallback)  # it would print every log line again
@@ -328,6 +327,7 @@ def main() -> None:
             "dtype": str(dtype).split(".")[-1],
         }
         save_adapter(model, chat, settings, metrics, work)
+        shutil.copyfile(run_dir / "data" / contract.FILE, work / contract.FILE)
         stage.metrics = metrics
     checkpoints.close(run_dir / "checkpoints", task)
     loss = f", held-out loss {metrics['eval_loss']:.4f}" if "eval_loss" in metrics else ""

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lockstep import cli, endpoint, manifest, paths, rows, template
+from lockstep import cli, endpoint, manifest, paths, records, template
 from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.template import Message
@@ -146,7 +146,7 @@ def chat(client: "OpenAI", settings: Settings, model: str, history: list[Message
 
 def batch_rows(file: Path, style: str, system: list[Message]) -> Iterator[tuple[list[Message], str | None]]:
     """(messages, reference answer or None) of each line: Alpaca fields, or `messages`."""
-    for number, row in rows.json_lines(file):
+    for number, row in records.json_lines(file):
         try:
             if "messages" in row:
                 yield row["messages"], None

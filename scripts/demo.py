@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lockstep import cli, config, manifest, paths, rows
+from lockstep import cli, config, manifest, paths, records
 from lockstep.errors import UserError
 
 CONFIG = Path("configs/demo.yaml")
@@ -83,7 +83,7 @@ def ask(mode: str, output: Path, questions: str) -> float:
 
 
 def read(file: Path) -> Answers:
-    return [record for _, record in rows.json_lines(file)]
+    return [record for _, record in records.json_lines(file)]
 
 
 def is_order(record: dict[str, Any]) -> bool:

@@ -33,7 +33,7 @@ def parser(description: str, *sections: str) -> argparse.ArgumentParser:
     group = made.add_argument_group("settings (the same names as in the YAML file)")
     for name, field in config.leaves():
         shown = name.split(".")[0] in {"run", *sections}
-        default = "" if field.default is None else f" [{_spell(field.default)}]"
+        default = "" if field.default in (None, ()) else f" [{_spell(field.default)}]"
         text = f"{field.description}{default}".replace("%", "%%") if shown else argparse.SUPPRESS
         group.add_argument(f"--{name}", metavar=config.type_name(field), default=argparse.SUPPRESS, help=text)
     return made
@@ -47,10 +47,13 @@ def settings_from(options: argparse.Namespace) -> Settings:
     """The settings that parsed options ask for. File paths typed by hand start where the user is."""
     known = dict(config.leaves())
     overrides = {key: text for key, text in vars(options).items() if key in known}
+    settings = config.load(options.config, overrides)
     for key, text in overrides.items():
         is_path = key in config.FILE_KEYS or (key == "data.template" and text.endswith(".jinja"))
-        if is_path and text not in ("", *config.NULLS):
-            overrides[key] = str(Path(text).absolute())
+        in_data_set = settings.data.source != "files" and key.startswith("data.") and key != "data.template"
+        if is_path and not in_data_set and text not in ("", *config.NULLS):
+            names = [text] if key == "data.template" or Path(text).exists() else text.split(",")
+            overrides[key] = ",".join(str(Path(name).absolute()) for name in names if name)
     return config.load(options.config, overrides)
 
 

@@ -1,4 +1,4 @@
-"""Rows of token ids → one padded batch."""
+"""Rows of token ids → one batch: padded, or laid end to end without padding."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,3 +40,22 @@ class Collator:
             attention_mask[index, :size] = 1
             labels[index, :size] = torch.as_tensor(row["labels"])
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+@dataclass(frozen=True)
+class PackingCollator:
+    """Lays rows end to end as one sequence, without padding.
+
+    transformers keeps the rows apart by their positions, which start again at 0 with each row, but
+    only where there is no attention mask and no cache: with either, rows would see each other.
+    The first label of each row is IGNORE: no row predicts the beginning of the next.
+    """
+
+    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, "torch.Tensor"]:
+        """`input_ids`, `position_ids` and `labels`, each of shape [1, tokens]."""
+        import torch
+
+        input_ids = torch.cat([torch.as_tensor(row["input_ids"]) for row in rows])
+        positions = torch.cat([torch.arange(len(row["input_ids"])) for row in rows])
+        labels = torch.cat([torch.as_tensor([IGNORE, *row["labels"][1:]]) for row in rows])
+        return {"input_ids": input_ids[None], "position_ids": positions[None], "labels": labels[None]}

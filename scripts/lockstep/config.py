@@ -5,6 +5,7 @@ behind them uses. `Settings.explicit` remembers which keys somebody set, so that
 can refuse a setting that differs from what an earlier stage was run with.
 """
 
+import datetime
 import difflib
 import os
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,25 @@ def _template(value: str) -> str:
     return _inside_root(value) if value.endswith(".jinja") else value
 
 
+def _file_list(value: Any) -> Any:
+    """One name, names with commas between them, or a list; a file whose own name has a comma is one name."""
+    if value is None:
+        return ()
+    return _comma_list(value) if isinstance(value, str) and not (paths.ROOT / value).exists() else _as_list(value)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _column(value: str) -> str:
+    if not all(value.partition("=")):
+        raise ValueError("must be ours=theirs, such as instruction=question")
+    return value
+
+
 FilePath = Annotated[str, AfterValidator(_inside_root)]
+FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_file_list)]
 FILE_KEYS = ("model.path", "data.train_file", "data.validation_file", "data.test_file")
 
 
@@ -91,30 +110,84 @@ class Model(Section):
 
 
 class Data(Section):
-    train_file: FilePath = Field("data/train.jsonl", description="JSONL, or a JSON array of rows")
-    validation_file: FilePath | None = Field(
-        None, description="held-out rows for early decisions; where not set, a share of train_file"
+    source: Literal["files", "hub", "modelscope"] = Field("files", description="where the rows come from")
+    id: str | None = Field(None, description="hub, modelscope: ORG/NAME of a data set")
+    revision: str | None = Field(None, description="hub, modelscope: branch, tag or commit")
+    train_file: FilePaths = Field(
+        ("data/train.jsonl",),
+        min_length=1,
+        description="JSONL, JSON array, CSV or Parquet, also .gz; several with commas, or a pattern such as data/*.jsonl; "
+        "of a data set, names inside it",
     )
-    test_file: FilePath | None = Field(
-        None, description="held-out rows for the final verdict; where not set, a share of train_file"
+    validation_file: FilePaths = Field(
+        (), description="held-out rows for early decisions; where not set, a share of train_file"
+    )
+    test_file: FilePaths = Field(
+        (), description="held-out rows for the final verdict; where not set, a share of train_file"
     )
     validation_share: float = Field(0.1, ge=0, lt=1, description="used without validation_file")
     test_share: float = Field(0.1, ge=0, lt=1, description="used without test_file")
-    max_reject_share: float = Field(0.2, ge=0, le=1, description="above this share of dropped rows the stage fails")
+    format: Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt"] = Field(
+        "auto", description="layout of a row; auto: by the row's own keys"
+    )
+    columns: Annotated[tuple[Annotated[str, AfterValidator(_column)], ...], BeforeValidator(_comma_list)] = Field(
+        (), description="other names for the layout's keys: instruction=question,output=answer"
+    )
+    clean: Annotated[
+        tuple[Literal["unicode", "control_characters", "whitespace"], ...], BeforeValidator(_comma_list)
+    ] = Field(
+        (),
+        description="steps that change text, of unicode, control_characters, whitespace; changes.jsonl records every change",
+    )
+    drop: Annotated[
+        tuple[Literal["garbled", "duplicate", "near_duplicate", "in_two_splits"], ...], BeforeValidator(_comma_list)
+    ] = Field(
+        ("garbled", "duplicate", "in_two_splits"),
+        description="sound rows to leave out: garbled, duplicate, near_duplicate, in_two_splits",
+    )
+    min_answer_chars: int = Field(1, ge=1, description="shorter answers are dropped")
+    max_answer_chars: int | None = Field(None, ge=1, description="longer answers are dropped")
+    near_duplicate_similarity: float | None = Field(
+        0.8, gt=0, le=1, description="share of n-grams that near duplicates have in common; null: do not look for them"
+    )
+    max_reject_share: float = Field(0.2, ge=0, le=1, description="above this share of unusable rows the stage fails")
     template: Annotated[str, AfterValidator(_template)] = Field(
         "model", description="model (its own chat template), instruction_zh, or a .jinja file"
     )
     system_prompt: str | None = Field(None, description="used where a conversation brings none; fixed in the template")
+    thinking: bool | None = Field(
+        None, description="fixed in the template where it has such a flag; where not set, the template's own default"
+    )
+    date: datetime.date = Field(
+        datetime.date(2024, 7, 26), description="fixed in templates that print today's, so that prompts stay equal"
+    )
+    allow_tokens: StringList = Field(
+        (), description="added tokens that texts may hold, such as Gemma's <table>; rows with others are dropped"
+    )
+    supervise: Literal["all_turns", "last_turn", "prompt_too"] = Field(
+        "all_turns", description="what carries loss: every answer, the last one, or all tokens"
+    )
     max_length: int = Field(1024, ge=8, description="longest row, prompt and answer, in tokens")
-
     truncation: Literal["drop", "truncate", "error"] = Field(
-        "drop", description="rows above max_length; truncate cuts the prompt's start, never the answer"
+        "drop", description="rows above max_length; truncate cuts the prompt's start, never an answer's end"
     )
 
     @model_validator(mode="after")
     def _shares_leave_rows(self) -> "Data":
         if self.validation_share + self.test_share >= 1:
             raise ValueError("validation_share and test_share must leave something to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _near_duplicates_are_looked_for(self) -> "Data":
+        if "near_duplicate" in self.drop and self.near_duplicate_similarity is None:
+            raise ValueError("drop near_duplicate needs a near_duplicate_similarity")
+        return self
+
+    @model_validator(mode="after")
+    def _source_has_an_id(self) -> "Data":
+        if (self.id is None) != (self.source == "files"):
+            raise ValueError("source hub or modelscope needs an id, ORG/NAME, and source files has none")
         return self
 
 
@@ -145,6 +218,7 @@ class Train(Section):
     per_device_train_batch_size: int = Field(2, ge=1, description="rows in one forward pass")
     per_device_eval_batch_size: int = Field(2, ge=1, description="rows in one evaluation pass")
     gradient_accumulation_steps: int = Field(8, ge=1, description="forward passes in one step")
+    padding_free: bool = Field(False, description="lay the rows of a pass end to end instead of padding them")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", description="learning-rate schedule"
     )
@@ -237,6 +311,13 @@ class Settings(Section):
         """The named sections as plain JSON values, as manifests keep them."""
         return self.model_dump(mode="json", include=set(names))
 
+    def replace(self, section: str, changes: Mapping[str, Any]) -> "Settings":
+        """These settings with some of a section in another form."""
+        tree = self.model_dump(mode="json")
+        made = Settings.model_validate(tree | {section: tree[section] | changes})
+        made._explicit = self._explicit
+        return made
+
     def inherit(self, config: Mapping[str, Any], origin: str) -> "Settings":
         """These settings with the travelling sections of a finished stage in place of their own.
 
@@ -289,9 +370,8 @@ def type_name(field: Any) -> str:
     if get_origin(field.annotation) is Literal:
         return "|".join(get_args(field.annotation))
     text = str(field.annotation)
-    return next((name.upper() for name in ("tuple", "bool", "int", "float") if name in text), "TEXT").replace(
-        "TUPLE", "LIST"
-    )
+    names = {"tuple": "LIST", "bool": "BOOL", "int": "INT", "float": "FLOAT", "date": "YYYY-MM-DD"}
+    return next((shown for name, shown in names.items() if name in text), "TEXT")
 
 
 def suggest(key: str) -> str:

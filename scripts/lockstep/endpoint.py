@@ -80,6 +80,7 @@ def plan(settings: Settings) -> Plan:
         "--max-num-seqs", str(serve.max_num_seqs),
         "--disable-access-log-for-endpoints", "/health,/metrics",
         "--shutdown-timeout", "30",
+        "--chat-template-content-format", "string",  # as training renders messages
     ]  # fmt: skip
     environment = {
         "VLLM_HOST_IP": "127.0.0.1",  # the engine's own sockets stay on loopback, too

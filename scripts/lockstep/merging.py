@@ -177,13 +177,14 @@ def _compare_with_disk(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_rest(base: Path, adapter: Path, out: Path) -> None:
-    """Everything but the weights: config, generation config, tokenizer, template, shard index.
+    """Everything but the weights: config, generation config, tokenizer, template, contract, shard index.
 
     The end-of-turn token that training supervised becomes a stop token of config and generation
     config, so that every server stops at it.
     """
-    from lockstep import template
+    from lockstep import contract, template
 
+    (out / contract.FILE).write_bytes((adapter / contract.FILE).read_bytes())
     index = base / "model.safetensors.index.json"
     if index.exists():
         (out / index.name).write_bytes(index.read_bytes())

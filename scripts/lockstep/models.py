@@ -103,7 +103,7 @@ def supervised_logits(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[
     it only the hidden states that predict a supervised token.
 
     Args:
-        batch: `input_ids`, `attention_mask` and `labels`, each [rows, length].
+        batch: `input_ids`, `labels` and `attention_mask` or `position_ids`, each [rows, length]; a collator's.
 
     Returns:
         float32 logits [n, vocabulary] and their n targets, row by row.

@@ -1,31 +1,81 @@
 """Samples as a person sees them: which tokens are prompt, which are trained, where a turn ends."""
 
-import html
+import hashlib
+import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby, zip_longest
+from pathlib import Path
 from typing import Any
 
+from lockstep.cleaning import Change
 from lockstep.collator import IGNORE
-from lockstep.rows import Reject
+from lockstep.records import Reject
+from lockstep.samples import Sample
 from lockstep.template import Template
 
-ROWS = 60  # samples on the page, and at most as many rejects
+PAGE = Path(__file__).with_name("preview.html")
+ROWS = 500  # samples and rejects on the page
+BYTES = 4_500_000  # of them all
+EACH = 60  # candidates of one kind
+SHOWN = 1500  # tokens of one sample; of a longer one the beginning and the end
+CHARACTERS = 3000  # of one reject
 
 
-def token_spans(sample: dict[str, Any], chat: Template) -> Iterator[tuple[str, str]]:
-    """(kind, text) of each token: prompt, answer, end (the end-of-turn token), control.
+class Picks:
+    """A few rows of every kind: each reason of dropping, each length, cut, changed, split.
+
+    Chosen by a hash of where they stand, so that equal data gives an equal page.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, list[tuple[int, int, dict[str, Any]]]] = {}
+        self._count = 0
+
+    def reject(self, reject: Reject) -> None:
+        self._offer(reject.reason, f"{reject.file}:{reject.line}", "dropped", reject)
+
+    def keep(self, sample: Sample, split: str, parts: int, changes: Sequence[Change]) -> None:
+        kinds = [f"{split}, up to {2 ** (len(sample.input_ids) - 1).bit_length()} tokens"]
+        kinds += ["truncated"] * (sample.cut > 0) + ["one sample a turn"] * (parts > 1)
+        kinds += sorted({f"changed: {change.step}" for change in changes})
+        kinds += ["tools"] * (sample.row.tools is not None) + ["several turns"] * (len(sample.row.answers) > 1)
+        for kind in kinds:
+            self._offer(kind, sample.row.name, split, sample)
+
+    def _offer(self, kind: str, name: str, split: str, what: Sample | Reject) -> None:
+        heap = self._kinds.setdefault(kind, [])
+        rank = -int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+        if len(heap) == EACH and rank <= heap[0][0]:
+            return
+        self._count += 1
+        entry = (rank, -self._count, {"kind": kind, "split": split, "what": what})
+        (heapq.heappush if len(heap) < EACH else heapq.heappushpop)(heap, entry)
+
+    def chosen(self) -> Iterator[dict[str, Any]]:
+        """One of each kind, then a second of each, and so on."""
+        ranked = [sorted(heap, key=lambda entry: (-entry[0], -entry[1])) for _, heap in sorted(self._kinds.items())]
+        for entry in chain.from_iterable(zip_longest(*ranked)):
+            if entry:
+                yield entry[2]
+
+
+def token_spans(ids: Sequence[int], labels: Sequence[int], chat: Template) -> Iterator[tuple[str, str]]:
+    """(kind, text) of each token: prompt, answer, end (a supervised control token), control.
 
     Tokens that hold only a part of a character, as in Chinese text, are joined until it is whole.
     """
     controls = set(chat.tokenizer.added_tokens_decoder)
     waiting: list[int] = []
-    pairs = list(zip(sample["input_ids"], sample["labels"], strict=True))
+    pairs = list(zip(ids, labels, strict=True))
     for place, (token, label) in enumerate(pairs):
         kind = "answer" if label != IGNORE else "prompt"
         if token in controls:
             kind = "end" if label != IGNORE else "control"
         waiting.append(token)
         text = chat.tokenizer.decode(waiting)
+        if str(chat.tokenizer.convert_ids_to_tokens(waiting[0])).startswith("▁") and not text.startswith(" "):
+            text = " " + text  # SentencePiece hides the space of a text's first word
         following = pairs[place + 1] if place + 1 < len(pairs) else None
         goes_on = following and following[0] not in controls and (following[1] != IGNORE) == (label != IGNORE)
         if text.endswith("\ufffd") and goes_on and token not in controls:
@@ -34,31 +84,43 @@ def token_spans(sample: dict[str, Any], chat: Template) -> Iterator[tuple[str, s
         waiting = []
 
 
-def page(samples: dict[str, list[dict[str, Any]]], rejects: list[Reject], ledger: Any, chat: Template) -> str:
-    """One self-contained page: the first rows of each split as coloured tokens, and the rejects."""
-    body = []
-    for split, chosen in samples.items():
-        body.append(f"<h2>{split} ({len(chosen)} rows)</h2>")
-        for sample in chosen[: ROWS // len(samples)]:
-            spans = "".join(
-                f'<span class="{kind}">{html.escape(text)}</span>' for kind, text in token_spans(sample, chat)
-            )
-            body.append(f"<h3>{html.escape(sample['row'])} · {len(sample['input_ids'])} tokens</h3><pre>{spans}</pre>")
-    body.append(f"<h2>rejects ({len(rejects)})</h2>")
-    for reject in rejects[:ROWS]:
-        where = html.escape(f"{reject.file}:{reject.line} {reject.reason}")
-        body.append(f"<h3>{where}</h3><pre>{html.escape(reject.text[:2000])}</pre>")
-    body.append(f"<h2>ledger</h2><pre>{html.escape(json.dumps(ledger, indent=2, ensure_ascii=False))}</pre>")
-    return PAGE.replace("BODY", "\n".join(body))
+def page(picks: Picks, ledger: Any, quality: Any, chat: Template) -> str:
+    """One self-contained page: rows as coloured tokens, rejects, the report; under 5 MB."""
+    rows: list[str] = []
+    seen, size = set(), 0
+    for pick in picks.chosen():
+        what = pick["what"]
+        row = _reject(pick) if isinstance(what, Reject) else _sample(pick, chat)
+        text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+        known = (row["name"], row["kind"] if isinstance(what, Reject) else str(what.input_ids[-8:]), len(text))
+        if known in seen or size + len(text.encode()) > BYTES:
+            continue
+        seen.add(known)
+        rows.append(text)
+        size += len(text.encode())
+        if len(rows) == ROWS:
+            break
+    data = '{"rows":[' + ",".join(rows) + "]"
+    data += f',"ledger":{json.dumps(ledger, ensure_ascii=False)},"quality":{json.dumps(quality, ensure_ascii=False)}}}'
+    # no text can end the script, nor open a comment in it
+    return PAGE.read_text(encoding="utf-8").replace("DATA", data.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
 
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>What will be trained</title>
-<meta name="viewport" content="width=device-width"><style>
-:root{color-scheme:light dark}body{font:16px/1.6 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;font:14px/1.7 ui-monospace,monospace}h3{font-size:1rem;margin:1.5rem 0 0}
-span{border-radius:3px;box-shadow:inset 0 0 0 .5px #8885}.prompt{color:#888}.control{background:#8883;color:#888}
-.answer{background:#3a93}.end{background:#e733;font-weight:bold}</style>
-<h1>What will be trained</h1><p><span class="prompt">prompt</span> · <span class="control">control token</span> ·
-<span class="answer">supervised</span> · <span class="end">end of turn, supervised</span></p>
-BODY</html>
-"""
+def _reject(pick: dict[str, Any]) -> dict[str, Any]:
+    reject: Reject = pick["what"]
+    text = reject.text[:CHARACTERS] + (" …" if len(reject.text) > CHARACTERS else "")
+    name = f"{reject.file}:{reject.line}"
+    return {"name": name, "kind": reject.reason, "split": "dropped", "detail": reject.detail[:300], "text": text}
+
+
+def _sample(pick: dict[str, Any], chat: Template) -> dict[str, Any]:
+    sample: Sample = pick["what"]
+    ids, labels, size = sample.input_ids, sample.labels, len(sample.input_ids)
+    parts = [(ids, labels)] if size <= SHOWN else [(ids[: SHOWN * 2 // 3], labels[: SHOWN * 2 // 3]), (ids[-SHOWN // 3 :], labels[-SHOWN // 3 :])]  # fmt: skip
+    spans: list[list[str]] = []
+    for number, part in enumerate(parts):
+        if number:
+            spans.append(["gap", f" … {size - SHOWN} tokens … "])
+        for kind, group in groupby(token_spans(*part, chat), key=lambda span: span[0]):
+            spans.append([kind, *(text for _, text in group)])
+    return {"name": sample.row.name, "kind": pick["kind"], "split": pick["split"], "tokens": size, "spans": spans}

@@ -1,154 +1,342 @@
-"""Rows of a user's file, one by one: each becomes a row with its text untouched, or a reject.
+"""Records → rows: one conversation each, with its text untouched, or a reject with its reason.
 
-JSON is parsed here and not by a data set loader, because loaders change dates, numbers and
-missing fields without a word.
+Four layouts are known: Alpaca (instruction, input, output, history, system), prompt and
+completion, OpenAI messages, and ShareGPT conversations. `tools` and `system` may stand beside
+any of them.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lockstep import paths
-from lockstep.errors import UserError
+from lockstep import records, template
+from lockstep.config import Data
+from lockstep.records import Object, Record, Reject
+
+Message = dict[str, Any]
+
+ROLES = {
+    "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
+    "bot": "assistant", "model": "assistant", "chatgpt": "assistant", "function_call": "assistant",
+    "tool": "tool", "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+# What may follow what. A conversation may open with a system message and must end with an answer.
+FOLLOWS = {"": "system user", "system": "user", "user": "assistant", "assistant": "user", "calls": "tool", "tool": "tool assistant"}  # fmt: skip
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One instruction with its answer, and where it stands (line, or element of an array)."""
+    """One conversation and where it stands.
 
-    file: str
-    line: int
-    instruction: str
-    input: str
-    output: str
+    Attributes:
+        messages: as a chat request would send them: role, content, and for tools `tool_calls`.
+        untrained: places of answers that carry no loss (OpenAI's `"weight": 0`, TRL's prompts).
+        tools: function descriptions in OpenAI's form, or None.
+    """
 
+    messages: tuple[Message, ...]
+    record: Record = field(repr=False)
+    untrained: frozenset[int] = frozenset()
+    tools: tuple[Any, ...] | None = None
 
-@dataclass(frozen=True)
-class Reject:
-    """A line that became no row, with the reason's code and the line as far as it is text."""
+    @property
+    def name(self) -> str:
+        """file:line"""
+        return f"{self.record.file}:{self.record.line}"
 
-    file: str
-    line: int
-    reason: str
-    text: str
+    @property
+    def answers(self) -> list[int]:
+        """Places of the answers that may be supervised."""
+        return [
+            place
+            for place, message in enumerate(self.messages)
+            if message["role"] == "assistant" and place not in self.untrained
+        ]
+
+    @property
+    def said(self) -> str:
+        """All that user and assistant say, for comparing rows."""
+        return "\n".join(message["content"] for message in self.messages if message["role"] in ("user", "assistant"))
+
+    def reject(self, reason: str, detail: str = "") -> Reject:
+        """This row as a reject."""
+        return Reject(self.record.file, self.record.line, reason, detail, records.printable(self.record.text))
 
 
 class _Rejected(Exception):
-    """The reason's code."""
+    """Arguments: the reason's code, and what exactly."""
 
 
-def read(path: Path) -> Iterator[Row | Reject]:
-    """Every line of a JSONL file, or every element of a JSON array, in order.
-
-    Args:
-        path: UTF-8, with or without a byte order mark; an array is recognised by its first '['.
-
-    Raises:
-        UserError: no such file, not readable, or an array that is not JSON as a whole.
-    """
+def parse(record: Record, data: Data) -> Row | Reject:
+    """The conversation in a record, by the layout and the names of columns in the settings."""
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"no file {paths.label(path)}: see data/README.md for its format") from error
-    except OSError as error:
-        raise UserError(f"cannot read {paths.label(path)}: {error.strerror}") from error
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    name = paths.label(path)
-    if data.lstrip()[:1] == b"[":
-        yield from _array(name, data)
-        return
-    lines = data.split(b"\n")
-    if not lines[-1]:  # the line break that ends the file starts no line
-        lines.pop()
-    for number, line in enumerate(lines, 1):
-        yield _line(name, number, line)
+        return _parse(record, data)
+    except _Rejected as rejected:
+        reason, detail = (*rejected.args, "")[:2]
+        return Row((), record).reject(reason, detail)
 
 
-def _array(name: str, data: bytes) -> Iterator[Row | Reject]:
-    try:
-        elements = json.loads(data.decode("utf-8"), object_pairs_hook=_Object)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} starts like a JSON array but is none: {error}") from error
-    for number, element in enumerate(elements, 1):
-        try:
-            yield _row(name, number, element)
-        except _Rejected as reason:
-            text = json.dumps(element, ensure_ascii=False)
-            yield Reject(name, number, str(reason), _printable(text))
-
-
-def _line(name: str, number: int, line: bytes) -> Row | Reject:
-    try:
-        if not line.strip():
-            raise _Rejected("blank")
-        try:
-            return _row(name, number, json.loads(line.decode("utf-8"), object_pairs_hook=_Object))
-        except UnicodeDecodeError as error:
-            raise _Rejected("bad_utf8") from error
-        except (ValueError, RecursionError) as error:
-            raise _Rejected("bad_json") from error
-    except _Rejected as reason:
-        return Reject(name, number, str(reason), line.decode("utf-8", errors="backslashreplace"))
-
-
-class _Object(dict[str, Any]):
-    """A JSON object that knows whether a key stood in it twice; Python's keeps the last without a word."""
-
-    def __init__(self, items: list[tuple[str, Any]]) -> None:
-        super().__init__(items)
-        self.twice = len(self) != len(items)
-
-
-def _row(name: str, number: int, value: Any) -> Row:
-    if not isinstance(value, _Object):
-        raise _Rejected("not_an_object")
+def _parse(record: Record, data: Data) -> Row:
+    value = record.value
+    if not isinstance(value, Object):
+        raise _Rejected("not_an_object", f"{type(value).__name__}")
     if value.twice:
-        raise _Rejected("duplicate_key")
-    for field in ("history", "system"):
-        if value.get(field):
-            raise _Rejected(f"{field}_not_supported")  # leaving it out would change the row
-    fields = []
-    for field in ("instruction", "input", "output"):
-        if field not in value and field != "input":
-            raise _Rejected(f"missing_{field}")
-        text = value.get(field)
-        text = "" if field == "input" and text is None else text
-        if not isinstance(text, str):
-            raise _Rejected("wrong_type")
-        if "\0" in text:
-            raise _Rejected("nul_character")
-        if _printable(text) != text:
-            raise _Rejected("lone_surrogate")
-        fields.append(text)
-    instruction, context, output = fields
-    if not (instruction.strip() or context.strip()):
-        raise _Rejected("empty_prompt")
-    if not output.strip():
-        raise _Rejected("empty_answer")
-    return Row(name, number, instruction, context, output)
+        raise _Rejected("duplicate_key", value.twice)
+    fields = _renamed(value, data.columns)
+    for name in MEDIA:
+        if fields.get(name):
+            raise _Rejected("not_text", name)
+    messages, untrained = LAYOUTS[_layout(fields, data.format)](fields, data)
+    if system := _text(fields, "system", None):
+        if messages and messages[0]["role"] == "system":
+            raise _Rejected("two_system_messages")
+        messages, untrained = [{"role": "system", "content": system}, *messages], {place + 1 for place in untrained}
+    row = Row(tuple(messages), record, frozenset(untrained), _tools(fields.get("tools")))
+    _check_order(row)
+    if not row.answers:
+        raise _Rejected("nothing_to_train", "every answer has weight 0")
+    return row
 
 
-def _printable(text: str) -> str:
-    """The text with lone surrogates, which no file can hold, spelled out."""
-    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+def _renamed(value: Object, columns: tuple[str, ...]) -> Mapping[str, Any]:
+    """The record under our names, where the settings map its own."""
+    if not columns:
+        return value
+    names = dict(column.split("=", 1) for column in columns)
+    taken = set(names.values())
+    return {k: v for k, v in value.items() if k not in taken} | {
+        ours: value[theirs] for ours, theirs in names.items() if theirs in value
+    }
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of a JSONL file whose lines must all be JSON; blank lines are skipped.
+def _layout(fields: Mapping[str, Any], wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    if fields.get("messages") is not None:
+        return "messages"
+    if fields.get("conversations") is not None:
+        return "sharegpt"
+    return "prompt_completion" if "prompt" in fields and "completion" in fields else "alpaca"
 
-    Raises:
-        UserError: not readable, or a line is not JSON; names the line.
-    """
+
+# --- layouts: each returns messages, and the places of answers that carry no loss ---
+
+Conversation = tuple[list[Message], set[int]]
+
+
+def _alpaca(fields: Mapping[str, Any], data: Data) -> Conversation:
+    instruction, context = _text(fields, "instruction"), _text(fields, "input", "")
+    answer = _text(fields, "output")
+    messages: list[Message] = []
+    for turn in _list(fields, "history") if fields.get("history") not in (None, "") else []:
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise _Rejected("wrong_type", "history must hold pairs of texts")
+        for role, content in zip(("user", "assistant"), turn, strict=True):
+            messages.append({"role": role, "content": _text({"history": content}, "history")})
+    question = template.fold(instruction, context, data.template)
+    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": answer}], set()
+
+
+def _prompt_completion(fields: Mapping[str, Any], data: Data) -> Conversation:
+    prompt, completion = fields.get("prompt"), fields.get("completion")
+    if isinstance(prompt, list) and isinstance(completion, list):  # TRL's form: only the completion is trained
+        context, _ = _turns(prompt)
+        answers, untrained = _turns(completion)
+        return context + answers, set(range(len(context))) | {len(context) + place for place in untrained}
+    return [
+        {"role": "user", "content": _text(fields, "prompt")},
+        {"role": "assistant", "content": _text(fields, "completion")},
+    ], set()
+
+
+def _messages(fields: Mapping[str, Any], data: Data) -> Conversation:
+    return _turns(_list(fields, "messages"), data.columns)
+
+
+def _sharegpt(fields: Mapping[str, Any], data: Data) -> Conversation:
+    return _turns(_list(fields, "conversations"), data.columns)
+
+
+LAYOUTS: dict[str, Callable[[Mapping[str, Any], Data], Conversation]] = {
+    "alpaca": _alpaca, "prompt_completion": _prompt_completion, "messages": _messages, "sharegpt": _sharegpt,
+}  # fmt: skip
+
+
+def _turns(turns: list[Any], columns: tuple[str, ...] = ()) -> Conversation:
+    """Turns named role/content or from/value."""
+    messages, untrained = [], set()
+    for place, turn in enumerate(turns):
+        if not isinstance(turn, Mapping):
+            raise _Rejected("wrong_type", f"turn {place + 1} is no object")
+        if isinstance(turn, Object) and turn.twice:
+            raise _Rejected("duplicate_key", f"{turn.twice} in turn {place + 1}")
+        turn = _renamed(turn, columns) if isinstance(turn, Object) else turn
+        messages.append(_message(turn, place))
+        if turn.get("weight") == 0:
+            untrained.add(place)
+    return messages, untrained
+
+
+def _message(turn: Mapping[str, Any], place: int) -> Message:
+    said = turn.get("role", turn.get("from"))
+    role = ROLES.get(said) if isinstance(said, str) else None
+    if role is None:
+        raise _Rejected("unknown_role", f"{said!r} in turn {place + 1}")
+    key = "content" if "content" in turn else "value"
+    if said == "function_call":
+        return {"role": role, "content": "", "tool_calls": _function_calls(_text(turn, key))}
+    calls = turn.get("tool_calls")
+    message: Message = {"role": role, "content": _text(turn, key, "" if calls else ...)}
+    if calls:
+        message["tool_calls"] = [_call(call.get("function", call)) for call in _list(turn, "tool_calls")]
+    for name in ("reasoning_content", "name", "tool_call_id"):
+        if turn.get(name) is not None:
+            message[name] = _text(turn, name)
+    return message
+
+
+# --- tools ---
+
+
+def _function_calls(text: str) -> list[Any]:
+    """ShareGPT's function_call turn: one call, or a list of them, as JSON."""
+    value = _json(text, "bad_tool_call")
+    return [_call(call) for call in (value if isinstance(value, list) else [value])]
+
+
+def _call(function: Any) -> dict[str, Any]:
+    """A call in OpenAI's form. Its arguments become an object, as servers hand them to templates."""
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise _Rejected("bad_tool_call", "a call needs a name")
+    arguments = function.get("arguments", {})
+    arguments = _json(arguments, "bad_tool_call") if isinstance(arguments, str) else arguments
+    if not isinstance(arguments, Mapping):
+        raise _Rejected("bad_tool_call", "arguments must be an object")
+    _check_texts([function["name"], arguments])
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _tools(value: Any) -> tuple[Any, ...] | None:
+    """Function descriptions in OpenAI's form, from a list or its JSON text."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    found = _json(value, "bad_tools") if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
+        raise _Rejected("bad_tools", "tools must be a list of objects")
+    _check_texts(found)
+    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in found) or None
+
+
+def _json(text: str, reason: str) -> Any:
     try:
-        # split at "\n" alone: splitlines() would also split at U+2028 inside a text
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}:{number} is not JSON: {error}") from error
+        value = records.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Rejected(reason, f"not JSON: {error}") from error
+    if isinstance(value, Object) and value.twice:
+        raise _Rejected("duplicate_key", value.twice)
+    return value
+
+
+# --- checks ---
+
+
+def _list(fields: Mapping[str, Any], name: str) -> list[Any]:
+    """A list, or in tables its JSON text."""
+    if name not in fields:
+        raise _Rejected(f"missing_{name}")
+    value = fields[name]
+    value = _json(value, "bad_json") if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise _Rejected("wrong_type", f"{name} must be a list")
+    return value
+
+
+def _text(fields: Mapping[str, Any], name: str, missing: Any = ...) -> str:
+    """A field that must be text; `missing` stands for an absent or null one, unless it is `...`."""
+    if missing is not ... and fields.get(name) is None:
+        return missing  # type: ignore[no-any-return]
+    if name not in fields:
+        raise _Rejected(f"missing_{name}")
+    value = fields[name]
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise _Rejected(
+            "not_text" if name == "content" and isinstance(value, list) else "wrong_type", f"{name}: {kind}"
+        )
+    _check_text(value, name)
+    return value
+
+
+def _check_text(text: str, name: str) -> None:
+    if "\0" in text:
+        raise _Rejected("nul_character", name)
+    if not text.isascii() and records.printable(text) != text:
+        raise _Rejected("lone_surrogate", name)
+
+
+def _check_texts(value: Any) -> None:
+    for text in strings(value):
+        _check_text(text, "tools")
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys of objects too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from strings(inner)
+
+
+def _check_order(row: Row) -> None:
+    before = ""
+    for place, message in enumerate(row.messages):
+        role, content = message["role"], message["content"]
+        if role not in FOLLOWS[before].split():
+            raise _Rejected("bad_turn_order", f"turn {place + 1}: {role} {'after ' + before if before else 'first'}")
+        if role == "user" and not content.strip():
+            raise _Rejected("empty_prompt", f"turn {place + 1}")
+        if role == "assistant" and not content.strip() and "tool_calls" not in message:
+            raise _Rejected("empty_answer", f"turn {place + 1}")
+        before = "calls" if message.get("tool_calls") else role
+    if before not in ("assistant", "calls"):
+        raise _Rejected("no_last_answer", f"ends with {before or 'nothing'}")
+
+
+# --- rows in other forms ---
+
+
+def with_contents(row: Row, contents: list[str]) -> Row:
+    """The row with other texts in its messages."""
+    pairs = zip(row.messages, contents, strict=True)
+    return replace(row, messages=tuple(message | {"content": content} for message, content in pairs))
+
+
+def canonical(row: Row) -> str:
+    """One spelling of what a row teaches: equal for equal conversations in any layout."""
+    return json.dumps([row.messages, sorted(row.untrained), row.tools], sort_keys=True, ensure_ascii=False)
+
+
+def packed(row: Row) -> tuple[list[dict[str, str | None]], str | None]:
+    """The row's messages and tools as the columns of a split hold them; `unpacked` undoes it."""
+    messages = []
+    for message in row.messages:
+        extra = {name: value for name, value in message.items() if name not in ("role", "content")}
+        text = json.dumps(extra, ensure_ascii=False) if extra else None
+        messages.append({"role": message["role"], "content": message["content"], "extra": text})
+    return messages, json.dumps(row.tools, ensure_ascii=False) if row.tools else None
+
+
+def unpacked(sample: Mapping[str, Any]) -> tuple[list[Message], list[Any] | None]:
+    """Messages as a chat request sends them, and tools, of one line of a split."""
+    messages = [
+        {"role": m["role"], "content": m["content"]} | (json.loads(m["extra"]) if m["extra"] else {})
+        for m in sample["messages"]
+    ]
+    return messages, json.loads(sample["tools"]) if sample["tools"] else None

@@ -4,24 +4,28 @@ A prompt's ids are the whole rendered prompt, encoded without added special toke
 it. Only the answer is encoded apart; the end-of-turn token follows it and is supervised.
 """
 
+import datetime
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lockstep import paths
+from lockstep.config import Data
 from lockstep.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILE = "chat_template.jinja"
+TODAY = Data().date
+THINKING_FLAGS = ("enable_thinking", "thinking")
 BUILT_IN = {"instruction_zh": Path(__file__).with_name("instruction_zh.jinja")}
 INPUT_MARK = "\n\n### 输入:\n"  # where instruction_zh.jinja finds the input in a user message
 _SENTINEL = "LockstepAnswer"
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 def fold(instruction: str, context: str, template: str) -> str:
@@ -38,122 +42,204 @@ def fold(instruction: str, context: str, template: str) -> str:
     return instruction + (INPUT_MARK if template == "instruction_zh" else "\n") + context
 
 
-def source(setting: str, model_dir: Path, system_prompt: str | None) -> str:
-    """The template that a run uses, with the default system prompt written into it.
+def source(data: Data, model_dir: Path) -> str:
+    """The template that a run uses, with default system prompt, thinking flag and date written into it.
 
     Args:
-        setting: `model`, a name in BUILT_IN, or the path of a .jinja file.
+        data: its template is `model`, a name in BUILT_IN, or the path of a .jinja file.
         model_dir: the base model's folder.
-        system_prompt: put before conversations that bring none; None leaves the template as it is.
 
     Raises:
-        UserError: no such template, or the model has none of its own.
+        UserError: no such template, the model has none of its own, or it has nothing to fix.
     """
+    setting = data.template
     file = model_dir / FILE if setting == "model" else BUILT_IN.get(setting, paths.data_file(setting))
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        if setting == "model" and (inside := _template_in_config(model_dir)):
-            return bake(inside, system_prompt)
-        known = ", ".join(["model", *BUILT_IN])
-        raise UserError(
-            f"--data.template {setting}: {paths.label(file)} is not there; known are {known}, or a .jinja file"
-        ) from error
+        inside = _template_in_config(model_dir) if setting == "model" else None
+        if inside is None:
+            known = ", ".join(["model", *BUILT_IN])
+            raise UserError(
+                f"--data.template {setting}: {paths.label(file)} is not there; known are {known}, or a .jinja file"
+            ) from error
+        text = inside
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--data.template {setting}: cannot read {paths.label(file)} ({error})") from error
-    return bake(text, system_prompt)
+    return bake(text, data.system_prompt, data.thinking, data.date)
 
 
 def _template_in_config(model_dir: Path) -> str | None:
     """The template of models saved before templates had a file of their own."""
-    settings = json.loads((model_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
+    file = model_dir / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     text = settings.get("chat_template")
     return text if isinstance(text, str) else None
 
 
-def bake(text: str, system_prompt: str | None) -> str:
-    """A template that opens every conversation without a system message with `system_prompt`."""
-    if system_prompt is None:
-        return text
-    # A JSON string is a Jinja string, too. The empty {{ '' }} keeps the next line break, which
-    # Jinja would take away after a block.
-    literal = json.dumps(system_prompt, ensure_ascii=False)
-    return (
-        "{%- if messages[0]['role'] != 'system' -%}"
-        "{%- set messages = [{'role': 'system', 'content': " + literal + "}] + messages -%}"
-        "{%- endif -%}{{ '' }}" + text
+def bake(text: str, system_prompt: str | None = None, thinking: bool | None = None, date: datetime.date = TODAY) -> str:
+    """A template with what could differ between training and serving written into it.
+
+    Args:
+        system_prompt: opens every conversation without a system message; None leaves the template as it is.
+        thinking: shadows the flags by which templates open a block of thought; None leaves their default.
+        date: what the template is told where it asks for today's.
+
+    Raises:
+        UserError: `thinking` is given and the template has no such flag, or it asks for the date in an unknown way.
+    """
+    fixed = ""
+    if thinking is not None:
+        flags = [flag for flag in THINKING_FLAGS if re.search(rf"\b{flag}\b", text)]
+        if not flags:
+            raise UserError(f"--data.thinking {str(thinking).lower()}: the chat template has no thinking flag")
+        fixed += "".join("{%- set " + flag + " = " + str(thinking).lower() + " -%}" for flag in flags)
+    if "strftime_now" in text:
+        fixed += _fixed_date(text, date)
+    if system_prompt is not None:
+        literal = json.dumps(system_prompt, ensure_ascii=False)  # a JSON string is a Jinja string, too
+        fixed += (
+            "{%- if messages[0]['role'] != 'system' -%}"
+            "{%- set messages = [{'role': 'system', 'content': " + literal + "}] + messages -%}"
+            "{%- endif -%}"
+        )
+    # The empty {{ '' }} keeps the next line break, which Jinja would take away after a block.
+    return fixed + "{{ '' }}" + text if fixed else text
+
+
+def _fixed_date(text: str, date: datetime.date) -> str:
+    """A macro in the place of the function that tells templates the time."""
+    calls = re.findall(r"strftime_now\s*\(\s*(.)", text)
+    formats = dict.fromkeys(found[1] for found in re.findall(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)", text))
+    if len(calls) != len(re.findall(r"strftime_now\s*\(\s*(?:'[^']*'|\"[^\"]*\")\s*\)", text)):
+        raise UserError(
+            "the chat template asks for the date in a way that cannot be fixed: choose another --data.template"
+        )
+    cases = "".join(
+        "{%- if format == " + json.dumps(form) + " -%}{{- " + json.dumps(date.strftime(form)) + " -}}{%- endif -%}"
+        for form in formats
     )
+    return "{%- macro strftime_now(format) -%}" + cases + "{%- endmacro -%}"
+
+
+class Refused(UserError):
+    """The template fails on a conversation."""
 
 
 class Template:
     """A tokenizer with a run's chat template.
 
+    Args:
+        allowed: added tokens that texts may hold.
+
     Attributes:
         text: the Jinja source.
-        end_ids: what follows an answer, ending in the end-of-turn token.
-        end_of_turn: that token's id.
+        end_text: what follows an answer, up to and with the end-of-turn token.
+        end_ids: its token ids.
+        end_of_turn: the last of them.
 
     Raises:
         UserError: the template fails, or puts no control token after an answer, so that a model
             trained with it would never learn to stop.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str, allowed: Sequence[str] = ()) -> None:
         self.tokenizer, self.text = tokenizer, text
         tokenizer.chat_template = text
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        # Runs of spaces are added tokens of some tokenizers; they control nothing.
-        controls = sorted((token for token in added if token.strip()), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, controls)) or "(?!)")
-        self.end_ids = self._find_end()
+        if unknown := set(allowed) - set(added):
+            raise UserError(f"--data.allow_tokens: {', '.join(sorted(unknown))} is no added token of this tokenizer")
+        # Runs of spaces (▁ for some tokenizers) are added tokens, too; they control nothing.
+        controls = {token for token in added if token.strip().strip("▁")} - set(allowed)
+        self._control = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
+        self.end_text = self._find_end()
+        self.end_ids = self.encode([self.end_text])[0]
         self.end_of_turn = self.end_ids[-1]
+        # SentencePiece puts a space before a text's first word; an answer never is a text's beginning.
+        self._marks_starts = self.encode(["a"])[0] != self.encode([self.end_text + "a"])[0][len(self.end_ids) :]
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt that asks for the next answer, as text."""
-        return self._apply(messages, add_generation_prompt=True)
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids at which a model trained with this template stops: end of turn, and the tokenizer's eos."""
+        return [one for one in dict.fromkeys([self.end_of_turn, self.tokenizer.eos_token_id]) if one is not None]
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt's token ids, equal to those of the server for the same messages."""
-        return self.encode(self.render(messages))
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
+        """The prompt that asks for the next answer, as text. Raises Refused."""
+        return self._apply(messages, tools, add_generation_prompt=True)
 
-    def answer_ids(self, answer: str) -> list[int]:
-        """The answer's token ids and the end of the turn: what is supervised."""
-        return self.encode(answer) + self.end_ids
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
+        """The prompt's token ids, equal to those of the server for the same messages. Raises Refused."""
+        return self.encode([self.render(messages, tools)])[0]
 
-    def encode(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False))
+    def answer_text(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: str) -> str:
+        """What a model must say to give the last message, without the end of the turn.
+
+        An answer of text is that text, byte for byte. For tool calls and reasoning it is what the
+        template adds to the prompt.
+
+        Raises:
+            Refused: the template writes such an answer in a way that no model can give.
+        """
+        message = messages[-1]
+        if not (message.get("tool_calls") or message.get("reasoning_content")):
+            return str(message["content"])
+        whole = self._apply(messages, tools, add_generation_prompt=False)
+        answer, end, rest = whole.removeprefix(prompt).rpartition(self.end_text)
+        if not whole.startswith(prompt) or not end or rest.strip():
+            raise Refused("the chat template does not write this answer after its own prompt")
+        return answer
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """Each answer's token ids and the end of the turn: what is supervised."""
+        before = self.end_text if self._marks_starts else ""
+        encoded = self.encode([before + answer for answer in answers])
+        return [ids[len(self.end_ids) if before else 0 :] + self.end_ids for ids in encoded]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, without added special tokens."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return cast(list[list[int]], encoded["input_ids"])
 
     def control_token(self, text: str) -> str | None:
         """The first added token of the tokenizer in a text, which would act as a control token."""
         match = self._control.search(text)
+        if match is None and not text.isascii():
+            match = self._control.search(self._normalized(text))
         return match.group() if match else None
 
-    def _apply(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _normalized(self, text: str) -> str:
+        """The text as the tokenizer sees it: some fold ＜ to <, and a token may appear."""
+        core = getattr(self.tokenizer, "backend_tokenizer", None)
+        return cast(str, core.normalizer.normalize_str(text)) if core and core.normalizer else text
+
+    def _apply(self, messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
         try:
             rendered = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                list(messages), tools=tools and list(tools), tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except (TemplateError, TypeError) as error:
-            raise UserError(f"the chat template fails on {list(messages)!r:.80}: {error}") from error
+        except (TemplateError, TypeError, ValueError) as error:
+            raise Refused(f"the chat template fails on {list(messages)!r:.80}: {error}") from error
         return cast(str, rendered)
 
-    def _find_end(self) -> list[int]:
+    def _find_end(self) -> str:
         conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
-        after = self._apply(conversation, add_generation_prompt=False).rpartition(_SENTINEL)[2]
+        after = self._apply(conversation, None, add_generation_prompt=False).rpartition(_SENTINEL)[2]
         end = self._control.search(after)
         if end is None or after[: end.start()].strip():
             raise UserError(
                 "the chat template puts no control token right after an answer: a model trained "
                 "with it would never stop; choose another --data.template"
             )
-        return self.encode(after[: end.end()])
+        return after[: end.end()]
 
 
-def load(model_dir: Path, text: str) -> Template:
+def load(model_dir: Path, text: str, allowed: Sequence[str] = ()) -> Template:
     """The tokenizer of a model folder with a template's source. Raises UserError."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    return Template(tokenizer, text)
+    return Template(tokenizer, text, allowed)

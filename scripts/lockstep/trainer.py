@@ -4,9 +4,11 @@ import math
 from typing import Any
 
 import torch
+from pyarrow import compute
 from transformers import Trainer
 
 from lockstep import models
+from lockstep.batches import WindowSampler
 from lockstep.errors import UserError
 
 
@@ -22,12 +24,20 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the window's token count
         self.tokens = 0
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> WindowSampler:
+        """Trainer's hook for the order of rows."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        window = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        lengths = compute.list_value_length(rows.data.column("input_ids")).to_pylist()
+        return WindowSampler(lengths, window, self.args.seed)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """One forward pass's share of the window's mean loss. Raises UserError if it is not finite."""
         total, count = models.loss_sum(model, inputs)
-        self.tokens += int(inputs["attention_mask"].sum())
+        mask = inputs.get("attention_mask")  # rows laid end to end have none, nor padding
+        self.tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
         self._require_finite(loss.item())
         return loss

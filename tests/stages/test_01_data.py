@@ -121,7 +121,7 @@ def test_wrong_paths(collate: Collate, tmp_path: Path) -> None:
     assert "no file" in error(collate("--data.train_file", "absent.jsonl"))
     assert "no file" in error(collate("--data.train_file", str(tmp_path)))
     tiny.rows(tmp_path / "rows.jsonl", 40)
-    assert "two splits read the same file" in error(
+    assert "rows.jsonl is named twice" in error(
         collate("--data.train_file", "rows.jsonl", "--data.test_file", "rows.jsonl")
     )
     assert "--data.template" in error(collate("--data.train_file", "rows.jsonl", "--data.template", "absent.jinja"))

@@ -93,17 +93,20 @@ def test_every_stage_writes_just_what_it_promises(built: Path) -> None:
     }
     assert names("outputs/r/data") == arrow | {
         "chat_template.jinja",
+        "contract.json",
         "ledger.json",
+        "quality.json",
         "rejects.jsonl",
+        "changes.jsonl",
         "preview.html",
         "manifest.json",
     }
     assert names("outputs/r/adapter") == tokenizer | {
         "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "generation_config.json", "metrics.json",
-        "README.md", "manifest.json",
+        "README.md", "manifest.json", "contract.json",
     }  # fmt: skip
     assert names("outputs/r/merged") == tokenizer | {
-        "config.json", "generation_config.json", "model.safetensors", "merge_report.json", "manifest.json",
+        "config.json", "generation_config.json", "model.safetensors", "merge_report.json", "manifest.json", "contract.json",
     }  # fmt: skip
     assert {path.name for path in (built / "outputs/r").iterdir() if not path.name.startswith(".")} == {
         "data", "adapter", "merged", "checkpoints", "runs", "metrics.jsonl",

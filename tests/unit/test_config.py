@@ -79,7 +79,7 @@ def test_later_stages_take_settings_from_the_manifest_and_refuse_others() -> Non
 
 def test_a_path_has_one_spelling() -> None:
     spellings = ["data/toy/train.jsonl", "./data/../data/toy/train.jsonl", str(ROOT / "data/toy/train.jsonl")]
-    assert {config.load(None, {"data.train_file": text}).data.train_file for text in spellings} == {spellings[0]}
+    assert {config.load(None, {"data.train_file": text}).data.train_file for text in spellings} == {(spellings[0],)}
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "", ".hidden", "-rf", "a b", "a\0b", "a" * 97, "a\n", "名"])

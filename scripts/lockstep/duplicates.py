@@ -1,0 +1,123 @@
+"""Rows that stand twice: byte for byte, or nearly (MinHash over character n-grams)."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from lockstep.rows import Row, canonical
+
+if TYPE_CHECKING:
+    import numpy
+
+PERMUTATIONS = 128
+BANDS = 32  # of four values each: a pair of similarity 0.7 shares a band with probability 0.9998
+HAN = re.compile("[\u3400-\u9fff]")
+BATCH = 1024  # texts signed at a time
+
+
+def key(row: Row) -> bytes:
+    """16 bytes that stand for a row's content."""
+    return hashlib.blake2b(canonical(row).encode(), digest_size=16).digest()
+
+
+class Sieve:
+    """Lets the first of equal rows pass, and tells why a later one should not.
+
+    Args:
+        drop: the `data.drop` setting.
+        similar: name of a near duplicate → name of the first of its kind.
+    """
+
+    def __init__(self, drop: Collection[str], similar: Mapping[str, str]) -> None:
+        self.drop, self.similar = drop, similar
+        self._split: dict[bytes, str] = {}
+
+    def fault(self, row: Row, split: str) -> tuple[str, str] | None:
+        """The reason's code and what exactly, or None."""
+        first = self._split.setdefault(mark := key(row), "")
+        self._split[mark] = first or split
+        if first and first != split and "in_two_splits" in self.drop:
+            return "in_two_splits", f"stands in {first}, too"
+        if first == split and "duplicate" in self.drop:
+            return "duplicate", f"of an earlier row in {split}"
+        if row.name in self.similar:
+            return "near_duplicate", f"of {self.similar[row.name]}"
+        return None
+
+
+def shingles(text: str) -> set[str]:
+    """The character n-grams of a text, blind to width, case and spaces.
+
+    Two characters for Chinese, where that is about a word and rows are short; four elsewhere.
+    """
+    text = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    text = "".join(text.casefold().split())
+    size = 4 if text.isascii() or len(HAN.findall(text, 0, 2000)) * 3 < min(len(text), 2000) else 2
+    return {text[place : place + size] for place in range(max(1, len(text) - size + 1))}
+
+
+class Signatures:
+    """MinHash signatures of many texts: 512 bytes each, whatever their length.
+
+    Source: Broder, On the resemblance and containment of documents (1997); rensa's hashing.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[set[str]] = []
+        self._done: list[numpy.ndarray] = []
+
+    def add(self, text: str) -> None:
+        self._waiting.append(shingles(text))
+        if len(self._waiting) == BATCH:
+            self._sign()
+
+    def _sign(self) -> None:
+        import numpy
+        from rensa import RMinHash
+
+        digests = RMinHash.digests_from_token_sets(
+            [list(found) for found in self._waiting], num_perm=PERMUTATIONS, seed=1
+        )
+        self._done.append(numpy.asarray(digests, dtype=numpy.uint32))
+        self._waiting = []
+
+    def clusters(self, similarity: float) -> list[list[int]]:
+        """Groups of texts (by the order in which they were added) that are near duplicates.
+
+        A text joins the group of an earlier one that shares a band of its signature and whose
+        estimated Jaccard similarity is at least `similarity` (standard error at most 0.045).
+        """
+        import numpy
+
+        if self._waiting:
+            self._sign()
+        if not self._done:
+            return []
+        signed = numpy.concatenate(self._done)
+        self._done = [signed]
+        leader = numpy.arange(len(signed))
+
+        def root(place: int) -> int:
+            while leader[place] != place:
+                leader[place] = leader[leader[place]]
+                place = leader[place]
+            return place
+
+        for band in numpy.split(signed, BANDS, axis=1):
+            values = numpy.ascontiguousarray(band).view([("", band.dtype)] * band.shape[1]).ravel()
+            order = numpy.argsort(values, kind="stable")
+            same = values[order][1:] == values[order][:-1]
+            starts = numpy.flatnonzero(numpy.concatenate(([True], ~same)))
+            firsts = order[numpy.repeat(starts, numpy.diff(numpy.append(starts, len(order))))]
+            # each is compared with the first of its bucket only: a bucket of many costs no square
+            order, firsts = order[order != firsts], firsts[order != firsts]
+            close = (signed[order] == signed[firsts]).mean(axis=1) >= similarity
+            for one, other in zip(order[close], firsts[close], strict=True):
+                early, late = sorted((root(one), root(other)))
+                leader[late] = early
+        groups: dict[int, list[int]] = {}
+        for place in numpy.flatnonzero(leader != numpy.arange(len(leader))):
+            groups.setdefault(int(root(place)), []).append(int(place))
+        return [sorted({first, *rest}) for first, rest in sorted(groups.items())]

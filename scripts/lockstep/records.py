@@ -1,0 +1,337 @@
+"""Files of a user, record by record: JSONL, JSON arrays, CSV, Parquet, each also gzipped.
+
+Records are read here and not by a data set loader, because loaders change dates, numbers and
+missing fields without a word. Memory does not grow with the file.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lockstep import paths
+from lockstep.errors import UserError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+LARGEST = 2**24  # bytes of one record; what is above fits no context window
+SHOWN = 2**16  # of a larger record, so much goes into rejects.jsonl
+BROKEN = "broken_file"  # the reason of the record at which a file can be read no further
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line, element or table row as parsed, and as it was written."""
+
+    file: str
+    line: int  # physical line of JSONL; element of an array or table
+    value: Any
+    raw: str | None = field(default=None, repr=False)
+
+    @property
+    def text(self) -> str:
+        """What rejects.jsonl shows of it."""
+        return self.raw if self.raw is not None else printable(json.dumps(self.value, ensure_ascii=False, default=str))
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A record that became no row: the reason's code, what exactly, and the record as far as it is text."""
+
+    file: str
+    line: int
+    reason: str
+    detail: str
+    text: str
+
+
+class Object(dict[str, Any]):
+    """A JSON object that knows whether a key stood in it twice; Python's keeps the last without a word."""
+
+    def __init__(self, items: list[tuple[str, Any]]) -> None:
+        super().__init__(items)
+        keys = [key for key, _ in items]
+        self.twice = None if len(self) == len(keys) else next(key for key in keys if keys.count(key) > 1)
+
+
+class _Bad(Exception):
+    """A record that is none. Arguments: the reason's code, the detail, the record as written."""
+
+
+class _Broken(Exception):
+    """Nothing after this place can be read."""
+
+
+def read(path: Path) -> Iterator[Record | Reject]:
+    """Every line of a JSONL file, or every element of a JSON array, CSV or Parquet table, in order.
+
+    Args:
+        path: told apart by its suffix; .json and .jsonl by their first character, gzip by its first bytes.
+
+    Yields:
+        A Record, or a Reject. One with the reason BROKEN is the last: the rest cannot be read.
+
+    Raises:
+        UserError: no such file, or not readable.
+    """
+    name, number = paths.label(path), 0
+    try:
+        with _opened(path) as stream:
+            for number, found in enumerate(_parse(path, stream), 1):
+                if isinstance(found, _Bad):
+                    yield Reject(name, number, *found.args)
+                else:
+                    yield Record(name, number, *found)
+    except (_Broken, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        yield Reject(name, number + 1, BROKEN, str(error) or "ends too early", "")
+
+
+Stream = Any  # a buffered binary file; gzip's shares no type with io's
+Parsed = Iterator["tuple[Any, str | None] | _Bad"]
+
+
+def _opened(path: Path) -> Stream:
+    try:
+        stream = path.open("rb", buffering=2**20)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {paths.label(path)}: see data/README.md for its format") from error
+    except OSError as error:
+        raise UserError(f"cannot read {paths.label(path)}: {error.strerror}") from error
+    if stream.read(2) == b"\x1f\x8b":
+        stream.close()
+        return gzip.GzipFile(path)
+    stream.seek(0)
+    return stream
+
+
+def _parse(path: Path, stream: Stream) -> Parsed:
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return _table(stream, "\t" if suffix == ".tsv" else ",")
+    if suffix == ".parquet":
+        return _parquet(stream)
+    head = stream.peek(2**16).removeprefix(codecs.BOM_UTF8).lstrip()
+    return _array(stream) if head[:1] == b"[" else _lines(stream)
+
+
+def loads(text: str) -> Any:
+    """JSON whose objects are Objects. Raises ValueError; RecursionError where it is nested without end."""
+    return json.loads(text, object_pairs_hook=Object)
+
+
+# --- JSONL ---
+
+
+def _lines(stream: Stream) -> Parsed:
+    first = True
+    while line := stream.readline(LARGEST + 1):
+        if first:
+            line, first = line.removeprefix(codecs.BOM_UTF8), False
+        if len(line) > LARGEST:
+            yield _too_large(line, stream)
+            continue
+        yield _line(line)
+
+
+def _line(line: bytes) -> "tuple[Any, str | None] | _Bad":
+    line = line.removesuffix(b"\n")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return _Bad("bad_utf8", f"byte {error.start + 1} of the line", line.decode("utf-8", "backslashreplace"))
+    if not line.strip():
+        return _Bad("blank", "", text)
+    try:
+        return loads(text), text
+    except ValueError as error:
+        return _Bad("bad_json", str(error), text)
+    except RecursionError:
+        return _Bad("bad_json", "nested too deeply", text)
+
+
+def _too_large(head: bytes, stream: Stream) -> _Bad:
+    """Read on to the end of a line without keeping it."""
+    size, last = len(head), head
+    while last and not last.endswith(b"\n"):
+        last = stream.readline(LARGEST)
+        size += len(last)
+    return _Bad("too_large", f"{size} bytes", head[:SHOWN].decode("utf-8", errors="backslashreplace"))
+
+
+# --- JSON arrays ---
+
+
+class _Text:
+    """A growing window on a file's text. Bytes that are not UTF-8 become lone surrogates, to be found later."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.text, self.place, self.ended = "", 0, False
+        self.more()
+        self.text = self.text.removeprefix("\ufeff")
+
+    def more(self) -> None:
+        """Forget what was used and read as much again as is left, so that a long element costs no square."""
+        left = self.text[self.place :]
+        chunk = self.stream.read(max(2**20, len(left)))
+        self.text, self.place, self.ended = left + self.decoder.decode(chunk, final=not chunk), 0, not chunk
+
+    def next(self) -> str:
+        """The next character that is no space, which stays; empty at the end."""
+        while True:
+            while self.place < len(self.text) and self.text[self.place] in " \t\r\n":
+                self.place += 1
+            if self.place < len(self.text) or self.ended:
+                return self.text[self.place : self.place + 1]
+            self.more()
+
+
+def _array(stream: Stream) -> Parsed:
+    window = _Text(stream)
+    decode = json.JSONDecoder(object_pairs_hook=Object).raw_decode
+    window.next()
+    window.place += 1  # the "["
+    if window.next() == "]":
+        window.place += 1
+    else:
+        while True:
+            yield _element(window, decode)
+            mark = window.next()
+            window.place += 1
+            if mark == "]":
+                break
+            if mark != ",":
+                raise _Broken(f"{mark!r} where ',' or ']' must stand" if mark else "the array has no end")
+            window.next()
+    if rest := window.next():
+        raise _Broken(f"{rest!r} after the array's end")
+
+
+def _element(window: _Text, decode: Any) -> "tuple[Any, str | None] | _Bad":
+    while True:
+        try:
+            value, end = decode(window.text, window.place)
+            if end < len(window.text) or window.ended:
+                break
+        except ValueError as error:
+            if window.ended or len(window.text) - window.place > 16 * LARGEST:
+                raise _Broken(str(error)) from error
+        except RecursionError as error:
+            raise _Broken("nested too deeply") from error
+        window.more()
+    text = window.text[window.place : end]
+    window.place = end
+    shown = _escaped(text)
+    if len(text) > LARGEST:
+        return _Bad("too_large", f"{len(text)} characters", shown[:SHOWN])
+    if shown != text:
+        return _Bad("bad_utf8", "", shown)
+    return value, text
+
+
+def _escaped(text: str) -> str:
+    """Bytes that were no UTF-8 spelled out, as in \\xe9."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+# --- tables ---
+
+
+def _table(stream: Stream, delimiter: str) -> Parsed:
+    csv.field_size_limit(LARGEST)
+    taken: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for line in io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""):
+            taken.append(line)
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        taken.clear()
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            text = _escaped("".join(taken))
+            if "unexpected end of data" in str(error):
+                raise _Broken(f"a quote is opened and never closed: {text[:80]}") from error
+            reason = "too_large" if "field limit" in str(error) else "bad_csv"
+            yield _Bad(reason, str(error), text[:SHOWN])
+            continue
+        text = "".join(taken)
+        if header is None:
+            header = fields
+            if _escaped(text) != text:
+                raise _Broken("the header is not UTF-8")
+            if len(set(header)) != len(header):
+                raise _Broken("the header names a column twice")
+        elif not fields:
+            yield _Bad("blank", "", "")
+        elif _escaped(text) != text:
+            yield _Bad("bad_utf8", "", _escaped(text))
+        elif len(fields) != len(header):
+            yield _Bad("wrong_columns", f"{len(fields)} fields, {len(header)} in the header", text)
+        else:
+            yield Object(list(zip(header, fields, strict=True))), text
+
+
+def _parquet(stream: Stream) -> Parsed:
+    import pyarrow
+    from pyarrow import parquet
+
+    with tempfile.TemporaryFile() as plain:
+        if isinstance(stream, gzip.GzipFile):  # Parquet is read from its end
+            while block := stream.read(2**24):
+                plain.write(block)
+        try:
+            table = parquet.ParquetFile(plain if isinstance(stream, gzip.GzipFile) else stream)
+            if len(set(table.schema_arrow.names)) != len(table.schema_arrow.names):
+                raise _Broken("two columns have the same name")
+            for batch in table.iter_batches(batch_size=1000):
+                for place in range(batch.num_rows):
+                    yield _cells(batch, place)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise _Broken(f"not Parquet as a whole: {error}") from error
+
+
+def _cells(batch: Any, place: int) -> "tuple[Any, str | None] | _Bad":
+    try:
+        return Object([(name, batch.column(name)[place].as_py()) for name in batch.schema.names]), None
+    except UnicodeDecodeError as error:
+        return _Bad("bad_utf8", "", error.object.decode("utf-8", errors="backslashreplace"))
+    except (ValueError, OverflowError) as error:  # a date that Python has no name for
+        return _Bad("wrong_type", str(error), "")
+
+
+def printable(text: str) -> str:
+    """The text with lone surrogates, which no file can hold, spelled out."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of a JSONL file whose lines must all be JSON; blank lines are skipped.
+
+    Raises:
+        UserError: not readable, or a line is not JSON; names the line.
+    """
+    try:
+        # split at "\n" alone: splitlines() would also split at U+2028 inside a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}:{number} is not JSON: {error}") from error

@@ -1,0 +1,159 @@
+"""Rows → samples: the token ids that training sees, and which of them carry loss."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from lockstep.collator import IGNORE
+from lockstep.config import Data
+from lockstep.errors import UserError
+from lockstep.records import Reject
+from lockstep.rows import Row, strings
+from lockstep.template import Refused, Template
+
+# What a template must name in its source, or it would leave that part of a conversation out.
+NEEDS = {"tools": "tools", "tool_calls": "tool_calls", "reasoning_content": "reasoning"}
+
+
+@dataclass
+class Sample:
+    """One training example.
+
+    Attributes:
+        input_ids: the prompt, the answer, and where a conversation has several, the turns between.
+        labels: as long; IGNORE where a token carries no loss.
+        row: the row that it was made of; several samples of one row are parts of its conversation.
+        answer: how many tokens the last answer has, with the end of the turn.
+        cut: how many tokens of the prompt were cut off.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    row: Row
+    answer: int
+    cut: int = 0
+
+
+@dataclass
+class _Turn:
+    prompt: list[int]
+    answer: list[int]
+
+    @property
+    def whole(self) -> list[int]:
+        return self.prompt + self.answer
+
+
+class Sampler:
+    """Renders and encodes rows, many at a time, by the template and the settings of a run."""
+
+    def __init__(self, chat: Template, data: Data) -> None:
+        self.chat, self.data = chat, data
+        longest = max(map(len, chat.tokenizer.get_vocab()), default=1)
+        self._limit = 4 * data.max_length * longest  # more characters cannot fit, however they are normalized
+
+    def samples(self, rows: Sequence[Row]) -> list[list[Sample] | Reject]:
+        """For each row its samples, or why there are none.
+
+        Raises:
+            UserError: a row is too long and the settings call that an error.
+        """
+        texts = [self._texts(row) for row in rows]
+        flat = [turn for found in texts if not isinstance(found, Reject) for turn in found]
+        prompts, answers = [prompt for prompt, _ in flat], [answer for _, answer in flat]
+        turns = map(_Turn, self.chat.encode(prompts), self.chat.answer_ids(answers))
+        return [
+            found if isinstance(found, Reject) else self._assemble(row, [next(turns) for _ in found])
+            for row, found in zip(rows, texts, strict=True)
+        ]
+
+    def _texts(self, row: Row) -> list[tuple[str, str]] | Reject:
+        """(prompt, answer) of every turn to be trained, as text."""
+        if fault := self._fault(row):
+            return row.reject(*fault)
+        places = row.answers[-1:] if self.data.supervise == "last_turn" else row.answers
+        texts = []
+        try:
+            for place in places:
+                prompt = self.chat.render(row.messages[:place], row.tools)
+                texts.append((prompt, self.chat.answer_text(row.messages[: place + 1], row.tools, prompt)))
+        except Refused as error:
+            return row.reject("template_error", str(error))
+        # Templates trim texts, but one that leaves a whole message out would change the row.
+        for message in row.messages[: places[-1]]:
+            if message["role"] in ("system", "user") and message["content"].strip() not in texts[-1][0]:
+                return row.reject("template_drops_text", f"the {message['role']} message: {message['content']:.80}")
+        return texts
+
+    def _fault(self, row: Row) -> tuple[str, str] | None:
+        size = 0
+        for text in strings([row.messages, row.tools or ()]):
+            size += len(text.strip())
+            if token := self.chat.control_token(text):
+                return "control_token", token
+        for key, word in NEEDS.items():
+            if (row.tools if key == "tools" else any(key in m for m in row.messages)) and word not in self.chat.text:
+                return "template_drops_text", f"the chat template knows no {key}"
+        if size > self._limit and self.data.truncation != "truncate":
+            return self._too_long(row, f"{size} characters")  # encoding them would take minutes
+        return None
+
+    def _assemble(self, row: Row, turns: list[_Turn]) -> list[Sample] | Reject:
+        samples = [self._sample(row, group, seen) for group, seen in _groups(turns)]
+        for sample in samples:
+            size = len(sample.input_ids)
+            if size > self.data.max_length and not self._truncate(sample, size - self.data.max_length):
+                return row.reject(*self._too_long(row, f"{size} tokens"))
+        return samples
+
+    def _sample(self, row: Row, turns: list[_Turn], seen: list[int]) -> Sample:
+        """Consecutive turns, of which each whole is the beginning of the next, as one sample."""
+        ids = turns[-1].whole
+        labels = [IGNORE] * len(ids)
+        for turn in turns:
+            labels[len(turn.prompt) : len(turn.whole)] = turn.answer
+        if self.data.supervise == "prompt_too":  # what an earlier sample of the row has trained is not trained again
+            known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, seen, strict=False)))
+            known = max(1, known)  # nothing predicts a text's first token
+            labels[known:] = ids[known:]
+        return Sample(ids, labels, row, len(turns[-1].answer))
+
+    def _too_long(self, row: Row, size: str) -> tuple[str, str]:
+        if self.data.truncation == "error":
+            raise UserError(
+                f"{row.name} has {size}, --data.max_length is {self.data.max_length} tokens, and --data.truncation is error"
+            )
+        return "too_long", size
+
+    def _truncate(self, sample: Sample, excess: int) -> bool:
+        """Cut the oldest tokens, but for the one that begins every text; False where the last answer would suffer."""
+        start = int(sample.input_ids[0] == self.chat.tokenizer.bos_token_id)
+        if self.data.truncation != "truncate" or start + excess >= len(sample.input_ids) - sample.answer:
+            return False
+        del sample.input_ids[start : start + excess]
+        inside = sample.labels[start + excess - 1] != IGNORE
+        del sample.labels[start : start + excess]
+        if inside and self.data.supervise != "prompt_too":  # the rest of an answer that lost its beginning
+            place = start
+            while sample.labels[place] != IGNORE:
+                sample.labels[place] = IGNORE
+                place += 1
+        sample.cut = excess
+        return True
+
+
+def _groups(turns: list[_Turn]) -> Iterator[tuple[list[_Turn], list[int]]]:
+    """Runs of turns whose prompts go on where the turn before ended, and the ids of the run before.
+
+    Where a template rewrites earlier turns (it drops their thoughts, say), one run ends and
+    another begins: each answer is trained after exactly the prompt that a server will see.
+    """
+    run: list[_Turn] = []
+    seen: list[int] = []
+    for turn in turns:
+        if run and turn.prompt[: len(run[-1].whole)] != run[-1].whole:
+            yield run, seen
+            seen, run = run[-1].whole, []
+        run.append(turn)
+    if run:
+        yield run, seen
