@@ -99,6 +99,7 @@ class Books:
 
     def keep(self, split: str, samples: list[Sample], changes: list[Change]) -> None:
         row = samples[0].row
+        changes = [*changes, *(Change("tokenizer", *change) for change in samples[0].respelled)]
         self.ledger.keep(split, samples, [change.step for change in changes])
         self.quality.add(row, split, self.splits[split].rows)
         self.splits[split].write(samples)

@@ -5,6 +5,7 @@ completion, OpenAI messages, and ShareGPT conversations. `tools` and `system` ma
 any of them.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -167,13 +168,19 @@ LAYOUTS: dict[str, Callable[[Mapping[str, Any], Data], Conversation]] = {
 def _turns(turns: list[Any], columns: tuple[str, ...] = ()) -> Conversation:
     """Turns named role/content or from/value."""
     messages, untrained = [], set()
+    calls: list[str] = []  # ids of calls that wait for a tool's answer
     for place, turn in enumerate(turns):
         if not isinstance(turn, Mapping):
             raise _Rejected("wrong_type", f"turn {place + 1} is no object")
         if isinstance(turn, Object) and turn.twice:
             raise _Rejected("duplicate_key", f"{turn.twice} in turn {place + 1}")
         turn = _renamed(turn, columns) if isinstance(turn, Object) else turn
-        messages.append(_message(turn, place))
+        message = _message(turn, place)
+        if message["role"] == "tool" and calls:
+            answered = message.setdefault("tool_call_id", calls[0])
+            calls = [call for call in calls if call != answered]
+        calls = [call["id"] for call in message.get("tool_calls", [])] or calls
+        messages.append(message)
         if turn.get("weight") == 0:
             untrained.add(place)
     return messages, untrained
@@ -190,7 +197,7 @@ def _message(turn: Mapping[str, Any], place: int) -> Message:
     calls = turn.get("tool_calls")
     message: Message = {"role": role, "content": _text(turn, key, "" if calls else ...)}
     if calls:
-        message["tool_calls"] = [_call(call.get("function", call)) for call in _list(turn, "tool_calls")]
+        message["tool_calls"] = [_call(call) for call in _list(turn, "tool_calls")]
     for name in ("reasoning_content", "name", "tool_call_id"):
         if turn.get(name) is not None:
             message[name] = _text(turn, name)
@@ -206,8 +213,13 @@ def _function_calls(text: str) -> list[Any]:
     return [_call(call) for call in (value if isinstance(value, list) else [value])]
 
 
-def _call(function: Any) -> dict[str, Any]:
-    """A call in OpenAI's form. Its arguments become an object, as servers hand them to templates."""
+def _call(call: Any) -> dict[str, Any]:
+    """A call in OpenAI's form. Its arguments become an object, as servers hand them to templates.
+
+    Some templates print a call's id, so it is kept. A call without one gets nine letters and digits
+    of its content's hash: the same in every run, and what Mistral's templates ask for.
+    """
+    function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise _Rejected("bad_tool_call", "a call needs a name")
     arguments = function.get("arguments", {})
@@ -215,7 +227,13 @@ def _call(function: Any) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         raise _Rejected("bad_tool_call", "arguments must be an object")
     _check_texts([function["name"], arguments])
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    made = {"name": function["name"], "arguments": arguments}
+    text = json.dumps(made, sort_keys=True, ensure_ascii=False)
+    name = call.get("id") or hashlib.blake2b(text.encode(), digest_size=8).hexdigest()[:9]
+    if not isinstance(name, str):
+        raise _Rejected("bad_tool_call", "a call's id must be text")
+    _check_text(name, "id")
+    return {"id": name, "type": "function", "function": made}
 
 
 def _tools(value: Any) -> tuple[Any, ...] | None:

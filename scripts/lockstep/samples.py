@@ -1,5 +1,6 @@
 """Rows → samples: the token ids that training sees, and which of them carry loss."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -25,6 +26,7 @@ class Sample:
         row: the row that it was made of; several samples of one row are parts of its conversation.
         answer: how many tokens the last answer has, with the end of the turn.
         cut: how many tokens of the prompt were cut off.
+        respelled: (place, text, text of its tokens) of answers that the tokenizer writes in another way.
     """
 
     input_ids: list[int]
@@ -32,12 +34,17 @@ class Sample:
     row: Row
     answer: int
     cut: int = 0
+    respelled: tuple[tuple[int, str, str], ...] = ()
 
 
 @dataclass
 class _Turn:
+    """Ids of a prompt and an answer, their texts, and the texts that the ids stand for."""
+
     prompt: list[int]
     answer: list[int]
+    texts: tuple[str, str]
+    spelled: tuple[str, str]
 
     @property
     def whole(self) -> list[int]:
@@ -61,7 +68,9 @@ class Sampler:
         texts = [self._texts(row) for row in rows]
         flat = [turn for found in texts if not isinstance(found, Reject) for turn in found]
         prompts, answers = [prompt for prompt, _ in flat], [answer for _, answer in flat]
-        turns = map(_Turn, self.chat.encode(prompts), self.chat.answer_ids(answers))
+        prompt_ids, answer_ids = self.chat.encode(prompts), self.chat.answer_ids(answers)
+        spelled = zip(self.chat.decode(prompt_ids), self.chat.spelled(answer_ids), strict=True)
+        turns = map(_Turn, prompt_ids, answer_ids, flat, spelled)
         return [
             found if isinstance(found, Reject) else self._assemble(row, [next(turns) for _ in found])
             for row, found in zip(rows, texts, strict=True)
@@ -99,7 +108,14 @@ class Sampler:
         return None
 
     def _assemble(self, row: Row, turns: list[_Turn]) -> list[Sample] | Reject:
+        for turn in turns:
+            for text, spelled in zip(turn.texts, turn.spelled, strict=True):
+                if text != spelled and _letters(text) != _letters(spelled):
+                    return row.reject("tokenizer_loses_text", _difference(text, spelled))
+        places = row.answers[-len(turns) :]
+        respelled = [(place, *_answer(turn)) for place, turn in zip(places, turns, strict=True)]
         samples = [self._sample(row, group, seen) for group, seen in _groups(turns)]
+        samples[0].respelled = tuple(change for change in respelled if change[1] != change[2])
         for sample in samples:
             size = len(sample.input_ids)
             if size > self.data.max_length and not self._truncate(sample, size - self.data.max_length):
@@ -140,6 +156,21 @@ class Sampler:
                 place += 1
         sample.cut = excess
         return True
+
+
+def _answer(turn: _Turn) -> tuple[str, str]:
+    return turn.texts[1], turn.spelled[1]
+
+
+def _letters(text: str) -> str:
+    """A text without what tokenizers may spell in another way: spaces and compatible forms."""
+    return "".join(unicodedata.normalize("NFKC", text).replace("▁", " ").split())
+
+
+def _difference(text: str, spelled: str) -> str:
+    """The first place at which two texts differ."""
+    place = next((n for n, pair in enumerate(zip(text, spelled, strict=False)) if pair[0] != pair[1]), len(spelled))
+    return f"{text[place : place + 20]!r} becomes {spelled[place : place + 20]!r}"
 
 
 def _groups(turns: list[_Turn]) -> Iterator[tuple[list[_Turn], list[int]]]:

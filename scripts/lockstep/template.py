@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILE = "chat_template.jinja"
 TODAY = Data().date
+PROBES = ("Be brief. (a+b)*2", "你是谁？", "🙂")  # what any tokenizer should give back, and what most do
 THINKING_FLAGS = ("enable_thinking", "thinking")
 BUILT_IN = {"instruction_zh": Path(__file__).with_name("instruction_zh.jinja")}
 INPUT_MARK = "\n\n### 输入:\n"  # where instruction_zh.jinja finds the input in a user message
@@ -202,6 +203,20 @@ class Template:
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         return cast(list[list[int]], encoded["input_ids"])
 
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The texts that token ids stand for, control tokens too, with nothing tidied up."""
+        core = getattr(self.tokenizer, "backend_tokenizer", None)
+        if core is not None:
+            return cast(list[str], core.decode_batch([list(one) for one in ids], skip_special_tokens=False))
+        return [cast(str, self.tokenizer.decode(one, clean_up_tokenization_spaces=False)) for one in ids]
+
+    def spelled(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of what `answer_ids` gave, without the end of the turn."""
+        if not self._marks_starts:
+            return self.decode([ids[: -len(self.end_ids)] for ids in answers])
+        texts = self.decode([[*self.end_ids, *ids[: -len(self.end_ids)]] for ids in answers])
+        return [text[len(self.end_text) :] for text in texts]
+
     def control_token(self, text: str) -> str | None:
         """The first added token of the tokenizer in a text, which would act as a control token."""
         match = self._control.search(text)
@@ -238,8 +253,28 @@ class Template:
 
 
 def load(model_dir: Path, text: str, allowed: Sequence[str] = ()) -> Template:
-    """The tokenizer of a model folder with a template's source. Raises UserError."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a model folder with a template's source.
+
+    transformers 5 builds the tokenizer of some classes anew instead of reading tokenizer.json; with
+    byte-level files that name another class (copies of DeepSeek's, say) spaces and Chinese vanish
+    without a word. Then tokenizer.json is taken as it is, and saved so with adapter and merged model.
+
+    Raises:
+        UserError: no tokenizer, or one that loses plain text either way.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+    if not all(_keeps(tokenizer, probe) for probe in PROBES) and (model_dir / "tokenizer.json").exists():
+        plain = PreTrainedTokenizerFast.from_pretrained(model_dir, local_files_only=True)
+        tokenizer = plain if all(_keeps(plain, probe) for probe in PROBES) else tokenizer
+    if not _keeps(tokenizer, PROBES[0]):
+        raise UserError(
+            f"the tokenizer of {paths.label(model_dir)} does not give {PROBES[0]!r} back: its files do not fit together"
+        )
     return Template(tokenizer, text, allowed)
+
+
+def _keeps(tokenizer: "PreTrainedTokenizerBase", text: str) -> bool:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return cast(str, tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip() == text
