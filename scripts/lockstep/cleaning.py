@@ -89,7 +89,7 @@ def garbled(text: str) -> Iterator[str]:
     """What shows that a text was damaged by a wrong encoding, if anything."""
     if text.isascii():
         lost = sum(map(len, _LOST.findall(text)))
-        if lost * 3 > len(text):
+        if lost >= 6 and lost * 2 > len(text):
             yield "question marks in place of characters"
         return
     if found := _REPLACED.search(text):

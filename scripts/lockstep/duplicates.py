@@ -1,7 +1,6 @@
 """Rows that stand twice: byte for byte, or nearly (MinHash over character n-grams)."""
 
 import hashlib
-import re
 import unicodedata
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 PERMUTATIONS = 128
 BANDS = 32  # of four values each: a pair of similarity 0.7 shares a band with probability 0.9998
-HAN = re.compile("[\u3400-\u9fff]")
+NEIGHBOURS = 8  # with which a text is compared in each band
 BATCH = 1024  # texts signed at a time
 
 
@@ -50,12 +49,13 @@ class Sieve:
 def shingles(text: str) -> set[str]:
     """The character n-grams of a text, blind to width, case and spaces.
 
-    Two characters for Chinese, where that is about a word and rows are short; four elsewhere.
+    Two characters from a Chinese one on, which is about a word, as rows are short; four elsewhere.
     """
     text = text if text.isascii() else unicodedata.normalize("NFKC", text)
     text = "".join(text.casefold().split())
-    size = 4 if text.isascii() or len(HAN.findall(text, 0, 2000)) * 3 < min(len(text), 2000) else 2
-    return {text[place : place + size] for place in range(max(1, len(text) - size + 1))}
+    if text.isascii():
+        return {text[place : place + 4] for place in range(max(1, len(text) - 3))}
+    return {text[place : place + (2 if "\u3400" <= char <= "\u9fff" else 4)] for place, char in enumerate(text)} or {""}
 
 
 class Signatures:
@@ -108,15 +108,16 @@ class Signatures:
         for band in numpy.split(signed, BANDS, axis=1):
             values = numpy.ascontiguousarray(band).view([("", band.dtype)] * band.shape[1]).ravel()
             order = numpy.argsort(values, kind="stable")
-            same = values[order][1:] == values[order][:-1]
-            starts = numpy.flatnonzero(numpy.concatenate(([True], ~same)))
-            firsts = order[numpy.repeat(starts, numpy.diff(numpy.append(starts, len(order))))]
-            # each is compared with the first of its bucket only: a bucket of many costs no square
-            order, firsts = order[order != firsts], firsts[order != firsts]
-            close = (signed[order] == signed[firsts]).mean(axis=1) >= similarity
-            for one, other in zip(order[close], firsts[close], strict=True):
-                early, late = sorted((root(one), root(other)))
-                leader[late] = early
+            values = values[order]
+            # each is compared with a few before it in its bucket: a bucket of many costs no square
+            for step in range(1, NEIGHBOURS + 1):
+                early, late = order[:-step], order[step:]
+                near = (values[:-step] == values[step:]) & (leader[early] != leader[late])
+                early, late = early[near], late[near]
+                close = (signed[early] == signed[late]).mean(axis=1) >= similarity
+                for one, other in zip(early[close], late[close], strict=True):
+                    first, second = sorted((root(one), root(other)))
+                    leader[second] = first
         groups: dict[int, list[int]] = {}
         for place in numpy.flatnonzero(leader != numpy.arange(len(leader))):
             groups.setdefault(int(root(place)), []).append(int(place))

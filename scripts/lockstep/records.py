@@ -172,10 +172,9 @@ class _Text:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self.text, self.place, self.ended = "", 0, False
         self.more()
-        self.text = self.text.removeprefix("\ufeff")
 
     def more(self) -> None:
         """Forget what was used and read as much again as is left, so that a long element costs no square."""
@@ -218,7 +217,8 @@ def _element(window: _Text, decode: Any) -> "tuple[Any, str | None] | _Bad":
     while True:
         try:
             value, end = decode(window.text, window.place)
-            if end < len(window.text) or window.ended:
+            # a number may go on in the next block
+            if window.ended or window.text[end : end + 1] in (*" \t\r\n,]",) or isinstance(value, str | list | dict):
                 break
         except ValueError as error:
             if window.ended or len(window.text) - window.place > 16 * LARGEST:

@@ -191,7 +191,7 @@ def _message(turn: Mapping[str, Any], place: int) -> Message:
     role = ROLES.get(said) if isinstance(said, str) else None
     if role is None:
         raise _Rejected("unknown_role", f"{said!r} in turn {place + 1}")
-    key = "content" if "content" in turn else "value"
+    key = "value" if "value" in turn and "content" not in turn else "content"
     if said == "function_call":
         return {"role": role, "content": "", "tool_calls": _function_calls(_text(turn, key))}
     calls = turn.get("tool_calls")

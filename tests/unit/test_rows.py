@@ -1,111 +1,165 @@
 import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep import rows
-from lockstep.errors import UserError
-from lockstep.rows import Reject, Row
+from lockstep import records, rows
+from lockstep.config import Data
+from lockstep.records import Record, Reject
+from lockstep.rows import Row
 
-GOOD = b'{"instruction": "i", "input": "", "output": "o"}'
+
+def parse(text: str | dict[str, Any], **settings: Any) -> Row | Reject:
+    text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+    return rows.parse(Record("f", 3, records.loads(text), text), Data(**settings))
 
 
-def read(folder: Path, data: bytes) -> list[Row | Reject]:
-    file = folder / "rows.jsonl"
-    file.write_bytes(data)
-    return list(rows.read(file))
+def said(text: str | dict[str, Any], **settings: Any) -> list[tuple[str, str]]:
+    row = parse(text, **settings)
+    assert isinstance(row, Row), row
+    return [(message["role"], message["content"]) for message in row.messages]
+
+
+def turns(*contents: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[n % 2], "content": text, **more} for n, text in enumerate(contents)]
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"),
+    ("text", "reason"),
     [
-        (b"", "blank"),
-        (b" \t\r", "blank"),
-        (b'{"instruction": "a", "output": "b"', "bad_json"),
-        (GOOD + GOOD, "bad_json"),
-        (b'{"instruction": "caf\xe9", "output": "b"}', "bad_utf8"),
-        (b'"text"', "not_an_object"),
-        (b"[1]x", "bad_json"),
-        (b"null", "not_an_object"),
-        (b'{"output": "b"}', "missing_instruction"),
-        (b'{"instruction": "a"}', "missing_output"),
-        (b'{"instruction": 1, "output": "b"}', "wrong_type"),
-        (b'{"instruction": "a", "output": NaN}', "wrong_type"),
-        (b'{"instruction": "a", "output": null}', "wrong_type"),
-        (b'{"instruction": "a", "input": ["x"], "output": "b"}', "wrong_type"),
-        (b'{"instruction": "a", "output": "b", "output": "c"}', "duplicate_key"),
-        (b'{"instruction": "a\\u0000", "output": "b"}', "nul_character"),
-        (b'{"instruction": "a", "output": "\\ud800"}', "lone_surrogate"),
-        (b'{"instruction": " ", "input": "\\n", "output": "b"}', "empty_prompt"),
-        (b'{"instruction": "a", "output": " \\n"}', "empty_answer"),
-        (b'{"instruction": "a", "output": "b", "history": [["q", "a"]]}', "history_not_supported"),
-        (b'{"instruction": "a", "output": "b", "system": "s"}', "system_not_supported"),
-        (b"[" * 100_000, "bad_json"),
+        ('"text"', "not_an_object"),
+        ("null", "not_an_object"),
+        ('{"output": "b"}', "missing_instruction"),
+        ('{"instruction": "a"}', "missing_output"),
+        ('{"instruction": 1, "output": "b"}', "wrong_type"),
+        ('{"instruction": "a", "output": NaN}', "wrong_type"),
+        ('{"instruction": "a", "output": null}', "wrong_type"),
+        ('{"instruction": "a", "input": ["x"], "output": "b"}', "wrong_type"),
+        ('{"instruction": "a", "output": "b", "output": "c"}', "duplicate_key"),
+        ('{"instruction": "a\\u0000", "output": "b"}', "nul_character"),
+        ('{"instruction": "a", "output": "\\ud800"}', "lone_surrogate"),
+        ('{"instruction": " ", "input": "\\n", "output": "b"}', "empty_prompt"),
+        ('{"instruction": "a", "output": " \\n"}', "empty_answer"),
+        ('{"instruction": "a", "output": "b", "history": [["q"]]}', "wrong_type"),
+        ('{"instruction": "a", "output": "b", "history": [["q", ""]]}', "empty_answer"),
+        ('{"instruction": "a", "output": "b", "images": ["x.png"]}', "not_text"),
+        ('{"prompt": "a", "completion": 1}', "wrong_type"),
+        ('{"messages": "x"}', "bad_json"),
+        ('{"messages": []}', "no_last_answer"),
+        ('{"messages": [1]}', "wrong_type"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "no_last_answer"),
+        ('{"messages": [{"role": "wizard", "content": "a"}]}', "unknown_role"),
+        ('{"messages": [{"role": "user"}]}', "missing_content"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}', "not_text"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "bad_turn_order"),
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "a"}]}', "bad_turn_order"),
+        ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "duplicate_key"),
+        ('{"conversations": [{"from": "gpt", "value": "a"}]}', "bad_turn_order"),
+        ('{"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{"}]}', "bad_tool_call"),
+        ('{"instruction": "a", "output": "b", "tools": "["}', "bad_tools"),
+        ('{"instruction": "a", "output": "b", "tools": [{"name": "\\u0000"}]}', "nul_character"),
     ],
-)
-def test_each_bad_line_has_its_reason_and_the_others_are_kept(tmp_path: Path, line: bytes, reason: str) -> None:
-    found = read(tmp_path, GOOD + b"\n" + line + b"\n" + GOOD)
-    assert [type(row) for row in found] == [Row, Reject, Row]
-    assert isinstance(found[1], Reject)
-    assert (found[1].reason, found[1].line) == (reason, 2)
-    json.dumps(found[1].text).encode()  # can be written down
+)  # fmt: skip
+def test_each_record_that_is_no_row_has_its_reason(text: str, reason: str) -> None:
+    found = parse(text)
+    assert isinstance(found, Reject) and (found.reason, found.line, found.text) == (reason, 3, text)
 
 
-def test_text_arrives_as_it_was(tmp_path: Path) -> None:
+def test_text_arrives_as_it_was() -> None:
     text = "  2024-01-01 \u3000“引号”，\t🙂\u200b\r\n "
-    line = json.dumps({"instruction": text, "input": text, "output": text, "id": 7}).encode()
-    (row,) = read(tmp_path, line)
+    assert said({"instruction": text, "input": "", "output": text, "id": 7}) == [("user", text), ("assistant", text)]
+
+
+def test_four_layouts_of_one_conversation() -> None:
+    spoken = [("system", "s"), ("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
+    alpaca = {"instruction": "q2", "input": "", "output": "a2", "history": [["q1", "a1"]], "system": "s"}
+    messages = [{"role": role, "content": content} for role, content in spoken]
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    sharegpt = [{"from": names[role], "value": content} for role, content in spoken]
+    assert said(alpaca) == spoken
+    assert said({"messages": messages}) == spoken
+    assert said({"conversations": sharegpt}) == spoken
+    assert said({"conversations": sharegpt[1:], "system": "s"}) == spoken
+    assert said({"prompt": messages[:3] + messages[3:4], "completion": messages[4:]}) == spoken
+    assert said({"prompt": "q", "completion": " a"}) == [("user", "q"), ("assistant", " a")]
+    keys = {rows.canonical(row) for row in map(parse, (alpaca, {"messages": messages})) if isinstance(row, Row)}
+    assert len(keys) == 1
+
+
+def test_answers_that_are_only_context_are_not_trained() -> None:
+    weighted = parse({"messages": [*turns("q", "a"), *turns("r", "b")][:1] + turns("q", "a", weight=0)[1:] + turns("r", "b")})  # fmt: skip
+    assert isinstance(weighted, Row) and weighted.answers == [3]
+    trl = parse({"prompt": turns("q", "a", "r"), "completion": [{"role": "assistant", "content": "b"}]})
+    assert isinstance(trl, Row) and trl.answers == [3]
+    nothing = parse({"messages": turns("q", "a", weight=0)})
+    assert isinstance(nothing, Reject) and nothing.reason == "nothing_to_train"
+
+
+def test_columns_of_other_names() -> None:
+    names = ("instruction=问题", "output=答案")
+    assert said({"问题": "q", "答案": "a", "output": 3}, columns=names) == [("user", "q"), ("assistant", "a")]
+    dialog = {"dialog": [{"speaker": "human", "text": "q"}, {"speaker": "bot", "text": "a"}]}
+    mapped = ("conversations=dialog", "from=speaker", "value=text")
+    assert said(dialog, columns=mapped) == [("user", "q"), ("assistant", "a")]
+
+
+def test_a_layout_can_be_demanded() -> None:
+    both = {"instruction": "q", "output": "a", "messages": turns("x", "y")}
+    assert said(both) == [("user", "x"), ("assistant", "y")]
+    assert said(both, format="alpaca") == [("user", "q"), ("assistant", "a")]
+
+
+def test_tables_hold_lists_as_json_text() -> None:
+    assert said({"messages": json.dumps(turns("q", "a"))}) == [("user", "q"), ("assistant", "a")]
+    assert said({"instruction": "q", "input": "", "output": "a", "history": ""}) == [("user", "q"), ("assistant", "a")]
+
+
+def test_tool_calls_come_in_openai_form() -> None:
+    call = {"name": "weather", "arguments": {"city": "北京"}}
+    sharegpt = {
+        "conversations": [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": json.dumps(call)},
+            {"from": "observation", "value": "3"},
+            {"from": "gpt", "value": "a"},
+        ],
+        "tools": json.dumps([{"name": "weather", "parameters": {}}]),
+    }
+    row = parse(sharegpt)
+    assert isinstance(row, Row) and row.answers == [1, 3]
+    assert row.tools == ({"type": "function", "function": {"name": "weather", "parameters": {}}},)
+    (made,) = row.messages[1]["tool_calls"]
+    assert made["function"] == call and row.messages[2]["tool_call_id"] == made["id"]
+    openai = {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "x1", "type": "function", "function": {"name": "weather", "arguments": json.dumps(call["arguments"])}}]},
+            {"role": "tool", "tool_call_id": "x1", "content": "3"},
+            {"role": "assistant", "content": "a"},
+        ]
+    }  # fmt: skip
+    row = parse(openai)
     assert isinstance(row, Row)
-    assert (row.instruction, row.input, row.output) == (text, text, text)
+    assert row.messages[1] == {"role": "assistant", "content": "", "tool_calls": [{"id": "x1", "type": "function", "function": call}]}  # fmt: skip
+    messages, tools = rows.packed(row)
+    assert rows.unpacked({"messages": messages, "tools": tools}) == (list(row.messages), None)
 
 
-def test_byte_order_mark_crlf_and_a_missing_last_line_break(tmp_path: Path) -> None:
-    found = read(tmp_path, b"\xef\xbb\xbf" + GOOD + b"\r\n" + GOOD)
-    assert [row.line for row in found if isinstance(row, Row)] == [1, 2]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(
+        ["role", "content", "from", "value", "tool_calls", "function", "name", "arguments", "weight", "instruction",
+         "output", "history", "messages", "conversations", "prompt", "completion", "tools", "system"]), inner, max_size=4),
+    max_leaves=20,
+)  # fmt: skip
 
 
-def test_a_json_array_in_any_layout(tmp_path: Path) -> None:
-    text = json.dumps(
-        [{"instruction": "请以甄嬛的口吻回答：", "input": "", "output": "吾"}, 3, {}], indent=2, ensure_ascii=False
-    )
-    found = read(tmp_path, b"\xef\xbb\xbf \n" + text.encode())
-    assert isinstance(found[0], Row)
-    assert [row.reason for row in found[1:] if isinstance(row, Reject)] == ["not_an_object", "missing_instruction"]
-
-
-def test_an_array_that_breaks_off_is_one_line(tmp_path: Path) -> None:
-    for data in (b'[{"instruction": "a"', b"[\xff]", b"[" * 100_000):
-        with pytest.raises(UserError, match=r"starts like a JSON array but is none"):
-            read(tmp_path, data)
-
-
-def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no file .*absent"):
-        list(rows.read(tmp_path / "absent.jsonl"))
-    with pytest.raises(UserError, match="cannot read"):
-        list(rows.read(tmp_path))
-    assert read(tmp_path, b"") == []
-
-
-@given(st.lists(st.binary(max_size=60).filter(lambda b: b"\n" not in b), max_size=20))
-def test_every_line_becomes_exactly_one_thing(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
-    data = b"\n".join([GOOD, *lines, GOOD])
-    found = read(tmp_path_factory.mktemp("rows"), data)
-    assert [row.line for row in found] == list(range(1, len(lines) + 3))
-
-
-def test_json_lines_split_at_line_breaks_alone(tmp_path: Path) -> None:
-    file = tmp_path / "x.jsonl"
-    file.write_text('{"a": "x\u2028y\x85z"}\n\n{"a": 1}\n', encoding="utf-8")
-    assert list(rows.json_lines(file)) == [(1, {"a": "x\u2028y\x85z"}), (3, {"a": 1})]
-    file.write_text("{}\n{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"x\.jsonl:2 is not JSON"):
-        list(rows.json_lines(file))
-
-
-def test_an_element_with_a_key_twice_is_rejected_alone(tmp_path: Path) -> None:
-    found = read(tmp_path, b"[" + GOOD + b', {"instruction": "a", "output": "b", "output": "c"}]')
-    assert isinstance(found[0], Row)
-    assert isinstance(found[1], Reject) and found[1].reason == "duplicate_key"
+@given(JSON)
+def test_any_json_is_a_row_or_a_reject_that_can_be_written(value: Any) -> None:
+    found = parse(json.dumps(value))
+    if isinstance(found, Reject):
+        json.dumps(found.text).encode()
+    else:
+        assert found.answers and found.messages[-1]["role"] == "assistant"

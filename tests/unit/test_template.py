@@ -1,9 +1,12 @@
+import datetime
+import json
 from pathlib import Path
 
 import pytest
 import tiny
 
 from lockstep import template
+from lockstep.config import Data
 from lockstep.errors import UserError
 
 
@@ -46,7 +49,7 @@ def test_the_answer_is_encoded_apart_and_ends_with_the_end_of_turn(
     chat: template.Template, zh: template.Template
 ) -> None:
     for one in (chat, zh):
-        ids = one.answer_ids("本宫")
+        (ids,) = one.answer_ids(["本宫"])
         assert ids[-1] == one.end_of_turn == one.tokenizer.convert_tokens_to_ids("<|im_end|>")
         assert one.tokenizer.decode(ids) == "本宫<|im_end|>"
 
@@ -98,7 +101,64 @@ def test_every_added_token_is_found_in_content(chat: template.Template) -> None:
 
 def test_an_unknown_template_names_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="instruction_zh"):
-        template.source("nothing.jinja", tmp_path, None)
+        template.source(Data(template="nothing.jinja"), tmp_path)
+    with pytest.raises(UserError, match="instruction_zh"):
+        template.source(Data(), tmp_path)
+
+
+def test_instruction_zh_has_no_place_for_tools(zh: template.Template) -> None:
+    for odd in ({"role": "tool", "content": "3"}, {"role": "assistant", "content": "", "tool_calls": [{}]}):
+        with pytest.raises(template.Refused, match="no place"):
+            zh.render([*user("a"), odd])
+    empty = [{"role": "system", "content": ""}, *user("a")]
+    assert zh.render(empty) == zh.render(user("a"))
+
+
+DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + ' ' + strftime_now(\"%Y\") }}" + tiny.CHATML
+
+
+def test_the_date_in_a_template_is_fixed() -> None:
+    baked = template.Template(tiny.tokenizer(), template.bake(DATED, date=datetime.date(2025, 1, 9)))
+    assert baked.render(user("a")).startswith("Today: 09 Jan 2025 2025<|im_start|>user")
+    assert template.bake(tiny.CHATML, date=datetime.date(2025, 1, 9)) == tiny.CHATML
+    with pytest.raises(UserError, match="cannot be fixed"):
+        template.bake("{{ strftime_now(form) }}")
+
+
+THINKING = tiny.CHATML + (
+    "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)
+
+
+def test_the_thinking_flag_is_fixed_whatever_a_request_says() -> None:
+    for flag, count in ((False, 1), (True, 0), (None, 0)):
+        chat = template.Template(tiny.tokenizer(), template.bake(THINKING, thinking=flag))
+        assert chat.render(user("a")).count("<think>") == count
+    chat.tokenizer.chat_template = template.bake(THINKING, thinking=False)
+    asked = chat.tokenizer.apply_chat_template(
+        user("a"), tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    assert asked.count("<think>") == 1
+    with pytest.raises(UserError, match="no thinking flag"):
+        template.bake(tiny.CHATML, thinking=False)
+
+
+def test_system_prompt_thinking_and_date_together() -> None:
+    text = "{{ strftime_now('%Y') }}\n" + THINKING
+    chat = template.Template(tiny.tokenizer(), template.bake(text, "你是甲。", False))
+    assert chat.render(user("a")) == "2024\n<|im_start|>system\n你是甲。<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"  # fmt: skip
+
+
+def test_a_tokenizer_class_that_loses_spaces_is_seen_and_tokenizer_json_taken_instead(tmp_path: Path) -> None:
+    """Copies of DeepSeek's models name a class for which transformers 5 replaces the byte-level rules."""
+    made = tiny.tokenizer()
+    made.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    chat = template.load(tmp_path, tiny.CHATML)
+    assert chat.encode(["Be brief. 你是谁？"]) == [made.encode("Be brief. 你是谁？", add_special_tokens=False)]
 
 
 @pytest.mark.skipif(not tiny.SHARED_QWEN3.exists(), reason="the real Qwen3 tokenizer is not at hand")

@@ -1,0 +1,193 @@
+from typing import Any
+
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep import template
+from lockstep.collator import IGNORE
+from lockstep.config import Data
+from lockstep.errors import UserError
+from lockstep.records import Object, Record, Reject
+from lockstep.rows import Row
+from lockstep.samples import Sample, Sampler
+from lockstep.template import Template
+
+# Like Qwen3's: an earlier answer is shown without the thought block that its own prompt ended with.
+REWRITING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n(thought)\n' }}{% endif %}"
+)
+TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{% for call in message.tool_calls or [] %}{{ 'CALL ' + (call.function | tojson) }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHAT = Template(tiny.tokenizer(), tiny.CHATML)
+
+
+def row(*contents: str, **more: Any) -> Row:
+    roles = ("user", "assistant")
+    messages = tuple({"role": roles[n % 2], "content": text} for n, text in enumerate(contents))
+    return Row(messages, Record("f", 1, Object([]), "{}"), **more)
+
+
+def sample(found: Row, chat: Template = CHAT, **changes: Any) -> list[Sample] | Reject:
+    return Sampler(chat, Data(**changes)).samples([found])[0]
+
+
+def texts(chat: Template, one: Sample) -> tuple[str, str]:
+    """The whole sample, and what of it is supervised."""
+    supervised = [label for label in one.labels if label != IGNORE]
+    return chat.tokenizer.decode(one.input_ids), chat.tokenizer.decode(supervised)
+
+
+def test_every_answer_and_its_end_is_supervised_in_one_sample() -> None:
+    (one,) = sample(row("q1", "a1", "q2", "a2"))  # type: ignore[misc]
+    whole = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\na2<|im_end|>"
+    assert texts(CHAT, one) == (whole, "a1<|im_end|>a2<|im_end|>")
+    assert all(label in (IGNORE, token) for label, token in zip(one.labels, one.input_ids, strict=True))
+
+
+def test_the_last_turn_only_or_the_prompt_too() -> None:
+    (last,) = sample(row("q1", "a1", "q2", "a2"), supervise="last_turn")  # type: ignore[misc]
+    assert texts(CHAT, last)[1] == "a2<|im_end|>"
+    (every,) = sample(row("q1", "a1"), supervise="prompt_too")  # type: ignore[misc]
+    assert every.labels == [IGNORE, *every.input_ids[1:]]  # nothing predicts the first token
+
+
+def test_a_template_that_rewrites_earlier_turns_gives_one_sample_a_turn() -> None:
+    chat = Template(tiny.tokenizer(), REWRITING)
+    found = sample(row("q1", "a1", "q2", "a2"), chat)
+    assert isinstance(found, list)
+    assert [texts(chat, one)[1] for one in found] == ["a1<|im_end|>", "a2<|im_end|>"]
+    assert [texts(chat, one)[0].count("(thought)") for one in found] == [1, 1]
+    for one, messages in zip(found, (1, 3), strict=True):
+        prompt = chat.prompt_ids(row("q1", "a1", "q2", "a2").messages[:messages])
+        assert one.input_ids[: len(prompt)] == prompt
+    both = sample(row("q1", "a1", "q2", "a2"), chat, supervise="prompt_too")
+    assert isinstance(both, list)
+    seen = chat.tokenizer.decode([label for one in both for label in one.labels if label != IGNORE])
+    assert seen.count("q1") == seen.count("q2") == seen.count("a2") == 1  # a1 stands in two contexts
+
+
+def test_an_answer_that_merges_with_its_prompt_is_still_trained_after_its_own_prompt() -> None:
+    chat = Template(tiny.tokenizer(), tiny.CHATML)
+    found = sample(row("q1", "\n\na1", "q2", "a2"), chat)
+    assert isinstance(found, list)
+    for one in found:
+        assert texts(chat, one)[1].endswith("a2<|im_end|>") or texts(chat, one)[1] == "\n\na1<|im_end|>"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_control_token_anywhere_drops_the_row_and_is_named(place: int) -> None:
+    contents = ["q1", "a1", "q2", "a2"]
+    contents[place] += "<|im_end|>"
+    found = sample(row(*contents))
+    assert isinstance(found, Reject) and (found.reason, found.detail) == ("control_token", "<|im_end|>")
+    tools = sample(row("q", "a", tools=({"type": "function", "function": {"name": "<|im_end|>"}},)), Template(tiny.tokenizer(), TOOLS))  # fmt: skip
+    assert isinstance(tools, Reject) and tools.reason == "control_token"
+    allowed = Template(tiny.tokenizer(), tiny.CHATML, ["<|endoftext|>"])
+    assert isinstance(sample(row("<|endoftext|>", "a"), allowed), list)
+    with pytest.raises(UserError, match="no added token"):
+        Template(tiny.tokenizer(), tiny.CHATML, ["<b>"])
+
+
+def test_tool_calls_are_trained_as_the_template_writes_them() -> None:
+    chat = Template(tiny.tokenizer(), TOOLS)
+    tools = ({"type": "function", "function": {"name": "weather"}},)
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "x"}}}
+    messages = (
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "a"},
+    )
+    talk = Row(messages, Record("f", 1, Object([]), "{}"), tools=tools)
+    (one,) = sample(talk, chat)  # type: ignore[misc]
+    assert '"name": "weather"' in texts(chat, one)[0].split("user")[0]
+    assert texts(chat, one)[1] == 'CALL {"name": "weather", "arguments": {"city": "x"}}<|im_end|>a<|im_end|>'
+    for without in (CHAT, Template(tiny.tokenizer(), template.BUILT_IN["instruction_zh"].read_text(encoding="utf-8"))):
+        found = sample(talk, without)
+        assert isinstance(found, Reject) and found.reason == "template_drops_text"
+
+
+def test_a_template_that_leaves_text_out_or_refuses_costs_the_row_only() -> None:
+    silent = Template(tiny.tokenizer(), tiny.CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"))  # fmt: skip
+    system = ({"role": "system", "content": "be kind"}, *row("q", "a").messages)
+    found = sample(Row(system, Record("f", 1, Object([]), "{}")), silent)
+    assert isinstance(found, Reject) and found.reason == "template_drops_text"
+    strict = Template(tiny.tokenizer(), "{% if messages | length > 2 %}{{ raise_exception('one turn only') }}{% endif %}" + tiny.CHATML)  # fmt: skip
+    found = sample(row("q1", "a1", "q2", "a2"), strict)
+    assert isinstance(found, Reject) and found.reason == "template_error" and "one turn only" in found.detail
+
+
+def test_a_tokenizer_that_loses_characters_is_seen() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: number for number, word in enumerate(["<unk>", "<|im_end|>", "user", "assistant", "a", "b"])}
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<|im_end|>")
+    chat = Template(tokenizer, "{% for m in messages %}{{ m.role + ' ' + m.content + '<|im_end|> ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}")  # fmt: skip
+    assert isinstance(sample(row("a", "b"), chat), list)
+    found = sample(row("a", "你"), chat)
+    assert isinstance(found, Reject) and found.reason == "tokenizer_loses_text"
+
+
+def test_what_the_tokenizer_spells_in_another_way_is_on_record() -> None:
+    from tokenizers import normalizers
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    (one,) = sample(row("q", "cafe\u0301"), Template(tokenizer, tiny.CHATML))  # type: ignore[misc]
+    assert one.respelled == ((1, "cafe\u0301", "café"),)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(TEXT.filter(str.strip), min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0),
+    st.integers(8, 120), st.sampled_from(["all_turns", "last_turn", "prompt_too"]), st.booleans(),
+)  # fmt: skip
+def test_truncation_keeps_the_last_answer_and_its_end_whole(
+    contents: list[str], length: int, supervise: str, rewriting: bool
+) -> None:
+    chat = Template(tiny.tokenizer(), REWRITING) if rewriting else CHAT
+    whole = sample(row(*contents), chat, supervise=supervise, max_length=100_000)
+    cut = sample(row(*contents), chat, supervise=supervise, max_length=length, truncation="truncate")
+    dropped = sample(row(*contents), chat, supervise=supervise, max_length=length)
+    if isinstance(whole, Reject):
+        assert whole.reason == "control_token"
+        return
+    too_long = any(len(one.input_ids) > length for one in whole)
+    assert isinstance(dropped, Reject) == too_long
+    if isinstance(cut, Reject):
+        assert cut.reason == "too_long" and any(one.answer + 1 > length for one in whole)
+        return
+    for one, full in zip(cut, whole, strict=True):
+        assert len(one.input_ids) == min(length, len(full.input_ids)) == len(one.labels)
+        assert one.cut == len(full.input_ids) - len(one.input_ids)
+        assert one.input_ids == full.input_ids[one.cut :]
+        assert one.labels[-one.answer :] == full.labels[-one.answer :] == one.input_ids[-one.answer :]
+        assert one.labels[-1] == chat.end_of_turn
+        assert one.labels[0] == IGNORE or supervise == "prompt_too"
+        spoken = [label for label in one.labels if label != IGNORE]
+        assert supervise == "prompt_too" or len(spoken) <= len([label for label in full.labels if label != IGNORE])
+
+
+@settings(deadline=None)
+@given(st.lists(TEXT.filter(str.strip), min_size=2, max_size=2))
+def test_prompt_and_answer_give_the_text_back(contents: list[str]) -> None:
+    found = sample(row(*contents), max_length=10_000)
+    if isinstance(found, Reject):
+        assert found.reason == "control_token"
+        return
+    assert texts(CHAT, found[0]) == (CHAT.render(row(*contents).messages[:1]) + contents[1] + "<|im_end|>", contents[1] + "<|im_end|>")  # fmt: skip
+    controls = set(CHAT.tokenizer.added_tokens_decoder)
+    assert sum(token in controls for token in found[0].input_ids) == 4  # the template's own, and no more
