@@ -249,6 +249,11 @@ def main() -> None:
         collect(files, data, chat, books)
         ledger, quality = books.ledger.as_json(), books.quality.report(books.ledger, books.line)
         manifest.write_json(work / "ledger.json", ledger)
+        if data.thinking is None and template.thinking_flags(text) and not books.quality.thoughts:
+            quality["advice"].append(
+                "the chat template can open a block of thought, and no row holds one: with --data.thinking false "
+                "prompts end as the base model's own do where it answers without"
+            )
         manifest.write_json(work / "quality.json", quality)
         (work / "preview.html").write_text(preview.page(books.picks, ledger, quality, chat), encoding="utf-8")
         if reason := problem(books, data):

@@ -36,6 +36,8 @@ Name = Annotated[str, AfterValidator(paths.check_name)]
 
 
 def _comma_list(value: Any) -> Any:
+    if value is None:
+        return ()
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
@@ -62,13 +64,7 @@ def _template(value: str) -> str:
 
 def _file_list(value: Any) -> Any:
     """One name, names with commas between them, or a list; a file whose own name has a comma is one name."""
-    if value is None:
-        return ()
-    return _comma_list(value) if isinstance(value, str) and not (paths.ROOT / value).exists() else _as_list(value)
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str) and (paths.ROOT / value).exists() else _comma_list(value)
 
 
 def _column(value: str) -> str:

@@ -35,12 +35,14 @@ class Quality:
         self.answers, self.prompts = array("Q"), array("Q")
         self.languages: Counter[str] = Counter()
         self.sample: list[tuple[int, str]] = []
+        self.thoughts = 0  # rows with reasoning_content
 
     def add(self, row: Row, split: str, place: int) -> None:
         """Take a kept row into account, whose sample is number `place` of its split."""
         answer = "\n".join(row.messages[place]["content"] for place in row.answers)
         if self.signatures:
             self.signatures.add(row.said)
+        self.thoughts += any("reasoning_content" in message for message in row.messages)
         self.split.append(self.splits.index(split))
         self.place.append(place)
         self.answers.append(_number(answer))

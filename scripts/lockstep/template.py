@@ -91,7 +91,7 @@ def bake(text: str, system_prompt: str | None = None, thinking: bool | None = No
     """
     fixed = ""
     if thinking is not None:
-        flags = [flag for flag in THINKING_FLAGS if re.search(rf"\b{flag}\b", text)]
+        flags = thinking_flags(text)
         if not flags:
             raise UserError(f"--data.thinking {str(thinking).lower()}: the chat template has no thinking flag")
         fixed += "".join("{%- set " + flag + " = " + str(thinking).lower() + " -%}" for flag in flags)
@@ -106,6 +106,11 @@ def bake(text: str, system_prompt: str | None = None, thinking: bool | None = No
         )
     # The empty {{ '' }} keeps the next line break, which Jinja would take away after a block.
     return fixed + "{{ '' }}" + text if fixed else text
+
+
+def thinking_flags(text: str) -> list[str]:
+    """The names of the flags by which a template opens a block of thought."""
+    return [flag for flag in THINKING_FLAGS if re.search(rf"(?<![.\w'\"]){flag}\b(?!['\"])", text)]
 
 
 def _fixed_date(text: str, date: datetime.date) -> str:

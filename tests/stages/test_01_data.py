@@ -1,13 +1,19 @@
 """Stage 01 with files that users really have."""
 
+import csv
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
+import hub as hub_stub
+import pyarrow
 import pytest
 import tiny
 from conftest import Run
+from pyarrow import parquet
 
 COMMON = ("--run", "r", "--model.source", "local", "--model.path", "tiny", "--model.name", "tiny")
 Collate = Callable[..., CompletedProcess[str]]
@@ -125,3 +131,140 @@ def test_wrong_paths(collate: Collate, tmp_path: Path) -> None:
         collate("--data.train_file", "rows.jsonl", "--data.test_file", "rows.jsonl")
     )
     assert "--data.template" in error(collate("--data.train_file", "rows.jsonl", "--data.template", "absent.jinja"))
+
+
+def ledger(home: Path, run: str = "r") -> Any:
+    return json.loads((home / f"outputs/{run}/data/ledger.json").read_text(encoding="utf-8"))
+
+
+def split(home: Path, name: str, run: str = "r") -> list[dict[str, Any]]:
+    from datasets import load_from_disk
+
+    return list(load_from_disk(home / f"outputs/{run}/data" / name))
+
+
+def pair(number: int) -> dict[str, str]:
+    return {"instruction": f"第{number}问：2024-01-0{number}？", "input": "", "output": f"答{number}：3.0, NaN, “是”。"}
+
+
+NO_SHARES = ("--data.validation_share", "0", "--data.test_share", "0")
+
+
+def test_many_files_of_every_format_become_one_data_set(collate: Collate, tmp_path: Path) -> None:
+    rows = [pair(number) for number in range(1, 8)]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps(rows[1:2], ensure_ascii=False, indent=1), encoding="utf-8")
+    with (tmp_path / "c.csv").open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.DictWriter(stream, ["instruction", "input", "output"])
+        writer.writeheader()
+        writer.writerow(rows[2])
+    parquet.write_table(pyarrow.Table.from_pylist(rows[3:4]), tmp_path / "d.parquet")
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(json.dumps(rows[4]).encode()))
+    turns = [{"role": "user", "content": rows[5]["instruction"]}, {"role": "assistant", "content": rows[5]["output"]}]
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns}]), tmp_path / "f.parquet")
+    (tmp_path / "g, odd.json").write_text(json.dumps(rows[6:], ensure_ascii=False), encoding="utf-8")
+    names = [f"{name}" for name in ("a.jsonl", "b.json", "c.csv", "d.parquet", "e.jsonl.gz", "f.parquet")]
+    answer = collate("--data.train_file", ",".join(names), "--data.test_file", "g, odd.json", *NO_SHARES)
+    assert answer.returncode == 0, answer.stderr
+    told = [[message["content"] for message in row["messages"]] for row in split(tmp_path, "train")]
+    assert told == [[row["instruction"], row["output"]] for row in rows[:6]]
+    assert len(split(tmp_path, "test")) == 1
+    assert sum(account["lines"] for account in ledger(tmp_path)["files"].values()) == 7
+    pattern = collate("--run", "p", "--data.train_file", str(tmp_path / "*.parquet"), *NO_SHARES)
+    assert pattern.returncode == 0, pattern.stderr
+    assert [row["messages"][0]["content"] for row in split(tmp_path, "train", "p")] == [
+        rows[3]["instruction"], rows[5]["instruction"]
+    ]  # fmt: skip
+    assert "no file" in error(collate("--run", "q", "--data.train_file", str(tmp_path / "*.tsv")))
+
+
+def test_a_data_set_of_a_hub_by_its_id(collate: Collate, stage: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    tiny.rows(folder / "data/train.jsonl", 30)
+    tiny.rows(folder / "data/test.jsonl", 5, start=30)
+    with hub_stub.serve(folder) as hub:
+        words = (*COMMON, "--data.source", "hub", "--data.id", "org/tiny", "--data.validation_share", "0")
+        answer = stage("01_data_collator.py", *words, HF_ENDPOINT=hub.url)
+        assert answer.returncode == 0, answer.stderr
+        assert {name: len(split(tmp_path, name)) for name in ("train", "validation", "test")} == {
+            "train": 30, "validation": 0, "test": 5
+        }  # fmt: skip
+        named = ("--run", "named", "--data.train_file", "data/test.jsonl", "--data.test_share", "0")
+        answer = stage("01_data_collator.py", *words, *named, HF_ENDPOINT=hub.url)
+        assert answer.returncode == 0 and len(split(tmp_path, "train", "named")) == 5
+    again = stage("01_data_collator.py", *words, HF_ENDPOINT=hub.url)  # the hub is gone
+    assert "up to date" in again.stdout, again.stderr
+    assert "an id" in error(collate("--data.source", "hub"))
+
+
+def test_cleaning_is_off_unless_asked_for_and_then_on_record(collate: Collate, tmp_path: Path) -> None:
+    rows = [{"instruction": "q1 ", "output": "schÃ¶n\x07"}, {"instruction": "q2", "output": "gut"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ("--data.train_file", "rows.jsonl", *NO_SHARES)
+    assert collate(*words, "--data.drop", "duplicate").returncode == 0
+    assert split(tmp_path, "train")[0]["messages"][1]["content"] == "schÃ¶n\x07"
+    assert (tmp_path / "outputs/r/data/changes.jsonl").read_text() == ""
+    assert "garbled 1" in error(collate(*words, "--run", "g"))
+    steps = "unicode,control_characters,whitespace"
+    answer = collate(*words, "--run", "c", "--data.clean", steps)
+    assert answer.returncode == 0, answer.stderr
+    assert [m["content"] for m in split(tmp_path, "train", "c")[0]["messages"]] == ["q1", "schön"]
+    (account,) = ledger(tmp_path, "c")["files"].values()
+    assert account["changed"] == {"unicode": 1, "control_characters": 1, "whitespace": 1}
+    lines = (tmp_path / "outputs/c/data/changes.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [(json.loads(line)["line"], json.loads(line)["step"]) for line in lines] == [
+        (1, "unicode"), (1, "control_characters"), (1, "whitespace")
+    ]  # fmt: skip
+
+
+def test_rows_that_stand_twice_or_in_two_splits(collate: Collate, tmp_path: Path) -> None:
+    def write(name: str, numbers: list[int]) -> None:
+        text = "".join(json.dumps(pair(number), ensure_ascii=False) + "\n" for number in numbers)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+    write("train.jsonl", [1, 2, 2, 3, 4, 5])
+    write("valid.jsonl", [3, 6])
+    write("test.jsonl", [6, 7])
+    files = [f"--data.{name}_file={name}.jsonl" for name in ("train", "test")] + ["--data.validation_file=valid.jsonl"]
+    answer = collate(*files)
+    assert answer.returncode == 0, answer.stderr
+    dropped = {Path(name).stem: account["dropped"] for name, account in ledger(tmp_path)["files"].items()}
+    assert dropped == {"train": {"duplicate": 1, "in_two_splits": 1}, "valid": {"in_two_splits": 1}, "test": {}}
+    kept = collate(*files, "--run", "all", "--data.drop", "null")
+    assert kept.returncode == 0, kept.stderr
+    assert len(split(tmp_path, "train", "all")) == 6
+    first = {"instruction": "皇上驾到，娘娘怎么说？", "output": "臣妾参见皇上，皇上万福金安。"}
+    rows = [first, first | {"output": "臣妾参见皇上，皇上万福金康。"}, {"instruction": "天气", "output": "晴"}]
+    (tmp_path / "near.json").write_text(json.dumps(rows), encoding="utf-8")
+    near = ("--data.train_file=near.json", *NO_SHARES, "--data.drop", "near_duplicate")
+    assert collate(*near, "--run", "near").returncode == 0
+    (reject,) = (tmp_path / "outputs/near/data/rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(reject)["reason"] == "near_duplicate" and json.loads(reject)["detail"].endswith("near.json:1")
+    assert "needs a near_duplicate_similarity" in error(
+        collate(*files, "--data.drop", "near_duplicate", "--data.near_duplicate_similarity", "null")
+    )
+
+
+def test_a_damaged_file_stops_the_stage_and_leaves_its_account(collate: Collate, tmp_path: Path) -> None:
+    text = json.dumps([pair(number) for number in range(1, 8)])
+    (tmp_path / "rows.json").write_text(text[: len(text) // 2], encoding="utf-8")
+    said = error(collate("--data.train_file", "rows.json", *NO_SHARES, "--data.max_reject_share", "1"))
+    assert "rows.json is damaged: nothing after line or element 3 can be read" in said
+    account = json.loads((tmp_path / "outputs/r/data.failed/ledger.json").read_text())["files"]
+    assert [one["dropped"] for one in account.values()] == [{"broken_file": 1}]
+
+
+def test_conversations_and_what_of_them_is_trained(collate: Collate, tmp_path: Path) -> None:
+    talk = [{"from": "system", "value": "s"}, {"from": "human", "value": "q1"}, {"from": "gpt", "value": "a1"},
+            {"from": "human", "value": "q2"}, {"from": "gpt", "value": "a2"}]  # fmt: skip
+    (tmp_path / "rows.json").write_text(json.dumps([{"conversations": talk}] * 2), encoding="utf-8")
+    words = ("--data.train_file", "rows.json", *NO_SHARES)
+    for mode, count in {"all_turns": 2, "last_turn": 1, "prompt_too": 5}.items():
+        answer = collate(*words, "--run", mode, "--data.supervise", mode)
+        assert answer.returncode == 0, answer.stderr
+        (row,) = split(tmp_path, "train", mode)
+        assert row["labels"].count(2) == count  # <|im_end|>
+    contract = json.loads((tmp_path / "outputs/all_turns/data/contract.json").read_text(encoding="utf-8"))
+    assert len(contract["conversations"]) >= 30 and contract["special_ids"]["end_of_turn"] == 2
+    thinking = error(collate(*words, "--run", "t", "--data.thinking", "false"))
+    assert "no thinking flag" in thinking

@@ -145,6 +145,18 @@ def test_text_is_byte_equal_and_labels_are_the_answer_and_its_end(built: Path, s
         assert row["input_ids"][: len(prompt)] == prompt
 
 
+def test_one_contract_travels_from_data_to_adapter_and_merged_model(built: Path) -> None:
+    from lockstep import template
+
+    texts = {(built / f"outputs/r/{folder}/contract.json").read_bytes() for folder in ("data", "adapter", "merged")}
+    assert len(texts) == 1
+    contract = json.loads(texts.pop())
+    merged = built / "outputs/r/merged"
+    chat = template.load(merged, (merged / template.FILE).read_text(encoding="utf-8"))
+    for one in contract["conversations"]:
+        assert chat.prompt_ids(one["messages"]) == one["prompt_ids"]
+
+
 def test_the_merge_report_proves_the_dequantized_merge(built: Path) -> None:
     report = json.loads((built / "outputs/r/merged/merge_report.json").read_text())
     assert report["passed"] is True
