@@ -27,7 +27,7 @@ from lockstep import arrow, cleaning, cli, contract, duplicates, manifest, paths
 from lockstep.cleaning import Change
 from lockstep.config import Data, Settings
 from lockstep.errors import UserError
-from lockstep.ledger import Ledger
+from lockstep.ledger import Account, Ledger
 from lockstep.quality import Quality
 from lockstep.records import Reject
 from lockstep.rows import Row
@@ -124,17 +124,19 @@ class Books:
 
 def collect(files: dict[str, list[Path]], data: Data, chat: Template, books: Books) -> None:
     """Read every file once and put every record into the books."""
+    # files without a record, too
+    books.ledger.files |= {paths.label(path): Account() for found in files.values() for path in found}
     nearly = similar(files, data) if "near_duplicate" in data.drop else {}
     sieve, sampler, passing = duplicates.Sieve(data.drop, nearly), Sampler(chat, data), read(files, data)
     while chunk := list(islice(passing, CHUNK)):
-        entries: list[tuple[str, Row | Reject, list[Change]]] = []
+        sampled = iter(sampler.samples([row for _, row, _ in chunk if isinstance(row, Row)]))
         for own, row, changes in chunk:
-            split = split_of(row, data, own) if isinstance(row, Row) else own
-            fault = sieve.fault(row, split) if isinstance(row, Row) else None
-            entries.append((split, row.reject(*fault) if fault and isinstance(row, Row) else row, changes))
-        sampled = iter(sampler.samples([row for _, row, _ in entries if isinstance(row, Row)]))
-        for split, row, changes in entries:
             found = next(sampled) if isinstance(row, Row) else row
+            split = own
+            if isinstance(row, Row) and not isinstance(found, Reject):  # a row that is dropped has no duplicates
+                split = split_of(row, data, own)
+                if fault := sieve.fault(row, split):
+                    found = row.reject(*fault)
             if isinstance(found, Reject):
                 books.drop(found)
             else:
@@ -162,7 +164,8 @@ def sources(settings: Settings) -> tuple[Settings, dict[str, list[Path]], list[P
     """The files of each split, and what the stage's digest hangs on. A data set is downloaded if need be.
 
     Raises:
-        UserError: a file is not there, a pattern fits none, or two splits would read the same file.
+        UserError: a file is not there, has a name that is no text, a pattern fits none, or two splits would read
+            the same file.
     """
     data, inputs = settings.data, []
     names = {split: getattr(data, f"{split}_file") for split in SPLITS}
@@ -182,6 +185,10 @@ def sources(settings: Settings) -> tuple[Settings, dict[str, list[Path]], list[P
     everything = [path.resolve() for found in files.values() for path in found]
     if twice := next((path for path in everything if everything.count(path) > 1), None):
         raise UserError(f"{paths.label(twice)} is named twice: held-out rows must not be trained on")
+    if odd := next((path for path in everything if records.printable(str(path)) != str(path)), None):
+        raise UserError(
+            f"{records.printable(paths.label(odd))}: this name is not UTF-8, and no ledger can hold it: rename it"
+        )
     return settings, files, inputs or [path for found in files.values() for path in found]
 
 

@@ -32,17 +32,21 @@ class Sieve:
     def __init__(self, drop: Collection[str], similar: Mapping[str, str]) -> None:
         self.drop, self.similar = drop, similar
         self._split: dict[bytes, str] = {}
+        self._kept = dict.fromkeys(similar.values(), "")  # first of its kind → the one that passed
 
     def fault(self, row: Row, split: str) -> tuple[str, str] | None:
-        """The reason's code and what exactly, or None."""
+        """The reason's code and what exactly, or None. Ask for rows that are otherwise fit to be kept."""
         first = self._split.setdefault(mark := key(row), "")
         self._split[mark] = first or split
         if first and first != split and "in_two_splits" in self.drop:
             return "in_two_splits", f"stands in {first}, too"
         if first == split and "duplicate" in self.drop:
             return "duplicate", f"of an earlier row in {split}"
-        if row.name in self.similar:
-            return "near_duplicate", f"of {self.similar[row.name]}"
+        leader = self.similar.get(row.name, row.name)
+        if leader in self._kept:
+            passed = self._kept[leader] = self._kept[leader] or row.name
+            if passed != row.name:
+                return "near_duplicate", f"of {passed}"
         return None
 
 

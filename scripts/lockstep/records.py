@@ -11,6 +11,7 @@ import io
 import json
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,8 +57,9 @@ class Object(dict[str, Any]):
 
     def __init__(self, items: list[tuple[str, Any]]) -> None:
         super().__init__(items)
-        keys = [key for key, _ in items]
-        self.twice = None if len(self) == len(keys) else next(key for key in keys if keys.count(key) > 1)
+        self.twice = None
+        if len(self) < len(items):
+            self.twice = next(key for key, count in Counter(key for key, _ in items).items() if count > 1)
 
 
 class _Bad(Exception):
@@ -111,18 +113,27 @@ def _opened(path: Path) -> Stream:
 
 
 def _parse(path: Path, stream: Stream) -> Parsed:
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix in (".csv", ".tsv"):
         return _table(stream, "\t" if suffix == ".tsv" else ",")
     if suffix == ".parquet":
         return _parquet(stream)
-    head = stream.peek(2**16).removeprefix(codecs.BOM_UTF8).lstrip()
-    return _array(stream) if head[:1] == b"[" else _lines(stream)
+    # by lines and not by a peek, which may end with the first member of a gzip file
+    head = stream.readline(2**16).removeprefix(codecs.BOM_UTF8)
+    while head and not head.strip(b" \t\r\n"):
+        head = stream.readline(2**16)
+    stream.seek(0)
+    return _array(stream) if head.lstrip(b" \t\r\n").startswith(b"[") else _lines(stream)
 
 
 def loads(text: str) -> Any:
     """JSON whose objects are Objects. Raises ValueError; RecursionError where it is nested without end."""
-    return json.loads(text, object_pairs_hook=Object)
+    return json.loads(text, object_pairs_hook=Object, parse_int=_integer)
+
+
+def _integer(digits: str) -> int | float:
+    """A number of any length: Python's int refuses what has above 4300 digits, and with it the whole record."""
+    return int(digits) if len(digits) <= 4300 else float(digits)
 
 
 # --- JSONL ---
@@ -194,7 +205,7 @@ class _Text:
 
 def _array(stream: Stream) -> Parsed:
     window = _Text(stream)
-    decode = json.JSONDecoder(object_pairs_hook=Object).raw_decode
+    decode = json.JSONDecoder(object_pairs_hook=Object, parse_int=_integer).raw_decode
     window.next()
     window.place += 1  # the "["
     if window.next() == "]":
@@ -263,20 +274,22 @@ def _table(stream: Stream, delimiter: str) -> Parsed:
             return
         except csv.Error as error:
             text = _escaped("".join(taken))
+            if header is None:
+                raise _Broken(f"the header cannot be read: {error}") from error
             if "unexpected end of data" in str(error):
                 raise _Broken(f"a quote is opened and never closed: {text[:80]}") from error
             reason = "too_large" if "field limit" in str(error) else "bad_csv"
             yield _Bad(reason, str(error), text[:SHOWN])
             continue
         text = "".join(taken)
-        if header is None:
+        if not fields:
+            yield _Bad("blank", "", "")
+        elif header is None:
             header = fields
             if _escaped(text) != text:
                 raise _Broken("the header is not UTF-8")
             if len(set(header)) != len(header):
                 raise _Broken("the header names a column twice")
-        elif not fields:
-            yield _Bad("blank", "", "")
         elif _escaped(text) != text:
             yield _Bad("bad_utf8", "", _escaped(text))
         elif len(fields) != len(header):
@@ -306,11 +319,19 @@ def _parquet(stream: Stream) -> Parsed:
 
 def _cells(batch: Any, place: int) -> "tuple[Any, str | None] | _Bad":
     try:
-        return Object([(name, batch.column(name)[place].as_py()) for name in batch.schema.names]), None
+        return Object([(name, _cell(batch.column(name)[place])) for name in batch.schema.names]), None
     except UnicodeDecodeError as error:
         return _Bad("bad_utf8", "", error.object.decode("utf-8", errors="backslashreplace"))
-    except (ValueError, OverflowError) as error:  # a date that Python has no name for
-        return _Bad("wrong_type", str(error), "")
+
+
+def _cell(cell: Any) -> Any:
+    """A cell's value, or its type where Python has no such value, as for a date in the year 20000."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError):
+        return cell.type
 
 
 def printable(text: str) -> str:

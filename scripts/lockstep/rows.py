@@ -7,6 +7,7 @@ any of them.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,7 @@ ROLES = {
 # What may follow what. A conversation may open with a system message and must end with an answer.
 FOLLOWS = {"": "system user", "system": "user", "user": "assistant", "assistant": "user", "calls": "tool", "tool": "tool assistant"}  # fmt: skip
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+DEEPEST = 100  # levels of tools and arguments; all that handle them call themselves for each
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Row:
 
     def reject(self, reason: str, detail: str = "") -> Reject:
         """This row as a reject."""
-        return Reject(self.record.file, self.record.line, reason, detail, records.printable(self.record.text))
+        detail, text = records.printable(detail), records.printable(self.record.text)
+        return Reject(self.record.file, self.record.line, reason, detail, text)
 
 
 class _Rejected(Exception):
@@ -83,12 +86,10 @@ def _parse(record: Record, data: Data) -> Row:
     value = record.value
     if not isinstance(value, Object):
         raise _Rejected("not_an_object", f"{type(value).__name__}")
-    if value.twice:
+    if value.twice is not None:
         raise _Rejected("duplicate_key", value.twice)
     fields = _renamed(value, data.columns)
-    for name in MEDIA:
-        if fields.get(name):
-            raise _Rejected("not_text", name)
+    _check_media(fields)
     messages, untrained = LAYOUTS[_layout(fields, data.format)](fields, data)
     if system := _text(fields, "system", None):
         if messages and messages[0]["role"] == "system":
@@ -172,7 +173,7 @@ def _turns(turns: list[Any], columns: tuple[str, ...] = ()) -> Conversation:
     for place, turn in enumerate(turns):
         if not isinstance(turn, Mapping):
             raise _Rejected("wrong_type", f"turn {place + 1} is no object")
-        if isinstance(turn, Object) and turn.twice:
+        if isinstance(turn, Object) and turn.twice is not None:
             raise _Rejected("duplicate_key", f"{turn.twice} in turn {place + 1}")
         turn = _renamed(turn, columns) if isinstance(turn, Object) else turn
         message = _message(turn, place)
@@ -194,10 +195,13 @@ def _message(turn: Mapping[str, Any], place: int) -> Message:
     key = "value" if "value" in turn and "content" not in turn else "content"
     if said == "function_call":
         return {"role": role, "content": "", "tool_calls": _function_calls(_text(turn, key))}
-    calls = turn.get("tool_calls")
+    _check_media(turn)
+    calls = [_call(call) for call in _list(turn, "tool_calls")] if turn.get("tool_calls") else []
+    if calls and role != "assistant":
+        raise _Rejected("bad_tool_call", f"a call by {role} in turn {place + 1}")
     message: Message = {"role": role, "content": _text(turn, key, "" if calls else ...)}
     if calls:
-        message["tool_calls"] = [_call(call) for call in _list(turn, "tool_calls")]
+        message["tool_calls"] = calls
     for name in ("reasoning_content", "name", "tool_call_id"):
         if turn.get(name) is not None:
             message[name] = _text(turn, name)
@@ -210,6 +214,8 @@ def _message(turn: Mapping[str, Any], place: int) -> Message:
 def _function_calls(text: str) -> list[Any]:
     """ShareGPT's function_call turn: one call, or a list of them, as JSON."""
     value = _json(text, "bad_tool_call")
+    if value == []:
+        raise _Rejected("bad_tool_call", "an empty list of calls")
     return [_call(call) for call in (value if isinstance(value, list) else [value])]
 
 
@@ -219,6 +225,7 @@ def _call(call: Any) -> dict[str, Any]:
     Some templates print a call's id, so it is kept. A call without one gets nine letters and digits
     of its content's hash: the same in every run, and what Mistral's templates ask for.
     """
+    _check_json(call, "bad_tool_call")
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise _Rejected("bad_tool_call", "a call needs a name")
@@ -226,13 +233,12 @@ def _call(call: Any) -> dict[str, Any]:
     arguments = _json(arguments, "bad_tool_call") if isinstance(arguments, str) else arguments
     if not isinstance(arguments, Mapping):
         raise _Rejected("bad_tool_call", "arguments must be an object")
-    _check_texts([function["name"], arguments])
+    _check_json(arguments, "bad_tool_call")
     made = {"name": function["name"], "arguments": arguments}
     text = json.dumps(made, sort_keys=True, ensure_ascii=False)
     name = call.get("id") or hashlib.blake2b(text.encode(), digest_size=8).hexdigest()[:9]
     if not isinstance(name, str):
         raise _Rejected("bad_tool_call", "a call's id must be text")
-    _check_text(name, "id")
     return {"id": name, "type": "function", "function": made}
 
 
@@ -243,18 +249,15 @@ def _tools(value: Any) -> tuple[Any, ...] | None:
     found = _json(value, "bad_tools") if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
         raise _Rejected("bad_tools", "tools must be a list of objects")
-    _check_texts(found)
+    _check_json(found, "bad_tools")
     return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in found) or None
 
 
 def _json(text: str, reason: str) -> Any:
     try:
-        value = records.loads(text)
+        return records.loads(text)
     except (ValueError, RecursionError) as error:
         raise _Rejected(reason, f"not JSON: {error}") from error
-    if isinstance(value, Object) and value.twice:
-        raise _Rejected("duplicate_key", value.twice)
-    return value
 
 
 # --- checks ---
@@ -294,9 +297,31 @@ def _check_text(text: str, name: str) -> None:
         raise _Rejected("lone_surrogate", name)
 
 
-def _check_texts(value: Any) -> None:
-    for text in strings(value):
-        _check_text(text, "tools")
+def _check_media(fields: Mapping[str, Any]) -> None:
+    for name in MEDIA:
+        if fields.get(name):
+            raise _Rejected("not_text", name)
+
+
+def _check_json(value: Any, reason: str, depth: int = 0) -> None:
+    """Tools and calls are written as JSON again: whatever would not come out as it went in is rejected."""
+    if depth > DEEPEST:
+        raise _Rejected(reason, f"nested deeper than {DEEPEST} levels")
+    if isinstance(value, str):
+        _check_text(value, "tools")
+    elif isinstance(value, Mapping):
+        if isinstance(value, Object) and value.twice is not None:
+            raise _Rejected("duplicate_key", value.twice)
+        for key, inner in value.items():
+            _check_text(key, "tools")
+            _check_json(inner, reason, depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_json(inner, reason, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise _Rejected(reason, f"{value} is no number in JSON")
+    elif value is not None and not isinstance(value, bool | int | float):
+        raise _Rejected(reason, f"{type(value).__name__} is no type of JSON")
 
 
 def strings(value: Any) -> Iterator[str]:
