@@ -192,7 +192,7 @@ def _message(turn: Mapping[str, Any], place: int) -> Message:
     role = ROLES.get(said) if isinstance(said, str) else None
     if role is None:
         raise _Rejected("unknown_role", f"{said!r} in turn {place + 1}")
-    key = "value" if "value" in turn and "content" not in turn else "content"
+    key = "value" if "content" not in turn and not {"from", "value"}.isdisjoint(turn) else "content"
     if said == "function_call":
         return {"role": role, "content": "", "tool_calls": _function_calls(_text(turn, key))}
     _check_media(turn)

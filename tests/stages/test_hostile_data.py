@@ -118,7 +118,8 @@ def test_every_record_is_kept_as_it_is_or_rejected_for_its_reason(collate: Colla
     assert answer.returncode == 0, answer.stderr
     assert "Traceback" not in answer.stderr
     folder = home / "outputs/all/data"
-    assert differences(folder, cases) == []
+    found = differences(folder, cases)
+    assert not found, "\n".join(found)
 
     tokenizer = AutoTokenizer.from_pretrained(home / "models/tiny")
     for sample in load_from_disk(folder / "train"):

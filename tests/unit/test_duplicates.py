@@ -56,7 +56,11 @@ def test_the_first_of_equal_rows_passes() -> None:
     free = Sieve((), {})
     assert [free.fault(row("q", "a"), split) for split in ("test", "test", "train")] == [None] * 3
     near = Sieve(("near_duplicate",), {"f:2": "f:1"})
+    assert near.fault(row("q", "a", 1), "train") is None
     assert near.fault(row("q", "b", 2), "train") == ("near_duplicate", "of f:1")
+    dropped = Sieve(("near_duplicate",), {"f:2": "f:1", "f:3": "f:1"})  # f:1 itself was unfit
+    assert dropped.fault(row("q", "b", 2), "train") is None
+    assert dropped.fault(row("q", "c", 3), "train") == ("near_duplicate", "of f:2")
 
 
 def test_keys_depend_on_all_that_is_taught() -> None:
