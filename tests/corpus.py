@@ -945,7 +945,7 @@ def parquets() -> Made:
     two = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, ["instruction", "output", "output"])
     yield "broken_names_twice.parquet", parquet(two), [BROKEN]
     named = parquet({"instruction": ["q"], "output": ["a"], "unusedname": ["u"]}, store_schema=False)
-    yield "broken_name_bytes.parquet", named.replace(b"unusedname", b"\xff\xfesedname"), [BROKEN]
+    yield "broken_name_bytes.parquet", named.replace(b"unusedname", b"\xff\xfeusedname"), [BROKEN]
 
 
 # --- gzip ---

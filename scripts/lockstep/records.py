@@ -313,7 +313,7 @@ def _parquet(stream: Stream) -> Parsed:
             for batch in table.iter_batches(batch_size=1000):
                 for place in range(batch.num_rows):
                     yield _cells(batch, place)
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _Broken(f"not Parquet as a whole: {error}") from error
 
 
