@@ -377,7 +377,7 @@ ROWS: dict[str, tuple[str, Outcome]] = {
     "empty_object": ("{}", "missing_instruction"),
     "no_instruction": ('{"output": "a"}', "missing_instruction"),
     "no_output": ('{"instruction": "q"}', "missing_output"),
-    "no_completion": ('{"prompt": "q"}', "missing_instruction"),
+    "no_completion": ('{"prompt": "q"}', "missing_completion"),
     "key_case": ('{"Instruction": "q", "Output": "a"}', "missing_instruction"),
     "key_space": ('{"instruction ": "q", "output": "a"}', "missing_instruction"),
     "key_mark": ('{"\\ufeffinstruction": "q", "output": "a"}', "missing_instruction"),
@@ -475,7 +475,7 @@ def conversations() -> dict[str, tuple[str, Outcome]]:
         "content_null": ('{"messages": [{"role": "user", "content": null}, {"role": "assistant", "content": "a"}]}', "wrong_type"),
         "content_number": ('{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "a"}]}', "wrong_type"),
         "content_object": ('{"messages": [{"role": "user", "content": {"text": "q"}}, {"role": "assistant", "content": "a"}]}', "wrong_type"),
-        "content_parts": ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]}', "not_text"),
+        "content_parts": ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]}, {"role": "assistant", "content": "a"}]}', "not_text"),
         "content_image": ('{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}, {"role": "assistant", "content": "a"}]}', "not_text"),
         "content_empty_list": ('{"messages": [{"role": "user", "content": []}, {"role": "assistant", "content": "a"}]}', "not_text"),
         "images_in_turn": ('{"messages": [{"role": "user", "content": "q", "images": ["a.png"]}, {"role": "assistant", "content": "a"}]}', "not_text"),
@@ -811,14 +811,14 @@ def tables() -> Made:
     yield (
         "csv_messages.csv",
         csv(("messages",), (talked,), ("[",), ("",), ("{}",)),
-        [(f"q{number}", "a"), "bad_json", "bad_json", "wrong_type"],
+        [(f"q{number}", "a"), "bad_json", "missing_instruction", "wrong_type"],
     )
     a = pair()
     for name, data, outcomes in (
         ("unclosed_last", head + a[0] + b'"q,a\n', [a[1], BROKEN]), ("unclosed_middle", head + a[0] + b'"q,a\n' + a[0], [a[1], BROKEN]),
         ("unclosed_only", head + b'"', [BROKEN]), ("unclosed_field", head + a[0] + b'q,"a', [a[1], BROKEN]), ("unclosed_header", b'"instruction,output\n' + a[0], [BROKEN]),
         ("header_twice", b"instruction,output,output\n" + a[0], [BROKEN]), ("header_broken", b'"instruction"x,output\n' + a[0] + a[0], [BROKEN]),
-        ("header_latin", b"instruction,output,caf\xe9\n" + a[0], [BROKEN]), ("header_two_empty", b"instruction,output,,\n" + a[0], [BROKEN]),
+        ("header_latin", b"instruction,output,caf\xe9\n" + a[0], [BROKEN]), ("header_twice_odd", b"instruction,x,x\n" + a[0], [BROKEN]),
         ("utf16", "instruction,output\nq,a\n".encode("utf-16"), [BROKEN]), ("utf32", "instruction,output\nq,a\n".encode("utf-32"), [BROKEN]),
         ("xlsx", b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0\xff\xfe\n\0", [BROKEN]),
     ):  # fmt: skip

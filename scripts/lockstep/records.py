@@ -288,14 +288,15 @@ def _table(stream: Stream, delimiter: str) -> Parsed:
             header = fields
             if _escaped(text) != text:
                 raise _Broken("the header is not UTF-8")
-            if len(set(header)) != len(header):
+            names = [name for name in header if name]  # spreadsheets end lines with empty columns
+            if len(set(names)) != len(names):
                 raise _Broken("the header names a column twice")
         elif _escaped(text) != text:
             yield _Bad("bad_utf8", "", _escaped(text))
         elif len(fields) != len(header):
             yield _Bad("wrong_columns", f"{len(fields)} fields, {len(header)} in the header", text)
         else:
-            yield Object(list(zip(header, fields, strict=True))), text
+            yield Object([pair for pair in zip(header, fields, strict=True) if pair[0]]), text
 
 
 def _parquet(stream: Stream) -> Parsed:

@@ -116,11 +116,12 @@ def _renamed(value: Object, columns: tuple[str, ...]) -> Mapping[str, Any]:
 def _layout(fields: Mapping[str, Any], wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    if fields.get("messages") is not None:
+    if fields.get("messages") not in (None, ""):
         return "messages"
-    if fields.get("conversations") is not None:
+    if fields.get("conversations") not in (None, ""):
         return "sharegpt"
-    return "prompt_completion" if "prompt" in fields and "completion" in fields else "alpaca"
+    of_pairs = "prompt" in fields or "completion" in fields
+    return "prompt_completion" if of_pairs and "instruction" not in fields else "alpaca"
 
 
 # --- layouts: each returns messages, and the places of answers that carry no loss ---
@@ -182,6 +183,8 @@ def _turns(turns: list[Any], columns: tuple[str, ...] = ()) -> Conversation:
             calls = [call for call in calls if call != answered]
         calls = [call["id"] for call in message.get("tool_calls", [])] or calls
         messages.append(message)
+        if turn.get("weight") not in (None, 0, 1):
+            raise _Rejected("wrong_type", f"weight {turn['weight']!r} in turn {place + 1}: 0 or 1 is known")
         if turn.get("weight") == 0:
             untrained.add(place)
     return messages, untrained
@@ -281,6 +284,8 @@ def _text(fields: Mapping[str, Any], name: str, missing: Any = ...) -> str:
     if name not in fields:
         raise _Rejected(f"missing_{name}")
     value = fields[name]
+    if name == "content" and isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
+        value = value[0].get("text") if value[0].get("type") == "text" else value  # one part of text is text
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
         raise _Rejected(

@@ -119,6 +119,8 @@ def test_csv_rows_that_are_wrong_are_rejected_alone(tmp_path: Path) -> None:
     assert reasons(found) == ["", "wrong_columns", "bad_csv", "blank", "bad_utf8", ""]
     assert reasons(read(tmp_path, b'a,b\n1,2\n"open,2\n3,4\n', "rows.csv")) == ["", records.BROKEN]
     assert reasons(read(tmp_path, b"a,a\n1,2\n", "rows.csv")) == [records.BROKEN]
+    (found,) = read(tmp_path, b"a,b,,\n1,2,,\n", "rows.csv")  # as spreadsheets write it
+    assert isinstance(found, Record) and found.value == {"a": "1", "b": "2"}
 
 
 def test_gzip_is_known_by_its_bytes_and_a_cut_one_is_seen(tmp_path: Path) -> None:

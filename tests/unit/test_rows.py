@@ -52,7 +52,7 @@ def turns(*contents: str, **more: Any) -> list[dict[str, Any]]:
         ('{"messages": [{"role": "user", "content": "a"}]}', "no_last_answer"),
         ('{"messages": [{"role": "wizard", "content": "a"}]}', "unknown_role"),
         ('{"messages": [{"role": "user"}]}', "missing_content"),
-        ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}', "not_text"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}', "not_text"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "bad_turn_order"),
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "a"}]}', "bad_turn_order"),
         ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "duplicate_key"),
@@ -103,6 +103,11 @@ def test_columns_of_other_names() -> None:
     dialog = {"dialog": [{"speaker": "human", "text": "q"}, {"speaker": "bot", "text": "a"}]}
     mapped = ("conversations=dialog", "from=speaker", "value=text")
     assert said(dialog, columns=mapped) == [("user", "q"), ("assistant", "a")]
+
+
+def test_one_part_of_text_is_text() -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]
+    assert said({"messages": parts}) == [("user", "q"), ("assistant", "a")]
 
 
 def test_a_layout_can_be_demanded() -> None:
