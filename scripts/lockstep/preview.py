@@ -33,30 +33,31 @@ class Picks:
         self._count = 0
 
     def reject(self, reject: Reject) -> None:
-        self._offer(reject.reason, f"{reject.file}:{reject.line}", "dropped", reject)
+        self._offer([reject.reason], f"{reject.file}:{reject.line}", "dropped", reject)
 
     def keep(self, sample: Sample, split: str, parts: int, changes: Sequence[Change]) -> None:
         kinds = [f"{split}, up to {2 ** (len(sample.input_ids) - 1).bit_length()} tokens"]
         kinds += ["truncated"] * (sample.cut > 0) + ["one sample a turn"] * (parts > 1)
         kinds += sorted({f"changed: {change.step}" for change in changes})
         kinds += ["tools"] * (sample.row.tools is not None) + ["several turns"] * (len(sample.row.answers) > 1)
-        for kind in kinds:
-            self._offer(kind, sample.row.name, split, sample)
+        self._offer(kinds, sample.row.name, split, sample)
 
-    def _offer(self, kind: str, name: str, split: str, what: Sample | Reject) -> None:
-        heap = self._kinds.setdefault(kind, [])
+    def _offer(self, kinds: list[str], name: str, split: str, what: Sample | Reject) -> None:
         rank = -int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
-        if len(heap) == EACH and rank <= heap[0][0]:
-            return
         self._count += 1
-        entry = (rank, -self._count, {"kind": kind, "split": split, "what": what})
-        (heapq.heappush if len(heap) < EACH else heapq.heappushpop)(heap, entry)
+        for kind in kinds:
+            heap = self._kinds.setdefault(kind, [])
+            if len(heap) < EACH or rank > heap[0][0]:
+                entry = (rank, -self._count, {"kinds": kinds, "split": split, "what": what})
+                (heapq.heappush if len(heap) < EACH else heapq.heappushpop)(heap, entry)
 
     def chosen(self) -> Iterator[dict[str, Any]]:
-        """One of each kind, then a second of each, and so on."""
+        """One of each kind, then a second of each, and so on; none twice."""
+        seen = set()
         ranked = [sorted(heap, key=lambda entry: (-entry[0], -entry[1])) for _, heap in sorted(self._kinds.items())]
         for entry in chain.from_iterable(zip_longest(*ranked)):
-            if entry:
+            if entry and entry[1] not in seen:
+                seen.add(entry[1])
                 yield entry[2]
 
 
@@ -87,15 +88,13 @@ def token_spans(ids: Sequence[int], labels: Sequence[int], chat: Template) -> It
 def page(picks: Picks, ledger: Any, quality: Any, chat: Template) -> str:
     """One self-contained page: rows as coloured tokens, rejects, the report; under 5 MB."""
     rows: list[str] = []
-    seen, size = set(), 0
+    size = 0
     for pick in picks.chosen():
         what = pick["what"]
         row = _reject(pick) if isinstance(what, Reject) else _sample(pick, chat)
         text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-        known = (row["name"], row["kind"] if isinstance(what, Reject) else str(what.input_ids[-8:]), len(text))
-        if known in seen or size + len(text.encode()) > BYTES:
+        if size + len(text.encode()) > BYTES:
             continue
-        seen.add(known)
         rows.append(text)
         size += len(text.encode())
         if len(rows) == ROWS:
@@ -110,7 +109,7 @@ def _reject(pick: dict[str, Any]) -> dict[str, Any]:
     reject: Reject = pick["what"]
     text = reject.text[:CHARACTERS] + (" …" if len(reject.text) > CHARACTERS else "")
     name = f"{reject.file}:{reject.line}"
-    return {"name": name, "kind": reject.reason, "split": "dropped", "detail": reject.detail[:300], "text": text}
+    return {"name": name, "kinds": pick["kinds"], "split": "dropped", "detail": reject.detail[:300], "text": text}
 
 
 def _sample(pick: dict[str, Any], chat: Template) -> dict[str, Any]:
@@ -123,4 +122,4 @@ def _sample(pick: dict[str, Any], chat: Template) -> dict[str, Any]:
             spans.append(["gap", f" … {size - SHOWN} tokens … "])
         for kind, group in groupby(token_spans(*part, chat), key=lambda span: span[0]):
             spans.append([kind, *(text for _, text in group)])
-    return {"name": sample.row.name, "kind": pick["kind"], "split": pick["split"], "tokens": size, "spans": spans}
+    return {"name": sample.row.name, "kinds": pick["kinds"], "split": pick["split"], "tokens": size, "spans": spans}

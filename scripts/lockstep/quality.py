@@ -15,6 +15,7 @@ from lockstep.rows import Row
 
 SAMPLE = 5000  # answers searched for repeated phrases, chosen by their hash
 UNITS = re.compile(r"[\u3400-\u9fff]|[^\W\d_\u3400-\u9fff]+(?:['’][^\W\d_]+)?|\d+")
+BREAKS = re.compile(r"[^\w\s'’]+")  # no phrase reaches over punctuation
 SCRIPTS = {
     "zh": re.compile(r"[\u3400-\u9fff]"), "ja": re.compile(r"[\u3040-\u30ff]"), "ko": re.compile(r"[\uac00-\ud7af]"),
     "latin": re.compile(r"[A-Za-z\u00c0-\u024f]"), "cyrillic": re.compile(r"[\u0400-\u04ff]"), "arabic": re.compile(r"[\u0600-\u06ff]"),
@@ -150,20 +151,20 @@ def histogram(lengths: Counter[int]) -> list[dict[str, int]]:
     ]
 
 
-def phrases(answers: Sequence[str], longest: int = 12) -> list[dict[str, Any]]:
+def phrases(answers: Sequence[str], longest: int = 40) -> list[dict[str, Any]]:
     """Phrases of three or more words (Chinese: characters) that many answers hold, the most frequent first.
 
     A phrase inside a longer one that is nearly as frequent is left out. Grows phrases from their
     frequent beginnings (Agrawal and Srikant's a-priori rule), so that rare ones are never counted.
     """
-    texts = [UNITS.findall(answer.casefold()) for answer in set(answers)]
+    texts = [[UNITS.findall(part) for part in BREAKS.split(answer.casefold())] for answer in sorted(set(answers))]
     enough = max(5, len(texts) // 50)
     frequent: dict[tuple[str, ...], int] = {}
     last: set[tuple[str, ...]] | None = None
     for size in range(3, longest + 1):
         counts: Counter[tuple[str, ...]] = Counter()
-        for units in texts:
-            grams = set(zip(*(units[place:] for place in range(size)), strict=False))
+        for parts in texts:
+            grams = {gram for units in parts for gram in zip(*(units[place:] for place in range(size)), strict=False)}
             counts.update(gram for gram in grams if last is None or (gram[1:] in last and gram[:-1] in last))
         last = {gram for gram, count in counts.items() if count >= enough}
         frequent |= {gram: counts[gram] for gram in last}

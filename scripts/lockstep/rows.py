@@ -237,12 +237,12 @@ def _call(call: Any) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         raise _Rejected("bad_tool_call", "arguments must be an object")
     _check_json(arguments, "bad_tool_call")
-    made = {"name": function["name"], "arguments": arguments}
+    made = {"arguments": arguments, "name": function["name"]}  # in the order in which vLLM hands them to templates
     text = json.dumps(made, sort_keys=True, ensure_ascii=False)
     name = call.get("id") or hashlib.blake2b(text.encode(), digest_size=8).hexdigest()[:9]
     if not isinstance(name, str):
         raise _Rejected("bad_tool_call", "a call's id must be text")
-    return {"id": name, "type": "function", "function": made}
+    return {"id": name, "function": made, "type": "function"}
 
 
 def _tools(value: Any) -> tuple[Any, ...] | None:
@@ -253,7 +253,18 @@ def _tools(value: Any) -> tuple[Any, ...] | None:
     if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
         raise _Rejected("bad_tools", "tools must be a list of objects")
     _check_json(found, "bad_tools")
-    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in found) or None
+    return tuple(map(_tool, found)) or None
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool with the keys, and in the order, in which vLLM hands a request's tools to the template."""
+    function = tool.get("function", tool)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise _Rejected("bad_tools", "a tool needs a name")
+    made = {name: function.get(name) for name in ("name", "description", "parameters")}
+    if function.get("strict") is not None:
+        made["strict"] = function["strict"]
+    return {"type": "function", "function": made}
 
 
 def _json(text: str, reason: str) -> Any:

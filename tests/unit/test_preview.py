@@ -55,13 +55,22 @@ def test_every_reason_and_kind_is_on_the_page_and_it_stays_small() -> None:
     picks.reject(Reject("f", 9999, "rare", "why </script><!-- so", "</script><script>alert(1)</script>"))
     rows = shown(picks)
     assert len(rows) <= 500
-    kinds = {one["kind"] for one in rows}
+    kinds = {kind for one in rows for kind in one["kinds"]}
     assert {f"reason{number}" for number in range(20)} | {"rare", "changed: whitespace"} <= kinds
     assert {one["split"] for one in rows} == {"train", "test", "dropped"}
-    rare = next(one for one in rows if one["kind"] == "rare")
+    rare = next(one for one in rows if one["kinds"] == ["rare"])
     assert rare["text"] == "</script><script>alert(1)</script>"
     long = next(one for one in rows if one.get("tokens", 0) > 5000)
     assert any(span[0] == "gap" for span in long["spans"])
+
+
+def test_every_part_of_a_conversation_is_shown_once() -> None:
+    picks = Picks()
+    for part in range(3):
+        (one,) = Sampler(CHAT, Data()).samples([row(part, f"part {part}")])[0]  # type: ignore[misc]
+        picks.keep(one, "train", 3, [])
+    rows = shown(picks)
+    assert len(rows) == 3 and all("one sample a turn" in one["kinds"] for one in rows)
 
 
 def test_the_same_data_gives_the_same_page() -> None:

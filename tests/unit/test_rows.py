@@ -134,7 +134,7 @@ def test_tool_calls_come_in_openai_form() -> None:
     }
     row = parse(sharegpt)
     assert isinstance(row, Row) and row.answers == [1, 3]
-    assert row.tools == ({"type": "function", "function": {"name": "weather", "parameters": {}}},)
+    assert row.tools == ({"type": "function", "function": {"name": "weather", "description": None, "parameters": {}}},)
     (made,) = row.messages[1]["tool_calls"]
     assert made["function"] == call and row.messages[2]["tool_call_id"] == made["id"]
     openai = {
