@@ -43,11 +43,11 @@ print(len(trainer.train_dataset))
 """
 SEARCH = """
 import json, sys, time
-from lockstep import duplicates, rows
+from lockstep import duplicates, layouts
 from lockstep.config import Data
 from lockstep.records import read
 from pathlib import Path
-texts = [rows.parse(record, Data()).said for record in read(Path(sys.argv[1]))]
+texts = [layouts.parse(record, Data()).said for record in read(Path(sys.argv[1]))]
 start, signatures = time.perf_counter(), duplicates.Signatures()
 for text in texts:
     signatures.add(text)

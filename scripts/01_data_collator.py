@@ -17,13 +17,26 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lockstep import arrow, cleaning, cli, contract, duplicates, manifest, paths, preview, records, rows, template
+from lockstep import (
+    arrow,
+    cleaning,
+    cli,
+    contract,
+    duplicates,
+    layouts,
+    manifest,
+    paths,
+    preview,
+    records,
+    rows,
+    splits,
+    template,
+)
 from lockstep.cleaning import Change
 from lockstep.config import Data, Settings
 from lockstep.errors import UserError
@@ -32,13 +45,15 @@ from lockstep.quality import Quality
 from lockstep.records import Reject
 from lockstep.rows import Row
 from lockstep.samples import Sample, Sampler
-from lockstep.splits import pick_splits
+from lockstep.splits import SPLITS
 from lockstep.stage import Stage
 from lockstep.template import Template
 
-SPLITS = ("train", "validation", "test")
 HELD_OUT_FIRST = ("test", "validation", "train")  # a row that stands in two splits stays in the first of these
-CHUNK = 500  # rows rendered and encoded at a time
+CHUNK = 500  # rows rendered and encoded at a time,
+CHARACTERS = 4_000_000  # or so many characters
+
+Entry = tuple[str, Row | Reject, list[Change]]  # split that the file is for, row, what cleaning changed
 
 
 def split_of(row: Row, data: Data, own: str) -> str:
@@ -56,14 +71,14 @@ def split_of(row: Row, data: Data, own: str) -> str:
     return "test" if place < validation + test else "train"
 
 
-def read(files: dict[str, list[Path]], data: Data) -> Iterator[tuple[str, Row | Reject, list[Change]]]:
-    """(split that the file is for, row, what cleaning changed) of every record, held-out files first."""
+def read(files: dict[str, list[Path]], data: Data) -> Iterator[Entry]:
+    """Every record of every file, held-out files first."""
     from tqdm import tqdm
 
     for own in HELD_OUT_FIRST:
         for path in files[own]:
             for record in tqdm(records.read(path), desc=paths.label(path), unit=" rows", delay=2, disable=None):
-                row = record if isinstance(record, Reject) else rows.parse(record, data)
+                row = record if isinstance(record, Reject) else layouts.parse(record, data)
                 changes: list[Change] = []
                 if isinstance(row, Row):
                     row, changes = cleaning.clean(row, data.clean)
@@ -81,6 +96,19 @@ def similar(files: dict[str, list[Path]], data: Data) -> dict[str, str]:
             names.append(row.name)
     groups = signatures.clusters(data.near_duplicate_similarity or 1)
     return {names[place]: names[group[0]] for group in groups for place in group[1:]}
+
+
+def chunks(passing: Iterator[Entry]) -> Iterator[list[Entry]]:
+    """Rows by the CHUNK, fewer where they are long."""
+    chunk: list[Entry] = []
+    size = 0
+    for entry in passing:
+        chunk.append(entry)
+        size += len(entry[1].said) if isinstance(entry[1], Row) else 0
+        if len(chunk) == CHUNK or size > CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    yield chunk
 
 
 class Books:
@@ -128,7 +156,7 @@ def collect(files: dict[str, list[Path]], data: Data, chat: Template, books: Boo
     books.ledger.files |= {paths.label(path): Account() for found in files.values() for path in found}
     nearly = similar(files, data) if "near_duplicate" in data.drop else {}
     sieve, sampler, passing = duplicates.Sieve(data.drop, nearly), Sampler(chat, data), read(files, data)
-    while chunk := list(islice(passing, CHUNK)):
+    for chunk in chunks(passing):
         sampled = iter(sampler.samples([row for _, row, _ in chunk if isinstance(row, Row)]))
         for own, row, changes in chunk:
             found = next(sampled) if isinstance(row, Row) else row
@@ -158,50 +186,6 @@ def problem(books: Books, data: Data) -> str | None:
             hint = "" if split == "train" else f": give --data.{split}_file, or --data.{split}_share 0 to go without"
             return f"no row is left for {split} ({books.ledger.summary()}){hint}"
     return None
-
-
-def sources(settings: Settings) -> tuple[Settings, dict[str, list[Path]], list[Path]]:
-    """The files of each split, and what the stage's digest hangs on. A data set is downloaded if need be.
-
-    Raises:
-        UserError: a file is not there, has a name that is no text, a pattern fits none, or two splits would read
-            the same file.
-    """
-    data, inputs = settings.data, []
-    names = {split: getattr(data, f"{split}_file") for split in SPLITS}
-    if data.source == "files":
-        root = paths.ROOT
-    else:
-        from lockstep import hub
-
-        assert data.id
-        root = hub.dataset(data.source, data.id, data.revision, say=print)
-        inputs = [root]
-        if "data.train_file" not in settings.explicit:
-            picked = pick_splits(manifest.read(root).files)
-            names |= {split: tuple(picked[split]) for split in SPLITS if f"data.{split}_file" not in settings.explicit}
-            settings = settings.replace("data", {f"{split}_file": names[split] for split in SPLITS})
-    files = {split: [path for name in names[split] for path in expand(root, name)] for split in SPLITS}
-    everything = [path.resolve() for found in files.values() for path in found]
-    if twice := next((path for path in everything if everything.count(path) > 1), None):
-        raise UserError(f"{paths.label(twice)} is named twice: held-out rows must not be trained on")
-    if odd := next((path for path in everything if records.printable(str(path)) != str(path)), None):
-        raise UserError(
-            f"{records.printable(paths.label(odd))}: this name is not UTF-8, and no ledger can hold it: rename it"
-        )
-    return settings, files, inputs or [path for found in files.values() for path in found]
-
-
-def expand(root: Path, name: str) -> Iterable[Path]:
-    """The file of a name, or the files of a pattern, in order."""
-    path = root / name
-    if path.is_file():
-        return [path]
-    start = Path(path.anchor)
-    found = sorted(p for p in start.glob(path.relative_to(start).as_posix()) if p.is_file()) if "*" in name else []
-    if not found:
-        raise UserError(f"no file {paths.label(path)}: data/README.md shows what goes there")
-    return found
 
 
 def show(folder: Path, settings: Settings, count: int) -> None:
@@ -235,7 +219,7 @@ def main() -> None:
     base = manifest.require(settings.model.folder, "download")
     settings = settings.inherit(base.config, paths.label(settings.model.folder))
     text = template.source(settings.data, settings.model.folder)  # fails early where there is none
-    settings, files, inputs = sources(settings)
+    settings, files, inputs = splits.sources(settings, say=print)
     data = settings.data
     if data.template.endswith(".jinja"):
         inputs.append(paths.data_file(data.template))

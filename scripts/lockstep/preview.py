@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, groupby, zip_longest
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class Picks:
         self._count = 0
 
     def reject(self, reject: Reject) -> None:
-        self._offer([reject.reason], f"{reject.file}:{reject.line}", "dropped", reject)
+        short = replace(reject, text=reject.text[: CHARACTERS + 1])
+        self._offer([reject.reason], f"{reject.file}:{reject.line}", "dropped", short)
 
     def keep(self, sample: Sample, split: str, parts: int, changes: Sequence[Change]) -> None:
         kinds = [f"{split}, up to {2 ** (len(sample.input_ids) - 1).bit_length()} tokens"]

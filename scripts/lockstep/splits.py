@@ -1,16 +1,19 @@
-"""Which files of a data set's repository hold rows, and which of them are train, validation and test."""
+"""Which files hold rows, and which of them are train, validation and test."""
 
 import re
-from collections.abc import Iterable
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
 
-from lockstep import manifest
+from lockstep import manifest, paths, records
+from lockstep.config import Settings
 from lockstep.errors import UserError
+
+SPLITS = ("train", "validation", "test")
 
 ROWS = re.compile(r"\.(jsonl|json|csv|tsv|parquet)(\.gz)?$", re.IGNORECASE)
 # JSON that describes a data set and holds no rows.
 NO_ROWS = frozenset({"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "configuration.json"})
-SPLITS = {
+WORDS = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev", "eval"),
     "test": ("test",),
@@ -32,7 +35,7 @@ def pick_splits(names: Iterable[str]) -> dict[str, list[str]]:
         UserError: nothing to train on, or a split's files lie in several folders or formats, so
             that only the user can know which are meant.
     """
-    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    found: dict[str, list[str]] = {split: [] for split in WORDS}
     plain: list[str] = []
     for name in sorted(data_files(names)):
         found.get(_split_of(name), plain).append(name)
@@ -48,7 +51,7 @@ def _split_of(name: str) -> str:
     """The split that a path names; a word nearer to its end counts more. Empty where there is none."""
     for part in reversed(name.lower().split("/")):
         words = re.split(r"[-_.]", part)
-        for split, known in SPLITS.items():
+        for split, known in WORDS.items():
             if not set(known).isdisjoint(words):
                 return split
     return ""
@@ -70,3 +73,52 @@ def _refuse_choice(split: str, files: list[str]) -> None:
     raise UserError(
         f"the {split} files are in several {where} ({shown}): name those you mean with --data.train_file{more}"
     )
+
+
+def sources(settings: Settings, say: Callable[[str], None]) -> tuple[Settings, dict[str, list[Path]], list[Path]]:
+    """The files of each split by the settings, and the inputs on which stage 01's digest hangs.
+
+    A data set of a hub is downloaded if need be, and the files picked in it become settings.
+
+    Args:
+        say: is given a line about what comes.
+
+    Raises:
+        UserError: a file is not there, has a name that is no text, a pattern fits none, or two splits would read
+            the same file.
+    """
+    data, inputs = settings.data, []
+    names = {split: getattr(data, f"{split}_file") for split in SPLITS}
+    if data.source == "files":
+        root = paths.ROOT
+    else:
+        from lockstep import hub
+
+        assert data.id
+        root = hub.dataset(data.source, data.id, data.revision, say)
+        inputs = [root]
+        if "data.train_file" not in settings.explicit:
+            picked = pick_splits(manifest.read(root).files)
+            names |= {split: tuple(picked[split]) for split in SPLITS if f"data.{split}_file" not in settings.explicit}
+            settings = settings.replace("data", {f"{split}_file": names[split] for split in SPLITS})
+    files = {split: [path for name in names[split] for path in expand(root, name)] for split in SPLITS}
+    everything = [path.resolve() for found in files.values() for path in found]
+    if twice := next((path for path in everything if everything.count(path) > 1), None):
+        raise UserError(f"{paths.label(twice)} is named twice: held-out rows must not be trained on")
+    if odd := next((path for path in everything if records.printable(str(path)) != str(path)), None):
+        raise UserError(
+            f"{records.printable(paths.label(odd))}: this name is not UTF-8, and no ledger can hold it: rename it"
+        )
+    return settings, files, inputs or [path for found in files.values() for path in found]
+
+
+def expand(root: Path, name: str) -> Iterable[Path]:
+    """The file of a name, or the files of a pattern, in order."""
+    path = root / name
+    if path.is_file():
+        return [path]
+    start = Path(path.anchor)
+    found = sorted(p for p in start.glob(path.relative_to(start).as_posix()) if p.is_file()) if "*" in name else []
+    if not found:
+        raise UserError(f"no file {paths.label(path)}: data/README.md shows what goes there")
+    return found

@@ -16,7 +16,7 @@ import yaml
 from conftest import ROOT, script_environment
 from corpus import BROKEN, Case
 
-from lockstep import records, rows
+from lockstep import layouts, records, rows
 from lockstep.config import Data
 from lockstep.duplicates import Sieve
 from lockstep.records import Record
@@ -138,7 +138,7 @@ def test_a_broken_file_gives_what_stands_before_the_damage(tmp_path: Path, case:
     (file,) = corpus.write(tmp_path, [case])
     found: list[Any] = []
     for number, record in enumerate(records.read(file), 1):
-        row = rows.parse(record, Data()) if isinstance(record, Record) else record
+        row = layouts.parse(record, Data()) if isinstance(record, Record) else record
         found.append(tuple(m["content"] for m in row.messages) if isinstance(row, Row) else row.reason)
         assert (row.record.line if isinstance(row, Row) else row.line) == number
     assert tuple(found) == case.expected
@@ -176,7 +176,8 @@ def test_a_file_name_that_is_no_text_is_one_line(collate: Collate, home: Path) -
 
 def test_the_first_row_that_is_kept_stands_for_its_near_duplicates() -> None:
     made = [
-        rows.parse(Record("f", n, records.loads(f'{{"instruction": "q{n}", "output": "a"}}')), Data()) for n in range(4)
+        layouts.parse(Record("f", n, records.loads(f'{{"instruction": "q{n}", "output": "a"}}')), Data())
+        for n in range(4)
     ]
     sieve = Sieve(("near_duplicate",), {"f:1": "f:0", "f:2": "f:0"})
     # row 0 was dropped for its length, say, and never came here

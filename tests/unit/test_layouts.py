@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep import records, rows
+from lockstep import layouts, records, rows
 from lockstep.config import Data
 from lockstep.records import Record, Reject
 from lockstep.rows import Row
@@ -13,7 +13,7 @@ from lockstep.rows import Row
 
 def parse(text: str | dict[str, Any], **settings: Any) -> Row | Reject:
     text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
-    return rows.parse(Record("f", 3, records.loads(text), text), Data(**settings))
+    return layouts.parse(Record("f", 3, records.loads(text), text), Data(**settings))
 
 
 def said(text: str | dict[str, Any], **settings: Any) -> list[tuple[str, str]]:
