@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lockstep import cli, config, manifest, paths, records
+from lockstep import cli, configfile, manifest, paths, records
 from lockstep.errors import UserError
 
 CONFIG = Path("configs/demo.yaml")
@@ -118,7 +118,7 @@ def show(base: Answers, tuned: Answers) -> None:
 
 
 def main() -> None:
-    settings = config.load(paths.ROOT / CONFIG, {})
+    settings = configfile.load(paths.ROOT / CONFIG, {})
     run_dir, seconds = settings.run_dir, {}
     questions = str(settings.data.test_file)
     run("data/build_toy_dataset.py")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from lockstep import config, paths
+from lockstep import config, configfile, paths
 from lockstep.config import Settings
 from lockstep.errors import INTERRUPTED, USER_ERROR, UserError
 
@@ -17,7 +17,7 @@ from lockstep.errors import INTERRUPTED, USER_ERROR, UserError
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = [word for word in message.split() if word.startswith("--")]
-        hint = config.suggest(unknown[0].lstrip("-").split("=")[0]) if unknown else ""
+        hint = configfile.suggest(unknown[0].lstrip("-").split("=")[0]) if unknown else ""
         raise UserError(f"{message}{hint}; --help lists the options")
 
 
@@ -47,14 +47,14 @@ def settings_from(options: argparse.Namespace) -> Settings:
     """The settings that parsed options ask for. File paths typed by hand start where the user is."""
     known = dict(config.leaves())
     overrides = {key: text for key, text in vars(options).items() if key in known}
-    settings = config.load(options.config, overrides)
+    settings = configfile.load(options.config, overrides)
     for key, text in overrides.items():
         is_path = key in config.FILE_KEYS or (key == "data.template" and text.endswith(".jinja"))
         in_data_set = settings.data.source != "files" and key.startswith("data.") and key != "data.template"
         if is_path and not in_data_set and text not in ("", *config.NULLS):
             names = [text] if key == "data.template" or Path(text).exists() else text.split(",")
             overrides[key] = ",".join(str(Path(name).absolute()) for name in names if name)
-    return config.load(options.config, overrides)
+    return configfile.load(options.config, overrides)
 
 
 def stage_options(made: argparse.ArgumentParser) -> None:

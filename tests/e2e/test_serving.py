@@ -76,17 +76,14 @@ def post(url: str, body: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("template_name", ["model", "instruction_zh"])
 def test_the_server_sees_the_tokens_of_training(tmp_path: Path, template_name: str) -> None:
-    from lockstep import template
-
     words = stages(tmp_path, "--data.template", template_name, "--data.system_prompt", "你是 'x'.")
-    merged = tmp_path / "outputs/r/merged"
-    chat = template.load(merged, (tmp_path / "outputs/r/data/chat_template.jinja").read_text(encoding="utf-8"))
+    contract = json.loads((tmp_path / "outputs/r/merged/contract.json").read_text(encoding="utf-8"))
+    assert len(contract["conversations"]) >= 30
     modes = {"merged": "r", "lora": "r"} if template_name == "model" else {"merged": "r"}
     for mode, model in modes.items():
         with served(tmp_path, *words, "--serve.mode", mode) as url:
-            for messages in MESSAGES:
-                assert post(f"{url}/tokenize", {"model": model, "messages": messages})["tokens"] == chat.prompt_ids(
-                    messages
-                )
+            for one in contract["conversations"]:
+                asked = {name: one[name] for name in ("messages", "tools") if name in one}
+                assert post(f"{url}/tokenize", {"model": model, **asked})["tokens"] == one["prompt_ids"], one["name"]
             body = {"model": model, "messages": MESSAGES[0], "temperature": 0, "max_tokens": 8}
             assert post(f"{url}/v1/chat/completions", body)["choices"][0]["finish_reason"] in ("stop", "length")

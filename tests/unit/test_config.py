@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lockstep import config
+from lockstep import configfile
 from lockstep.errors import UserError
 
 
@@ -18,7 +18,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
     file = write(tmp_path, "lora:\n  r: 8\ntrain:\n  learning_rate: 1e-4\n")
-    settings = config.load(file, {"lora.r": "4"})
+    settings = configfile.load(file, {"lora.r": "4"})
     assert (settings.lora.r, settings.train.learning_rate, settings.lora.lora_alpha) == (4, 1e-4, 32)
     assert settings.explicit == {"lora.r": "on the command line", "train.learning_rate": f"in {file}"}
 
@@ -45,7 +45,7 @@ def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
 )
 def test_a_bad_file_is_one_line_that_names_the_key(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
-        config.load(write(tmp_path, text), {})
+        configfile.load(write(tmp_path, text), {})
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -54,43 +54,45 @@ def test_a_file_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:
     file = tmp_path / "latin.yaml"
     file.write_bytes(b"run: caf\xe9\n")
     with pytest.raises(UserError, match="not UTF-8"):
-        config.load(file, {})
+        configfile.load(file, {})
     with pytest.raises(UserError, match="No such file"):
-        config.load(tmp_path / "absent.yaml", {})
+        configfile.load(tmp_path / "absent.yaml", {})
 
 
 def test_an_empty_section_is_no_error(tmp_path: Path) -> None:
-    assert config.load(write(tmp_path, "lora:\n  # r: 8\nrun: x\n"), {}).lora.r == 16
+    assert configfile.load(write(tmp_path, "lora:\n  # r: 8\nrun: x\n"), {}).lora.r == 16
 
 
 def test_null_clears_and_lists_split_at_commas() -> None:
-    settings = config.load(None, {"data.system_prompt": "null", "lora.target_modules": "q_proj,v_proj"})
+    settings = configfile.load(None, {"data.system_prompt": "null", "lora.target_modules": "q_proj,v_proj"})
     assert settings.data.system_prompt is None
     assert settings.lora.target_modules == ("q_proj", "v_proj")
 
 
 def test_later_stages_take_settings_from_the_manifest_and_refuse_others() -> None:
-    made_with = config.load(None, {"lora.r": "8", "data.max_length": "99"}).sections("data", "lora", "method", "model")
-    assert config.load(None, {}).inherit(made_with, "adapter").lora.r == 8
-    assert config.load(None, {"lora.r": "8"}).inherit(made_with, "adapter").data.max_length == 99
+    made_with = configfile.load(None, {"lora.r": "8", "data.max_length": "99"}).sections(
+        "data", "lora", "method", "model"
+    )
+    assert configfile.load(None, {}).inherit(made_with, "adapter").lora.r == 8
+    assert configfile.load(None, {"lora.r": "8"}).inherit(made_with, "adapter").data.max_length == 99
     with pytest.raises(UserError, match=r"lora\.r is 16 on the command line, but adapter was made with 8"):
-        config.load(None, {"lora.r": "16"}).inherit(made_with, "adapter")
+        configfile.load(None, {"lora.r": "16"}).inherit(made_with, "adapter")
 
 
 def test_a_path_has_one_spelling() -> None:
     spellings = ["data/toy/train.jsonl", "./data/../data/toy/train.jsonl", str(ROOT / "data/toy/train.jsonl")]
-    assert {config.load(None, {"data.train_file": text}).data.train_file for text in spellings} == {(spellings[0],)}
+    assert {configfile.load(None, {"data.train_file": text}).data.train_file for text in spellings} == {(spellings[0],)}
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "", ".hidden", "-rf", "a b", "a\0b", "a" * 97, "a\n", "名"])
 def test_no_run_name_leaves_the_outputs_folder(name: str) -> None:
     with pytest.raises(UserError):
-        config.load(None, {"run": name})
+        configfile.load(None, {"run": name})
 
 
 def test_every_shipped_config_loads() -> None:
     for file in sorted((ROOT / "configs").glob("*.yaml")):
-        settings = config.load(file, {})
+        settings = configfile.load(file, {})
         assert settings.explicit, f"{file.name} changes nothing"
 
 

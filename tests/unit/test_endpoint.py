@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lockstep import config, endpoint, paths
+from lockstep import configfile, endpoint, paths
 from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -29,7 +29,7 @@ def settings(**changes: str) -> Settings:
         "serve.max_model_len": "256",
         "serve.kv_cache_memory_bytes": str(2**20),
     }
-    return config.load(None, given | {key.replace("__", "."): value for key, value in changes.items()})
+    return configfile.load(None, given | {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def build(home: Path, rank: int = 24, method: str = "qlora") -> None:
@@ -133,5 +133,5 @@ def test_switches_that_open_the_server_are_refused(home: Path, monkeypatch: pyte
 
 
 def test_url_and_name() -> None:
-    assert endpoint.url(config.load(None, {"serve.port": "1"})) == "http://127.0.0.1:1/v1"
-    assert endpoint.url(config.load(None, {"serve.host": "::1"})) == "http://[::1]:8000/v1"
+    assert endpoint.url(configfile.load(None, {"serve.port": "1"})) == "http://127.0.0.1:1/v1"
+    assert endpoint.url(configfile.load(None, {"serve.host": "::1"})) == "http://[::1]:8000/v1"
