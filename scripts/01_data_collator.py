@@ -87,6 +87,13 @@ def read(files: dict[str, list[Path]], data: Data) -> Iterator[Entry]:
                 yield own, row, changes
 
 
+def bar(searched: Any) -> Any:
+    """The search for near duplicates with a progress bar, should it take long."""
+    from tqdm import tqdm
+
+    return tqdm(searched, desc="near duplicates", unit=" bands", delay=2, disable=None)
+
+
 def similar(files: dict[str, list[Path]], data: Data) -> dict[str, str]:
     """Name of a near duplicate → name of the first of its kind. Reads all files once more."""
     signatures, names = duplicates.Signatures(), []
@@ -94,7 +101,7 @@ def similar(files: dict[str, list[Path]], data: Data) -> dict[str, str]:
         if isinstance(row, Row):
             signatures.add(row.said)
             names.append(row.name)
-    groups = signatures.clusters(data.near_duplicate_similarity or 1)
+    groups = signatures.clusters(data.near_duplicate_similarity or 1, bar)
     return {names[place]: names[group[0]] for group in groups for place in group[1:]}
 
 
@@ -238,7 +245,7 @@ def main() -> None:
         manifest.write_json(work / contract.FILE, contract.build(chat, data))
         books = Books(work, data)
         collect(files, data, chat, books)
-        ledger, quality = books.ledger.as_json(), books.quality.report(books.ledger, books.line)
+        ledger, quality = books.ledger.as_json(), books.quality.report(books.ledger, books.line, bar)
         manifest.write_json(work / "ledger.json", ledger)
         if data.thinking is None and template.thinking_flags(text) and not books.quality.thoughts:
             quality["advice"].append(

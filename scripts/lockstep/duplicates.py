@@ -2,8 +2,8 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lockstep.rows import Row, canonical
 
@@ -87,11 +87,14 @@ class Signatures:
         self._done.append(numpy.asarray(digests, dtype=numpy.uint32))
         self._waiting = []
 
-    def clusters(self, similarity: float) -> list[list[int]]:
+    def clusters(self, similarity: float, progress: Callable[[Any], Any] = iter) -> list[list[int]]:
         """Groups of texts (by the order in which they were added) that are near duplicates.
 
         A text joins the group of an earlier one that shares a band of its signature and whose
         estimated Jaccard similarity is at least `similarity` (standard error at most 0.045).
+
+        Args:
+            progress: wraps what is gone through, to show a bar.
         """
         import numpy
 
@@ -109,7 +112,7 @@ class Signatures:
                 place = leader[place]
             return place
 
-        for band in numpy.split(signed, BANDS, axis=1):
+        for band in progress(numpy.split(signed, BANDS, axis=1)):
             values = numpy.ascontiguousarray(band).view([("", band.dtype)] * band.shape[1]).ravel()
             order = numpy.argsort(values, kind="stable")
             values = values[order]

@@ -52,11 +52,17 @@ class Quality:
         push = heapq.heappush if len(self.sample) < SAMPLE else heapq.heappushpop
         push(self.sample, (-_number(row.name + answer), answer[:1000]))
 
-    def report(self, ledger: Ledger, read: Callable[[str, int], Mapping[str, Any]]) -> dict[str, Any]:
+    def report(
+        self,
+        ledger: Ledger,
+        read: Callable[[str, int], Mapping[str, Any]],
+        progress: Callable[[Any], Any] = iter,
+    ) -> dict[str, Any]:
         """All figures, and advice where something looks harmful.
 
         Args:
             read: split and place → that line of the split.
+            progress: wraps what is gone through, to show a bar.
         """
         self._read: Callable[[int], Mapping[str, Any]] = lambda number: read(
             self.splits[self.split[number]], self.place[number]
@@ -67,7 +73,7 @@ class Quality:
             "languages": dict(self.languages.most_common()),
             **self._repeated(),
             "phrases": phrases([answer for _, answer in self.sample]),
-            "near_duplicates": self._near(),
+            "near_duplicates": self._near(progress),
             **self._prompts(),
         }
         return found | {"advice": list(advice(found, ledger, self.data))}
@@ -97,10 +103,10 @@ class Quality:
             "held_out_prompts_in_train": int(numpy.isin(prompts[~train], both).sum()),
         }
 
-    def _near(self) -> dict[str, Any] | None:
+    def _near(self, progress: Callable[[Any], Any]) -> dict[str, Any] | None:
         if not self.signatures:
             return None
-        clusters = self.signatures.clusters(self.data.near_duplicate_similarity or 1)
+        clusters = self.signatures.clusters(self.data.near_duplicate_similarity or 1, progress)
         clusters.sort(key=len, reverse=True)
         train = self.splits.index("train")
         across = [c for c in clusters if len({self.split[number] == train for number in c}) == 2]

@@ -81,3 +81,40 @@ def test_what_packing_hands_over() -> None:
         "position_ids": [[0, 1, 0]],
         "labels": [[IGNORE, 6, IGNORE]],
     }
+
+
+def test_the_trainer_takes_its_rows_from_the_sampler_in_another_order_each_epoch(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+    from transformers import TrainerCallback, TrainingArguments
+
+    from lockstep.trainer import SupervisedTrainer
+
+    data = Dataset.from_list(rows(*[5 + number % 7 for number in range(20)]))
+    seen: list[tuple[int, ...]] = []
+
+    class Recording(Collator):
+        def __call__(self, chosen):  # type: ignore[no-untyped-def]
+            seen.append(tuple(chosen[0]["input_ids"][:3]))
+            return super().__call__(chosen)
+
+    class Epochs(TrainerCallback):  # type: ignore[misc]
+        def on_epoch_begin(self, *_, **__):  # type: ignore[no-untyped-def]
+            seen.append(())
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=1, gradient_accumulation_steps=4, num_train_epochs=3,
+        report_to="none", use_cpu=True, remove_unused_columns=False, save_strategy="no", seed=7, disable_tqdm=True,
+    )  # fmt: skip
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    trainer = SupervisedTrainer(model=network, args=arguments, train_dataset=data, data_collator=Recording(0), callbacks=[Epochs()])  # fmt: skip
+    trainer.train()
+    starts = [place for place, one in enumerate(seen) if one == ()]
+    epochs = [seen[start + 1 : start + 21] for start in starts]
+    beginnings = [tuple(ids[:3]) for ids in data["input_ids"]]
+    for number, epoch in enumerate(epochs):
+        sampler = WindowSampler([len(ids) for ids in data["input_ids"]], 4, 7)
+        sampler.set_epoch(number)
+        assert epoch == [beginnings[row] for row in sampler]
+    assert epochs[0] != epochs[1] != epochs[2]
