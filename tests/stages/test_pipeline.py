@@ -172,6 +172,15 @@ def test_training_learned_something(built: Path) -> None:
     assert metrics["tokens_per_second"] > 0 and metrics["peak_memory_bytes"] > 0
 
 
+def test_training_without_padding_ends_where_padded_training_does(home: Path, source: Path) -> None:
+    padded = json.loads((home / "outputs/r/adapter/metrics.json").read_text())
+    answer = run_in(home, "02_train_qlora.py", *common(source), *SCRIPTS["02_train_qlora.py"], "--train.padding_free", "true", "--force")  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    packed = json.loads((home / "outputs/r/adapter/metrics.json").read_text())
+    assert packed["eval_loss"] == pytest.approx(padded["eval_loss"], rel=0.02)  # dropout falls on other places
+    assert packed["steps"] == padded["steps"]
+
+
 def test_all_stages_again_are_up_to_date(built: Path, source: Path) -> None:
     for script, step in build(built, source).items():
         assert "is up to date" in step.stdout, script
