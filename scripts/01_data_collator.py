@@ -53,7 +53,7 @@ HELD_OUT_FIRST = ("test", "validation", "train")  # a row that stands in two spl
 CHUNK = 500  # rows rendered and encoded at a time,
 CHARACTERS = 4_000_000  # or so many characters
 
-Entry = tuple[str, Row | Reject, list[Change]]  # split that the file is for, row, what cleaning changed
+Entry = tuple[str, Row | Reject, list[Change]]  # split, row, what cleaning changed
 
 
 def split_of(row: Row, data: Data, own: str) -> str:
@@ -63,7 +63,9 @@ def split_of(row: Row, data: Data, own: str) -> str:
     """
     if own != "train":
         return own
-    place = int.from_bytes(hashlib.sha256(rows.canonical(row).encode()).digest()[:8]) / 2**64
+    # an input stands under another mark with another template, and must not change its split
+    text = rows.canonical(row).replace(json.dumps(template.INPUT_MARK, ensure_ascii=False)[1:-1], "\\n")
+    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
     validation = 0.0 if data.validation_file else data.validation_share
     test = 0.0 if data.test_file else data.test_share
     if place < validation:
@@ -80,11 +82,12 @@ def read(files: dict[str, list[Path]], data: Data) -> Iterator[Entry]:
             for record in tqdm(records.read(path), desc=paths.label(path), unit=" rows", delay=2, disable=None):
                 row = record if isinstance(record, Reject) else layouts.parse(record, data)
                 changes: list[Change] = []
+                split = split_of(row, data, own) if isinstance(row, Row) else own
                 if isinstance(row, Row):
                     row, changes = cleaning.clean(row, data.clean)
                     if fault := cleaning.fault(row, data):
                         row = row.reject(*fault)
-                yield own, row, changes
+                yield split, row, changes
 
 
 def bar(searched: Any) -> Any:
@@ -96,13 +99,20 @@ def bar(searched: Any) -> Any:
 
 def similar(files: dict[str, list[Path]], data: Data) -> dict[str, str]:
     """Name of a near duplicate → name of the first of its kind. Reads all files once more."""
-    signatures, names = duplicates.Signatures(), []
+    least = data.near_duplicate_similarity or 1
+    signatures, names, around = duplicates.Signatures(), [], []
     for _, row, _ in read(files, data):
         if isinstance(row, Row):
             signatures.add(row.said)
             names.append(row.name)
-    groups = signatures.clusters(data.near_duplicate_similarity or 1, bar)
-    return {names[place]: names[group[0]] for group in groups for place in group[1:]}
+            around.append(hash((row.system, repr(row.tools))))  # what is asked under other terms is no duplicate
+    return {
+        names[place]: names[group[0]]
+        for group in signatures.clusters(least, bar)
+        for place in group[1:]
+        # groups are chains: their ends may have little in common
+        if signatures.alike(group[0], place) >= least and around[group[0]] == around[place]
+    }
 
 
 def chunks(passing: Iterator[Entry]) -> Iterator[list[Entry]]:
@@ -111,7 +121,9 @@ def chunks(passing: Iterator[Entry]) -> Iterator[list[Entry]]:
     size = 0
     for entry in passing:
         chunk.append(entry)
-        size += len(entry[1].said) if isinstance(entry[1], Row) else 0
+        row = entry[1]
+        # each answer is rendered after all that went before it
+        size += len(row.record.raw or "") + len(row.said) * len(row.answers) if isinstance(row, Row) else len(row.text)
         if len(chunk) == CHUNK or size > CHARACTERS:
             yield chunk
             chunk, size = [], 0
@@ -165,13 +177,11 @@ def collect(files: dict[str, list[Path]], data: Data, chat: Template, books: Boo
     sieve, sampler, passing = duplicates.Sieve(data.drop, nearly), Sampler(chat, data), read(files, data)
     for chunk in chunks(passing):
         sampled = iter(sampler.samples([row for _, row, _ in chunk if isinstance(row, Row)]))
-        for own, row, changes in chunk:
+        for split, row, changes in chunk:
             found = next(sampled) if isinstance(row, Row) else row
-            split = own
-            if isinstance(row, Row) and not isinstance(found, Reject):  # a row that is dropped has no duplicates
-                split = split_of(row, data, own)
-                if fault := sieve.fault(row, split):
-                    found = row.reject(*fault)
+            # a row that is dropped has no duplicates
+            if isinstance(row, Row) and isinstance(found, list) and (fault := sieve.fault(row, split)):
+                found = row.reject(*fault)
             if isinstance(found, Reject):
                 books.drop(found)
             else:
@@ -190,7 +200,8 @@ def problem(books: Books, data: Data) -> str | None:
     }
     for split in SPLITS:
         if needed[split] and not books.ledger.splits[split]["rows"]:
-            hint = "" if split == "train" else f": give --data.{split}_file, or --data.{split}_share 0 to go without"
+            without = f"{split}_file null" if getattr(data, f"{split}_file") else f"{split}_share 0"
+            hint = "" if split == "train" else f": give --data.{split}_file, or --data.{without} to go without"
             return f"no row is left for {split} ({books.ledger.summary()}){hint}"
     return None
 
@@ -208,6 +219,7 @@ def show(folder: Path, settings: Settings, count: int) -> None:
         print(f"\n{sample['row']}")
         for kind, token in preview.token_spans(sample["input_ids"], sample["labels"], chat):
             green = kind in ("answer", "end") and sys.stdout.isatty()
+            token = cleaning.drop_controls(token)  # a text must not steer the terminal
             print(f"\033[32m{token}\033[0m" if green else token, end="")
         print()
 
@@ -226,6 +238,8 @@ def main() -> None:
     base = manifest.require(settings.model.folder, "download")
     settings = settings.inherit(base.config, paths.label(settings.model.folder))
     text = template.source(settings.data, settings.model.folder)  # fails early where there is none
+    if "data.date" in settings.explicit and "strftime_now" not in text:
+        raise UserError("--data.date: the chat template does not print the date")
     settings, files, inputs = splits.sources(settings, say=print)
     data = settings.data
     if data.template.endswith(".jinja"):
@@ -251,6 +265,10 @@ def main() -> None:
             quality["advice"].append(
                 "the chat template can open a block of thought, and no row holds one: with --data.thinking false "
                 "prompts end as the base model's own do where it answers without"
+            )
+        if "bos_token" not in text and chat.starts_with_bos:
+            quality["advice"].append(
+                "prompts of this template lack the token that begins every text of this model: expect a worse start"
             )
         manifest.write_json(work / "quality.json", quality)
         (work / "preview.html").write_text(preview.page(books.picks, ledger, quality, chat), encoding="utf-8")

@@ -276,6 +276,8 @@ def main() -> None:
         quantization = settings.quantization if settings.method == "qlora" else None
         base = models.load(settings.model.folder, dtype, on, quantization)
         model = attach_adapter(base, settings)
+        if settings.train.padding_free and models.rows_see_each_other(model):
+            raise UserError("--train.padding_free: rows of this model would see each other; leave it out")
         trainable, total = model.get_nb_trainable_parameters()
         print(f"{settings.method} on {on} in {dtype}: {trainable:,} of {total:,} parameters are trained")
 

@@ -33,6 +33,7 @@ class Split:
         self.rows += len(samples)
         for sample in samples:
             messages, tools = rows.packed(sample.row)
+            messages = messages[: sample.messages]  # of a row with a sample a turn, up to that turn
             self._writer.write(
                 {"input_ids": sample.input_ids, "labels": sample.labels, "messages": messages, "tools": tools,
                  "row": sample.row.name}

@@ -64,9 +64,16 @@ def _file_list(value: Any) -> Any:
     return [value] if isinstance(value, str) and (paths.ROOT / value).exists() else _comma_list(value)
 
 
+COLUMNS = (
+    "instruction", "input", "output", "history", "system", "prompt", "completion", "messages", "conversations",
+    "tools", "role", "content", "from", "value", "tool_calls", "reasoning_content", "weight",
+)  # fmt: skip
+
+
 def _column(value: str) -> str:
-    if not all(value.partition("=")):
-        raise ValueError("must be ours=theirs, such as instruction=question")
+    ours, _, theirs = value.partition("=")
+    if ours not in COLUMNS or not theirs:
+        raise ValueError(f"must be ours=theirs, such as instruction=question, with ours one of {', '.join(COLUMNS)}")
     return value
 
 

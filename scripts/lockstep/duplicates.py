@@ -31,16 +31,18 @@ class Sieve:
 
     def __init__(self, drop: Collection[str], similar: Mapping[str, str]) -> None:
         self.drop, self.similar = drop, similar
-        self._split: dict[bytes, str] = {}
+        self._splits: dict[bytes, tuple[str, ...]] = {}
         self._kept = dict.fromkeys(similar.values(), "")  # first of its kind → the one that passed
 
     def fault(self, row: Row, split: str) -> tuple[str, str] | None:
         """The reason's code and what exactly, or None. Ask for rows that are otherwise fit to be kept."""
-        first = self._split.setdefault(mark := key(row), "")
-        self._split[mark] = first or split
-        if first and first != split and "in_two_splits" in self.drop:
-            return "in_two_splits", f"stands in {first}, too"
-        if first == split and "duplicate" in self.drop:
+        mark = key(row)
+        before = self._splits.get(mark, ())
+        self._splits[mark] = before if split in before else (*before, split)
+        elsewhere = [other for other in before if other != split]
+        if elsewhere and "in_two_splits" in self.drop:
+            return "in_two_splits", f"stands in {elsewhere[0]}, too"
+        if split in before and "duplicate" in self.drop:
             return "duplicate", f"of an earlier row in {split}"
         leader = self.similar.get(row.name, row.name)
         if leader in self._kept:
@@ -86,6 +88,11 @@ class Signatures:
         )
         self._done.append(numpy.asarray(digests, dtype=numpy.uint32))
         self._waiting = []
+
+    def alike(self, one: int, other: int) -> float:
+        """The estimated Jaccard similarity of two texts, once `clusters` was asked."""
+        (signed,) = self._done
+        return float((signed[one] == signed[other]).mean())
 
     def clusters(self, similarity: float, progress: Callable[[Any], Any] = iter) -> list[list[int]]:
         """Groups of texts (by the order in which they were added) that are near duplicates.

@@ -54,7 +54,7 @@ def _parse(record: Record, data: Data) -> Row:
     return row
 
 
-def _renamed(value: Object, columns: tuple[str, ...]) -> Mapping[str, Any]:
+def _renamed(value: Mapping[str, Any], columns: tuple[str, ...]) -> Mapping[str, Any]:
     """The record under our names, where the settings map its own."""
     if not columns:
         return value
@@ -97,8 +97,8 @@ def _alpaca(fields: Mapping[str, Any], data: Data) -> Conversation:
 def _prompt_completion(fields: Mapping[str, Any], data: Data) -> Conversation:
     prompt, completion = fields.get("prompt"), fields.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):  # TRL's form: only the completion is trained
-        context, _ = _turns(prompt)
-        answers, untrained = _turns(completion)
+        context, _ = _turns(prompt, data.columns)
+        answers, untrained = _turns(completion, data.columns)
         return context + answers, set(range(len(context))) | {len(context) + place for place in untrained}
     return [
         {"role": "user", "content": text_of(fields, "prompt")},
@@ -128,7 +128,7 @@ def _turns(turns: list[Any], columns: tuple[str, ...] = ()) -> Conversation:
             raise Rejected("wrong_type", f"turn {place + 1} is no object")
         if isinstance(turn, Object) and turn.twice is not None:
             raise Rejected("duplicate_key", f"{turn.twice} in turn {place + 1}")
-        turn = _renamed(turn, columns) if isinstance(turn, Object) else turn
+        turn = _renamed(turn, columns)
         message = _message(turn, place)
         if message["role"] == "tool" and calls:
             answered = message.setdefault("tool_call_id", calls[0])
@@ -157,9 +157,12 @@ def _message(turn: Mapping[str, Any], place: int) -> Message:
     message: Message = {"role": role, "content": text_of(turn, key, "" if calls else ...)}
     if calls:
         message["tool_calls"] = calls
-    for name in ("reasoning_content", "name", "tool_call_id"):
+    for name in ("name", "tool_call_id"):
         if turn.get(name) is not None:
             message[name] = text_of(turn, name)
+    for name in ("reasoning_content", "reasoning"):
+        if turn.get(name):  # templates read one or the other, and servers hand them both
+            message["reasoning_content"] = message["reasoning"] = text_of(turn, name)
     return message
 
 

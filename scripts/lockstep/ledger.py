@@ -102,5 +102,6 @@ class Ledger:
         if lines and bad.total() / lines > max_reject_share:
             named = ", ".join(f"{reason} {count}" for reason, count in bad.most_common(4))
             hint = ": save the file as UTF-8" if bad["bad_utf8"] else ""
+            hint += "; --data.allow_tokens permits harmless tokens" if bad["control_token"] else ""
             return f"{bad.total()} of {lines} rows were dropped ({named}), more than --data.max_reject_share {max_reject_share}{hint}"
         return None

@@ -123,6 +123,27 @@ def supervised_logits(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[
     return logits.float(), targets[supervised]
 
 
+def rows_see_each_other(network: nn.Module) -> bool:
+    """Whether a row's logits change with the row that is laid before it: then padding-free batches are wrong.
+
+    Models without rotary positions, and those with a recurrent state, know no borders between rows.
+    """
+    from lockstep.collator import PackingCollator
+
+    def logits(before: range) -> Tensor:
+        rows = [{"input_ids": list(ids), "labels": list(ids)} for ids in (before, range(60, 76))]
+        device = next(network.parameters()).device
+        batch = {name: tensor.to(device) for name, tensor in PackingCollator()(rows).items()}
+        return supervised_logits(network, batch)[0][-15:]
+
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        first, second = logits(range(5, 21)), logits(range(40, 56))
+    network.train(training)
+    return not torch.allclose(first, second, rtol=1e-3, atol=1e-3)
+
+
 def loss_sum(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
     """Summed negative log-likelihood in nats, and over how many tokens."""
     logits, targets = supervised_logits(network, batch)

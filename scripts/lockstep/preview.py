@@ -68,13 +68,14 @@ def token_spans(ids: Sequence[int], labels: Sequence[int], chat: Template) -> It
 
     Tokens that hold only a part of a character, as in Chinese text, are joined until it is whole.
     """
-    controls = set(chat.tokenizer.added_tokens_decoder)
+    tokens = chat.tokenizer.added_tokens_decoder.items()
+    controls = {one for one, token in tokens if token.content.strip().strip("▁")}
     waiting: list[int] = []
     pairs = list(zip(ids, labels, strict=True))
     for place, (token, label) in enumerate(pairs):
         kind = "answer" if label != IGNORE else "prompt"
         if token in controls:
-            kind = "end" if label != IGNORE else "control"
+            kind = "control" if label == IGNORE else "end" if token == chat.end_of_turn else "answer"
         waiting.append(token)
         text = chat.tokenizer.decode(waiting)
         if str(chat.tokenizer.convert_ids_to_tokens(waiting[0])).startswith("▁") and not text.startswith(" "):
@@ -90,21 +91,25 @@ def token_spans(ids: Sequence[int], labels: Sequence[int], chat: Template) -> It
 def page(picks: Picks, ledger: Any, quality: Any, chat: Template) -> str:
     """One self-contained page: rows as coloured tokens, rejects, the report; under 5 MB."""
     rows: list[str] = []
-    size = 0
+    report = f'"ledger":{_json(ledger)},"quality":{_json(quality)}'
+    size = len(report.encode())
     for pick in picks.chosen():
         what = pick["what"]
         row = _reject(pick) if isinstance(what, Reject) else _sample(pick, chat)
-        text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+        text = _json(row)
         if size + len(text.encode()) > BYTES:
             continue
         rows.append(text)
         size += len(text.encode())
         if len(rows) == ROWS:
             break
-    data = '{"rows":[' + ",".join(rows) + "]"
-    data += f',"ledger":{json.dumps(ledger, ensure_ascii=False)},"quality":{json.dumps(quality, ensure_ascii=False)}}}'
-    # no text can end the script, nor open a comment in it
-    return PAGE.read_text(encoding="utf-8").replace("DATA", data.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
+    return PAGE.read_text(encoding="utf-8").replace("DATA", '{"rows":[' + ",".join(rows) + "]," + report + "}")
+
+
+def _json(value: Any) -> str:
+    """JSON in which no text can end the page's script, nor open a comment in it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028")
 
 
 def _reject(pick: dict[str, Any]) -> dict[str, Any]:

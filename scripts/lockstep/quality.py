@@ -157,25 +157,33 @@ def histogram(lengths: Counter[int]) -> list[dict[str, int]]:
     ]
 
 
-def phrases(answers: Sequence[str], longest: int = 40) -> list[dict[str, Any]]:
+def phrases(answers: Sequence[str], longest: int = 30) -> list[dict[str, Any]]:
     """Phrases of three or more words (Chinese: characters) that many answers hold, the most frequent first.
 
     A phrase inside a longer one that is nearly as frequent is left out. Grows phrases from their
     frequent beginnings (Agrawal and Srikant's a-priori rule), so that rare ones are never counted.
     """
-    texts = [[UNITS.findall(part) for part in BREAKS.split(answer.casefold())] for answer in sorted(set(answers))]
-    enough = max(5, len(texts) // 50)
+    texts: list[list[str]] = []
+    for answer in sorted(set(answers)):
+        texts += filter(None, map(UNITS.findall, BREAKS.split(answer.casefold())))
+        texts.append([])  # an answer ends
+    enough = max(5, len(set(answers)) // 50)
     frequent: dict[tuple[str, ...], int] = {}
-    last: set[tuple[str, ...]] | None = None
+    # of each part of an answer, the places where a frequent phrase of the size before begins
+    places: list[Iterable[int]] = [range(len(units) - 2) for units in texts]
     for size in range(3, longest + 1):
         counts: Counter[tuple[str, ...]] = Counter()
-        for parts in texts:
-            grams = {gram for units in parts for gram in zip(*(units[place:] for place in range(size)), strict=False)}
-            counts.update(gram for gram in grams if last is None or (gram[1:] in last and gram[:-1] in last))
-        last = {gram for gram, count in counts.items() if count >= enough}
-        frequent |= {gram: counts[gram] for gram in last}
-        if not last:
+        seen: set[tuple[str, ...]] = set()
+        for units, starts in zip(texts, places, strict=True):
+            seen |= {tuple(units[place : place + size]) for place in starts}
+            if not units:
+                counts.update(seen)
+                seen = set()
+        known = {gram: count for gram, count in counts.items() if count >= enough}
+        frequent |= known
+        if not known:
             break
+        places = [_still(units, starts, size, known) for units, starts in zip(texts, places, strict=True)]
     covered = {
         part
         for gram, count in frequent.items()
@@ -184,9 +192,15 @@ def phrases(answers: Sequence[str], longest: int = 40) -> list[dict[str, Any]]:
     }
     top = sorted((g for g in frequent if g not in covered), key=lambda g: (-frequent[g], g))[:20]
     return [
-        {"phrase": spell(gram), "answers": frequent[gram], "share": round(frequent[gram] / len(texts), 4)}
+        {"phrase": spell(gram), "answers": frequent[gram], "share": round(frequent[gram] / len(set(answers)), 4)}
         for gram in top
     ]
+
+
+def _still(units: list[str], starts: Iterable[int], size: int, known: Mapping[tuple[str, ...], int]) -> list[int]:
+    """Places where a phrase one longer may begin: both phrases inside it are known."""
+    good = {place for place in starts if tuple(units[place : place + size]) in known}
+    return sorted(place for place in good if place + 1 in good)
 
 
 def spell(units: Iterable[str]) -> str:

@@ -231,8 +231,10 @@ def _element(window: _Text, decode: Any) -> "tuple[Any, str | None] | _Bad":
             # a number may go on in the next block
             if window.ended or window.text[end : end + 1] in (*" \t\r\n,]",) or isinstance(value, str | list | dict):
                 break
-        except ValueError as error:
-            if window.ended or len(window.text) - window.place > 16 * LARGEST:
+        except json.JSONDecodeError as error:
+            # what stands before the window's end is wrong now and stays so; a string may still be closed
+            final = error.pos < len(window.text) - 16 and not error.msg.startswith("Unterminated string")
+            if final or window.ended or len(window.text) - window.place > 16 * LARGEST:
                 raise _Broken(str(error)) from error
         except RecursionError as error:
             raise _Broken("nested too deeply") from error
@@ -276,7 +278,7 @@ def _table(stream: Stream, delimiter: str) -> Parsed:
             text = _escaped("".join(taken))
             if header is None:
                 raise _Broken(f"the header cannot be read: {error}") from error
-            if "unexpected end of data" in str(error):
+            if "unexpected end of data" in str(error) or ("field limit" in str(error) and len(taken) > 1):
                 raise _Broken(f"a quote is opened and never closed: {text[:80]}") from error
             reason = "too_large" if "field limit" in str(error) else "bad_csv"
             yield _Bad(reason, str(error), text[:SHOWN])

@@ -41,6 +41,11 @@ class Row:
         ]
 
     @property
+    def system(self) -> str | None:
+        """The system message, where there is one."""
+        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
+
+    @property
     def said(self) -> str:
         """All that user and assistant say, for comparing rows."""
         return "\n".join(message["content"] for message in self.messages if message["role"] in ("user", "assistant"))

@@ -1,5 +1,6 @@
 """Rows → samples: the token ids that training sees, and which of them carry loss."""
 
+import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from lockstep.config import Data
 from lockstep.errors import UserError
 from lockstep.records import Reject
 from lockstep.rows import Row, strings
-from lockstep.template import Refused, Template
+from lockstep.template import Dropped, Message, Refused, Template
 
 # What a template must name in its source, or it would leave that part of a conversation out.
 NEEDS = {"tools": "tools", "tool_calls": "tool_calls", "reasoning_content": "reasoning"}
@@ -25,6 +26,7 @@ class Sample:
         labels: as long; IGNORE where a token carries no loss.
         row: the row that it was made of; several samples of one row are parts of its conversation.
         answer: how many tokens the last answer has, with the end of the turn.
+        messages: how many of the row's messages it holds, the trained answer being the last.
         cut: how many tokens of the prompt were cut off.
         respelled: (place, text, text of its tokens) of answers that the tokenizer writes in another way.
     """
@@ -33,6 +35,7 @@ class Sample:
     labels: list[int]
     row: Row
     answer: int
+    messages: int
     cut: int = 0
     respelled: tuple[tuple[int, str, str], ...] = ()
 
@@ -45,6 +48,7 @@ class _Turn:
     answer: list[int]
     texts: tuple[str, str]
     spelled: tuple[str, str]
+    place: int = 0  # of the answer among the row's messages
 
     @property
     def whole(self) -> list[int]:
@@ -80,19 +84,32 @@ class Sampler:
         """(prompt, answer) of every turn to be trained, as text."""
         if fault := self._fault(row):
             return row.reject(*fault)
-        places = row.answers[-1:] if self.data.supervise == "last_turn" else row.answers
+        places = self._places(row)
         texts = []
         try:
+            if len(places) > 4 and self.data.truncation == "drop":  # spare a long row the rendering of every turn
+                size = len(self.chat.prompt_ids(row.messages[: places[-1]], row.tools))
+                if size > self.data.max_length:
+                    return row.reject("too_long", f"more than {size} tokens")
             for place in places:
                 prompt = self.chat.render(row.messages[:place], row.tools)
                 texts.append((prompt, self.chat.answer_text(row.messages[: place + 1], row.tools, prompt)))
+        except Dropped as error:
+            return row.reject("template_drops_text", str(error))
         except Refused as error:
             return row.reject("template_error", str(error))
-        # Templates trim texts, but one that leaves a whole message out would change the row.
         for message in row.messages[: places[-1]]:
-            if message["role"] in ("system", "user") and message["content"].strip() not in texts[-1][0]:
+            if not _stands(message, texts[-1][0]):
                 return row.reject("template_drops_text", f"the {message['role']} message: {message['content']:.80}")
         return texts
+
+    def _places(self, row: Row) -> list[int]:
+        """The answers to be rendered; with the prompt supervised also those whose own loss must be left out."""
+        if self.data.supervise == "last_turn":
+            return row.answers[-1:]
+        if self.data.supervise == "prompt_too":
+            return [place for place, message in enumerate(row.messages) if message["role"] == "assistant"]
+        return row.answers
 
     def _fault(self, row: Row) -> tuple[str, str] | None:
         size = 0
@@ -112,8 +129,9 @@ class Sampler:
             for text, spelled in zip(turn.texts, turn.spelled, strict=True):
                 if text != spelled and _letters(text) != _letters(spelled):
                     return row.reject("tokenizer_loses_text", _difference(text, spelled))
-        places = row.answers[-len(turns) :]
-        respelled = [(place, *_answer(turn)) for place, turn in zip(places, turns, strict=True)]
+        for turn, place in zip(turns, self._places(row), strict=True):
+            turn.place = place
+        respelled = [(turn.place, *_answer(turn)) for turn in turns]
         samples = [self._sample(row, group, seen) for group, seen in _groups(turns)]
         samples[0].respelled = tuple(change for change in respelled if change[1] != change[2])
         for sample in samples:
@@ -132,7 +150,10 @@ class Sampler:
             known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, seen, strict=False)))
             known = max(1, known)  # nothing predicts a text's first token
             labels[known:] = ids[known:]
-        return Sample(ids, labels, row, len(turns[-1].answer))
+        for turn in turns:
+            if turn.place in row.untrained:
+                labels[len(turn.prompt) : len(turn.whole)] = [IGNORE] * len(turn.answer)
+        return Sample(ids, labels, row, len(turns[-1].answer), turns[-1].place + 1)
 
     def _too_long(self, row: Row, size: str) -> tuple[str, str]:
         if self.data.truncation == "error":
@@ -156,6 +177,16 @@ class Sampler:
                 place += 1
         sample.cut = excess
         return True
+
+
+def _stands(message: Message, prompt: str) -> bool:
+    """Whether a prompt holds a message's text. Templates trim it, and write tools' answers as JSON."""
+    text = message["content"].strip()
+    if message["role"] == "tool":
+        return any(
+            form in prompt for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+        )
+    return message["role"] == "assistant" or text in prompt
 
 
 def _answer(turn: _Turn) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Which files hold rows, and which of them are train, validation and test."""
 
+import glob
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -104,7 +105,7 @@ def sources(settings: Settings, say: Callable[[str], None]) -> tuple[Settings, d
     files = {split: [path for name in names[split] for path in expand(root, name)] for split in SPLITS}
     everything = [path.resolve() for found in files.values() for path in found]
     if twice := next((path for path in everything if everything.count(path) > 1), None):
-        raise UserError(f"{paths.label(twice)} is named twice: held-out rows must not be trained on")
+        raise UserError(f"{paths.label(twice)} is named twice: rows must stand in one split, and once")
     if odd := next((path for path in everything if records.printable(str(path)) != str(path)), None):
         raise UserError(
             f"{records.printable(paths.label(odd))}: this name is not UTF-8, and no ledger can hold it: rename it"
@@ -117,8 +118,9 @@ def expand(root: Path, name: str) -> Iterable[Path]:
     path = root / name
     if path.is_file():
         return [path]
-    start = Path(path.anchor)
-    found = sorted(p for p in start.glob(path.relative_to(start).as_posix()) if p.is_file()) if "*" in name else []
+    # Path.glob would read a pattern in the root's own name, and takes no absolute ones
+    names = glob.glob(name, root_dir=root, recursive=True) if glob.has_magic(name) else []  # noqa: PTH207
+    found = [root / one for one in sorted(names) if (root / one).is_file()]
     if not found:
         raise UserError(f"no file {paths.label(path)}: data/README.md shows what goes there")
     return found

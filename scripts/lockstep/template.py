@@ -75,6 +75,8 @@ def _template_in_config(model_dir: Path) -> str | None:
     file = model_dir / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     text = settings.get("chat_template")
+    if isinstance(text, list):  # several, by name
+        text = next((one["template"] for one in text if one.get("name") == "default"), None)
     return text if isinstance(text, str) else None
 
 
@@ -125,11 +127,18 @@ def _fixed_date(text: str, date: datetime.date) -> str:
         "{%- if format == " + json.dumps(form) + " -%}{{- " + json.dumps(date.strftime(form)) + " -}}{%- endif -%}"
         for form in formats
     )
-    return "{%- macro strftime_now(format) -%}" + cases + "{%- endmacro -%}"
+    macro = "{%- macro strftime_now(format) -%}" + cases + "{%- endmacro -%}"
+    # Llama's templates take a date that a request may bring
+    shadow = "{%- set date_string = " + json.dumps(date.strftime(next(iter(formats)))) + " -%}" if formats else ""
+    return macro + (shadow if "date_string" in text else "")
 
 
 class Refused(UserError):
     """The template fails on a conversation."""
+
+
+class Dropped(Refused):
+    """The template leaves a part of the conversation out."""
 
 
 class Template:
@@ -169,6 +178,12 @@ class Template:
         """The ids at which a model trained with this template stops: end of turn, and the tokenizer's eos."""
         return [one for one in dict.fromkeys([self.end_of_turn, self.tokenizer.eos_token_id]) if one is not None]
 
+    @property
+    def starts_with_bos(self) -> bool:
+        """Whether the tokenizer by itself begins a text with a token for that."""
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and cast(list[int], self.tokenizer.encode("a"))[0] == bos
+
     def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
         """The prompt that asks for the next answer, as text. Raises Refused."""
         return self._apply(messages, tools, add_generation_prompt=True)
@@ -185,6 +200,7 @@ class Template:
 
         Raises:
             Refused: the template writes such an answer in a way that no model can give.
+            Dropped: it leaves a part of the answer out.
         """
         message = messages[-1]
         if not (message.get("tool_calls") or message.get("reasoning_content")):
@@ -193,6 +209,12 @@ class Template:
         answer, end, rest = whole.removeprefix(prompt).rpartition(self.end_text)
         if not whole.startswith(prompt) or not end or rest.strip():
             raise Refused("the chat template does not write this answer after its own prompt")
+        calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
+        for part in (message["content"], message.get("reasoning_content", ""), *calls):
+            if part.strip() not in answer:
+                raise Dropped(f"of the answer: {part:.80}")
+        if any(answer.count(name) < calls.count(name) for name in calls):
+            raise Dropped(f"one of {len(calls)} calls")
         return answer
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:

@@ -74,6 +74,16 @@ def test_packed_rows_do_not_see_each_other(tiny_model: Path) -> None:
     torch.testing.assert_close(one[-8:], two[-8:], rtol=0, atol=1e-5)
 
 
+def test_models_in_which_packed_rows_see_each_other_are_known(tiny_model: Path) -> None:
+    from transformers import AutoConfig
+
+    assert not models.rows_see_each_other(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16))
+    config = AutoConfig.for_model("opt", vocab_size=512, hidden_size=32, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=32)  # fmt: skip
+    network = AutoModelForCausalLM.from_config(config).train()
+    assert models.rows_see_each_other(network)
+    assert network.training
+
+
 def test_what_packing_hands_over() -> None:
     batch = PackingCollator()([{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7], "labels": [7]}])
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {

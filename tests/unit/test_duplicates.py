@@ -53,6 +53,8 @@ def test_the_first_of_equal_rows_passes() -> None:
     assert sieve.fault(row("q", "a", 3), "train") == ("in_two_splits", "stands in test, too")
     assert sieve.fault(row("q", "b"), "train") is None
     assert sieve.fault(row("q", "b"), "train") == ("duplicate", "of an earlier row in train")
+    apart = Sieve(("duplicate",), {})
+    assert [bool(apart.fault(row("q", "a"), split)) for split in ("test", "train", "train")] == [False, False, True]
     free = Sieve((), {})
     assert [free.fault(row("q", "a"), split) for split in ("test", "test", "train")] == [None] * 3
     near = Sieve(("near_duplicate",), {"f:2": "f:1"})

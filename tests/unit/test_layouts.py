@@ -110,6 +110,13 @@ def test_one_part_of_text_is_text() -> None:
     assert said({"messages": parts}) == [("user", "q"), ("assistant", "a")]
 
 
+def test_turns_of_tables_have_other_names_too() -> None:
+    dialog = {"dialog": [{"speaker": "human", "text": "q"}, {"speaker": "bot", "text": "a"}]}
+    mapped = Data(columns=("conversations=dialog", "from=speaker", "value=text"))
+    row = layouts.parse(Record("f", 1, records.Object(list(dialog.items()))), mapped)  # plain dicts, as Parquet gives
+    assert isinstance(row, Row) and [m["content"] for m in row.messages] == ["q", "a"]
+
+
 def test_a_layout_can_be_demanded() -> None:
     both = {"instruction": "q", "output": "a", "messages": turns("x", "y")}
     assert said(both) == [("user", "x"), ("assistant", "y")]

@@ -13,7 +13,7 @@ SPLITS = ("train", "validation", "test")
 
 def sample(file: str, prompt: int, answer: int, cut: int = 0) -> Sample:
     ids = list(range(prompt + answer))
-    return Sample(ids, [IGNORE] * prompt + ids[prompt:], Row((), Record(file, 1, Object([]))), answer, cut)
+    return Sample(ids, [IGNORE] * prompt + ids[prompt:], Row((), Record(file, 1, Object([]))), answer, 0, cut)
 
 
 ACTIONS = st.one_of(

@@ -64,6 +64,13 @@ def test_every_reason_and_kind_is_on_the_page_and_it_stays_small() -> None:
     assert any(span[0] == "gap" for span in long["spans"])
 
 
+def test_markup_does_not_make_the_page_too_large() -> None:
+    picks = Picks()
+    for number in range(3000):
+        picks.reject(Reject("f", number, f"reason{number % 20}", "", "<" * 3000))
+    assert len(shown(picks)) < 500
+
+
 def test_every_part_of_a_conversation_is_shown_once() -> None:
     picks = Picks()
     for part in range(3):

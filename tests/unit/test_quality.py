@@ -26,7 +26,7 @@ def report(pairs: list[tuple[str, str, str]], **changes: Any) -> dict[str, Any]:
         found.add(row, split, len(kept[split]))
         kept[split].append(row)
         ids = list(range(len(question) + len(answer)))
-        ledger.keep(split, [Sample(ids, [IGNORE] * len(ids), row, 1)], [])
+        ledger.keep(split, [Sample(ids, [IGNORE] * len(ids), row, 1, 2)], [])
 
     def read(split: str, place: int) -> Mapping[str, Any]:
         row = kept[split][place]

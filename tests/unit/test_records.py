@@ -123,6 +123,13 @@ def test_csv_rows_that_are_wrong_are_rejected_alone(tmp_path: Path) -> None:
     assert isinstance(found, Record) and found.value == {"a": "1", "b": "2"}
 
 
+def test_a_stray_quote_never_eats_rows_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "LARGEST", 1000)
+    lines = b"".join(b"%d,x\n" % number for number in range(1000))
+    found = read(tmp_path, b'a,b\n1,"open\n' + lines + b'2,"y"\n3,z\n', "rows.csv")
+    assert reasons(found) == [records.BROKEN]
+
+
 def test_gzip_is_known_by_its_bytes_and_a_cut_one_is_seen(tmp_path: Path) -> None:
     lines = b"".join(b'{"a": "%d"}\n' % number for number in range(20_000))
     packed = gzip.compress(lines)

@@ -147,6 +147,72 @@ def test_what_the_tokenizer_spells_in_another_way_is_on_record() -> None:
     assert one.respelled == ((1, "cafe\u0301", "café"),)
 
 
+def test_a_template_that_leaves_a_part_of_an_answer_or_a_tools_result_out_is_seen() -> None:
+    first_call = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% elif m.role != 'tool' %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"  # fmt: skip
+    chat = Template(tiny.tokenizer(), first_call)
+    call = {"id": "x", "function": {"arguments": {}, "name": "weather"}, "type": "function"}
+
+    def talk(content: str, calls: int, result: str) -> Row:
+        messages: list[Any] = [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": content, "tool_calls": [call] * calls},
+        ]
+        if result:
+            messages += [{"role": "tool", "content": result}, {"role": "assistant", "content": "a"}]
+        return Row(tuple(messages), Record("f", 1, Object([]), "{}"))
+
+    assert isinstance(sample(talk("", 1, ""), chat), list)
+    for lossy in (talk("I will ask.", 1, ""), talk("", 2, ""), talk("", 1, "3 degrees")):
+        found = sample(lossy, chat)
+        assert isinstance(found, Reject) and found.reason == "template_drops_text", found
+
+
+def test_answers_of_weight_0_carry_no_loss_with_the_prompt_supervised_either() -> None:
+    (one,) = sample(row("q1", "wrong", "q2", "right", untrained=frozenset({1})), supervise="prompt_too")  # type: ignore[misc]
+    spoken = texts(CHAT, one)[1]
+    assert "wrong" not in spoken and "q1" in spoken and spoken.endswith("right<|im_end|>")
+
+
+def sentencepiece() -> Any:
+    """A tokenizer that puts a space before a text's first word, and begins texts with <s>."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁a", "a", "b", "▁b", "<", "x"]
+    core = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, [("▁", "a"), ("▁", "b")], unk_token="<unk>", byte_fallback=True))  # fmt: skip
+    core.normalizer = normalizers.NFKC()
+    core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+SENTENCES = "{{ '<s>' }}{% for m in messages %}{{ m.content + ('</s>' if m.role == 'assistant' else '') }}{% endfor %}"
+
+
+def test_sentencepiece_puts_no_space_before_an_answer_and_its_beginning_of_text_survives_truncation() -> None:
+    chat = Template(sentencepiece(), SENTENCES)
+    assert chat.tokenizer.convert_ids_to_tokens(chat.encode(["a"])[0]) == ["▁a"]
+    (one,) = sample(row("bbbbbbbbbb", "a"), chat)  # type: ignore[misc]
+    assert chat.tokenizer.convert_ids_to_tokens(one.input_ids[-2:]) == ["a", "</s>"]
+    assert one.respelled == ()
+    (cut,) = sample(row("bbbbbbbbbb", "a"), chat, max_length=8, truncation="truncate")  # type: ignore[misc]
+    assert chat.tokenizer.convert_ids_to_tokens(cut.input_ids) == ["<s>", "b", "b", "b", "b", "b", "a", "</s>"]
+
+
+def test_a_control_token_that_appears_only_when_the_tokenizer_has_normalized_is_found() -> None:
+    found = sample(row("＜／ｓ＞", "a"), Template(sentencepiece(), SENTENCES))
+    assert isinstance(found, Reject) and found.reason == "control_token"
+
+
+def test_an_answer_that_lost_its_beginning_to_truncation_carries_no_loss() -> None:
+    whole = sample(row("q", "a long first answer", "r", "b"))
+    assert isinstance(whole, list)
+    start = whole[0].labels.index(next(label for label in whole[0].labels if label != IGNORE))
+    length = len(whole[0].input_ids) - start - 3  # three tokens into the first answer
+    (cut,) = sample(row("q", "a long first answer", "r", "b"), max_length=length, truncation="truncate")  # type: ignore[misc]
+    assert texts(CHAT, cut)[1] == "b<|im_end|>"
+
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 
 
