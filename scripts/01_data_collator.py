@@ -91,10 +91,10 @@ def read(files: dict[str, list[Path]], data: Data) -> Iterator[Entry]:
 
 
 def bar(searched: Any) -> Any:
-    """The search for near duplicates with a progress bar, should it take long."""
+    """A search for phrases or near duplicates with a progress bar, should it take long."""
     from tqdm import tqdm
 
-    return tqdm(searched, desc="near duplicates", unit=" bands", delay=2, disable=None)
+    return tqdm(searched, desc="report", unit=" steps", delay=2, disable=None)
 
 
 def similar(files: dict[str, list[Path]], data: Data) -> dict[str, str]:

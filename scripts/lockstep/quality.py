@@ -72,7 +72,7 @@ class Quality:
             "lengths": histogram(ledger.lengths),
             "languages": dict(self.languages.most_common()),
             **self._repeated(),
-            "phrases": phrases([answer for _, answer in self.sample]),
+            "phrases": phrases([answer for _, answer in self.sample], progress),
             "near_duplicates": self._near(progress),
             **self._prompts(),
         }
@@ -157,7 +157,7 @@ def histogram(lengths: Counter[int]) -> list[dict[str, int]]:
     ]
 
 
-def phrases(answers: Sequence[str], longest: int = 30) -> list[dict[str, Any]]:
+def phrases(answers: Sequence[str], progress: Callable[[Any], Any] = iter, longest: int = 30) -> list[dict[str, Any]]:
     """Phrases of three or more words (Chinese: characters) that many answers hold, the most frequent first.
 
     A phrase inside a longer one that is nearly as frequent is left out. Grows phrases from their
@@ -171,7 +171,7 @@ def phrases(answers: Sequence[str], longest: int = 30) -> list[dict[str, Any]]:
     frequent: dict[tuple[str, ...], int] = {}
     # of each part of an answer, the places where a frequent phrase of the size before begins
     places: list[Iterable[int]] = [range(len(units) - 2) for units in texts]
-    for size in range(3, longest + 1):
+    for size in progress(range(3, longest + 1)):
         counts: Counter[tuple[str, ...]] = Counter()
         seen: set[tuple[str, ...]] = set()
         for units, starts in zip(texts, places, strict=True):
