@@ -126,7 +126,9 @@ def test_the_end_of_turn_becomes_a_stop_token_everywhere(tmp_path: Path) -> None
     base = tiny.model(tmp_path / "base", eos_token_id=0)
     (tmp_path / "adapter").mkdir()
     tiny.tokenizer().save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter/contract.json").write_text("{}\n")
     merging.write_rest(base, tmp_path / "adapter", tmp_path / "out")
+    assert (tmp_path / "out/contract.json").read_text() == "{}\n"
     for name in ("config.json", "generation_config.json"):
         assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == [2, 0]
     assert (tmp_path / "out/chat_template.jinja").read_text() == tiny.CHATML

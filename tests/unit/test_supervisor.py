@@ -49,6 +49,8 @@ def launch(
          "--url", f"http://127.0.0.1:{port}/v1", "--model", "r", "--timeout", timeout, "--grace", "1", "--", sys.executable, "-c", SERVER, str(port), mode],
         env=script_environment(home, PYTHONPATH=str(ROOT / "scripts"), **environment), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # the tests themselves may run under nohup, or as a shell's background job
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT)] and None,
     )  # fmt: skip
 
 
