@@ -184,13 +184,13 @@ def write_rest(base: Path, adapter: Path, out: Path) -> None:
     """
     from lockstep import contract, template
 
-    (out / contract.FILE).write_bytes((adapter / contract.FILE).read_bytes())
     index = base / "model.safetensors.index.json"
     if index.exists():
         (out / index.name).write_bytes(index.read_bytes())
     text = (adapter / template.FILE).read_text(encoding="utf-8")
     chat = template.load(adapter, text)
     chat.tokenizer.save_pretrained(out)
+    (out / contract.FILE).write_bytes((adapter / contract.FILE).read_bytes())
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     file = base / "generation_config.json"
     generation = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
