@@ -175,6 +175,7 @@ class Sampler:
             while sample.labels[place] != IGNORE:
                 sample.labels[place] = IGNORE
                 place += 1
+        sample.labels[0] = IGNORE  # nothing predicts it now
         sample.cut = excess
         return True
 
