@@ -120,7 +120,7 @@ def show(base: Answers, tuned: Answers) -> None:
 def main() -> None:
     settings = configfile.load(paths.ROOT / CONFIG, {})
     run_dir, seconds = settings.run_dir, {}
-    questions = str(settings.data.test_file)
+    (questions,) = settings.data.test_file
     run("data/build_toy_dataset.py")
     for stage, (script, folder) in STAGES.items():
         there = manifest.looks_complete(paths.HOME / folder)
