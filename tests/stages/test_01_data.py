@@ -86,6 +86,17 @@ def test_a_row_stays_in_its_split_when_the_file_grows_or_is_turned_round(collate
     assert all(after[question] == split for question, split in before.items())
 
 
+def test_a_row_stays_in_its_split_when_the_template_changes(collate: Collate, tmp_path: Path) -> None:
+    tiny.rows(tmp_path / "rows.jsonl", 60)
+    for name in ("model", "instruction_zh"):
+        answer = collate("--data.train_file", "rows.jsonl", "--run", name, "--data.template", name)
+        assert answer.returncode == 0, answer.stderr
+    for part in ("train", "validation", "test"):
+        assert [row["row"] for row in split(tmp_path, part, "model")] == [
+            row["row"] for row in split(tmp_path, part, "instruction_zh")
+        ]
+
+
 def test_truncation_cuts_the_prompt_and_never_the_answer(collate: Collate, tmp_path: Path) -> None:
     from datasets import load_from_disk
     from transformers import AutoTokenizer
