@@ -51,13 +51,13 @@ def log_probs(network: Any, batches: list[Any], autocast: "torch.dtype | None" =
     """Batch by batch: log-probabilities [positions, vocabulary] at supervised positions, and targets."""
     import torch
 
-    from lockstep import models
+    from lockstep import loss
 
     network.eval()
     on = network.device.type
     for batch in batches:
         with torch.no_grad(), torch.autocast(on, dtype=autocast, enabled=autocast is not None):
-            logits, target = models.supervised_logits(network, {k: v.to(on) for k, v in batch.items()})
+            logits, target = loss.supervised_logits(network, {k: v.to(on) for k, v in batch.items()})
             yield torch.log_softmax(logits, dim=-1).cpu(), target.cpu()
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,37 @@ from lockstep.errors import UserError
 from lockstep.manifest import FileRecord
 
 NAME = re.compile(r"checkpoint-(\d+)")
+PARTIAL = ".partial"  # where a checkpoint grows
+PASSES = "rows_in_a_pass"  # a checkpoint's note: how far memory made passes smaller
 
 
-def seal(folder: Path) -> None:
-    """Note every file's hash, last: a checkpoint without this note was cut off."""
-    hashes = {name: record.model_dump() for name, record in manifest.hash_files(folder).items()}
-    manifest.write_json(folder / manifest.FILE, {"files": hashes})
+def publish(partial: Path, final: Path) -> None:
+    """Seal a checkpoint with its files' hashes, and give it its name: a kill leaves all of it or nothing.
+
+    Raises:
+        OSError: the disk is full, or broken.
+    """
+    hashes = {name: record.model_dump() for name, record in manifest.hash_files(partial).items()}
+    for path in manifest.payload(partial).values():
+        manifest.fsync(path)
+    manifest.write_json(partial / manifest.FILE, {"files": hashes})
+    manifest.fsync(partial)
+    shutil.rmtree(final, ignore_errors=True)  # of an earlier try at the same step
+    partial.rename(final)
+    manifest.fsync(final.parent)
+
+
+def numbered(folder: Path) -> dict[int, Path]:
+    """Checkpoints by their step."""
+    return {int(match[1]): path for path in folder.iterdir() if (match := NAME.fullmatch(path.name))}
+
+
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints, and the one with the best held-out loss."""
+    found = numbered(folder)
+    for step in sorted(found)[:-keep]:
+        if step != best:
+            shutil.rmtree(found[step])
 
 
 def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
@@ -25,17 +51,18 @@ def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
 
     Args:
         task: settings and inputs of the training; `close` marks it finished.
-        force: clear what another task, or this one when finished, has left.
+        force: start afresh. An unfinished training that was itself started so goes on: the same
+            command run again resumes.
 
     Raises:
         UserError: it belongs to an unfinished training with other settings or inputs.
     """
     note = folder / "task.json"
-    earlier: dict[str, Any] = {"task": task, "finished": False}
+    earlier: dict[str, Any] = {"task": task, "finished": False, "forced": force}
     if note.exists():
         earlier = json.loads(note.read_text(encoding="utf-8"))
-    if force and (earlier["task"] != task or earlier["finished"]):
-        shutil.rmtree(folder)
+    if force and (earlier["task"] != task or earlier["finished"] or not earlier["forced"]):
+        shutil.rmtree(folder, ignore_errors=True)
     elif earlier["task"] != task:
         old, new = (flatten(one["config"]) | one["inputs"] for one in (earlier["task"], task))
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
@@ -44,24 +71,33 @@ def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
             f"resume it, --force starts afresh, another --run keeps both"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.write_json(note, {"task": task, "finished": False})
+    manifest.write_json(note, {"task": task, "finished": False, "forced": force})
+
+
+def prepare(folder: Path, task: dict[str, Any], force: bool, say: Callable[[str], None]) -> Path | None:
+    """Claim the folder, and find the checkpoint to resume from; says which ones are not whole."""
+    claim(folder, task, force)
+    found, broken = newest(folder)
+    for one in broken:
+        say(f"not whole, and so not resumed from: {paths.label(one)}")
+    return found
 
 
 def close(folder: Path, task: dict[str, Any]) -> None:
     """Note that the adapter of this task is published: --force will start afresh."""
-    manifest.write_json(folder / "task.json", {"task": task, "finished": True})
+    manifest.write_json(folder / "task.json", {"task": task, "finished": True, "forced": False})
 
 
 def newest(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint that verifies, and those after it that do not, renamed to `….broken`."""
-    numbered = {int(match[1]): path for path in folder.iterdir() if (match := NAME.fullmatch(path.name))}
+    found = numbered(folder)
     broken: list[Path] = []
-    for step in sorted(numbered, reverse=True):
-        if _verifies(numbered[step]):
-            return numbered[step], broken
-        aside = folder / f"{numbered[step].name}.broken"
+    for step in sorted(found, reverse=True):
+        if _verifies(found[step]):
+            return found[step], broken
+        aside = folder / f"{found[step].name}.broken"
         shutil.rmtree(aside, ignore_errors=True)
-        broken.append(numbered[step].rename(aside))
+        broken.append(found[step].rename(aside))
     return None, broken
 
 

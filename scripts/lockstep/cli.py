@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from lockstep import config, configfile, paths
 from lockstep.config import Settings
-from lockstep.errors import INTERRUPTED, USER_ERROR, UserError
+from lockstep.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,7 +33,8 @@ def parser(description: str, *sections: str) -> argparse.ArgumentParser:
     group = made.add_argument_group("settings (the same names as in the YAML file)")
     for name, field in config.leaves():
         shown = name.split(".")[0] in {"run", *sections}
-        default = "" if field.default in (None, ()) else f" [{_spell(field.default)}]"
+        value = field.get_default(call_default_factory=True)
+        default = "" if value in (None, (), {}) else f" [{_spell(value)}]"
         text = f"{field.description}{default}".replace("%", "%%") if shown else argparse.SUPPRESS
         group.add_argument(f"--{name}", metavar=config.type_name(field), default=argparse.SUPPRESS, help=text)
     return made
@@ -68,7 +69,7 @@ def stage_options(made: argparse.ArgumentParser) -> None:
 def run(work: Callable[[], int | None]) -> NoReturn:
     """Run a script's main and turn what went wrong into one line and an exit code.
 
-    0 done · 2 something that the user can put right · 130 Ctrl-C. LOCKSTEP_DEBUG=1 shows tracebacks.
+    0 done · 2 something that the user can put right · 75 SIGTERM, unfinished · 130 Ctrl-C. LOCKSTEP_DEBUG=1 shows tracebacks.
     """
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel is no news
@@ -80,6 +81,8 @@ def run(work: Callable[[], int | None]) -> NoReturn:
         code = 1
     except KeyboardInterrupt:
         code = _report("interrupted; run the same command again to go on", INTERRUPTED)
+    except Terminated as error:
+        code = _report(str(error), TERMINATED)
     except UserError as error:
         code = _report(str(error), USER_ERROR)
     except OSError as error:

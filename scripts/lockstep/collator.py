@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ class Collator:
     pad_token_id: int
     pad_to_multiple_of: int = 8
 
-    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, "torch.Tensor"]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, "torch.Tensor"]:
         """`input_ids`, `attention_mask` and `labels`, each of shape [rows, length]."""
         import torch
 
@@ -46,16 +47,48 @@ class Collator:
 class PackingCollator:
     """Lays rows end to end as one sequence, without padding.
 
-    transformers keeps the rows apart by their positions, which start again at 0 with each row, but
-    only where there is no attention mask and no cache: with either, rows would see each other.
-    The first label of each row is IGNORE: no row predicts the beginning of the next.
+    Positions start again at 0 with each row. The first label of each row is IGNORE: no row predicts
+    the beginning of the next.
+
+    Args:
+        share_prefix: rows that begin with the same tokens (a system prompt) have the same hidden states
+            there; they are computed once, as the beginning of the pass, and every row goes on from them.
     """
 
-    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, "torch.Tensor"]:
-        """`input_ids`, `position_ids` and `labels`, each of shape [1, tokens]."""
+    share_prefix: bool = False
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, "torch.Tensor"]:
+        """`input_ids`, `position_ids` and `labels`, each [1, tokens], and `borders` [1 + rows].
+
+        `borders` are the places where the shared beginning and then each row end.
+        """
         import torch
 
-        input_ids = torch.cat([torch.as_tensor(row["input_ids"]) for row in rows])
-        positions = torch.cat([torch.arange(len(row["input_ids"])) for row in rows])
-        labels = torch.cat([torch.as_tensor([IGNORE, *row["labels"][1:]]) for row in rows])
-        return {"input_ids": input_ids[None], "position_ids": positions[None], "labels": labels[None]}
+        shared = common_prefix(rows) if self.share_prefix else 0
+        sizes = [len(row["input_ids"]) - shared for row in rows]
+        heads, tails = rows[0]["input_ids"][:shared], [row["input_ids"][shared:] for row in rows]
+        input_ids = torch.cat([torch.as_tensor(ids, dtype=torch.long) for ids in (heads, *tails)])
+        positions = torch.cat([torch.arange(shared), *(torch.arange(shared, shared + size) for size in sizes)])
+        labels = [[IGNORE] * shared, *([IGNORE, *row["labels"][shared + 1 :]] for row in rows)]
+        borders = torch.tensor([shared, *sizes]).cumsum(0)
+        return {
+            "input_ids": input_ids[None],
+            "position_ids": positions[None],
+            "labels": torch.cat([torch.as_tensor(part, dtype=torch.long) for part in labels])[None],
+            "borders": borders,
+        }
+
+
+def common_prefix(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many tokens all rows begin with alike, as far as none of them, nor the next one, carries loss."""
+    if len(rows) < 2:
+        return 0
+    length = min(len(row["input_ids"]) for row in rows) - 1
+    for row in rows:
+        silent = next((place for place, label in enumerate(row["labels"]) if label != IGNORE), len(row["labels"]))
+        length = min(length, silent - 1)
+    length = max(length, 0)
+    for one, other in pairwise(rows):
+        same = zip(one["input_ids"][:length], other["input_ids"][:length], strict=True)
+        length = next((place for place, (a, b) in enumerate(same) if a != b), length)
+    return length

@@ -6,6 +6,7 @@ can refuse a setting that differs from what an earlier stage was run with.
 """
 
 import datetime
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -64,6 +65,16 @@ def _file_list(value: Any) -> Any:
     return [value] if isinstance(value, str) and (paths.ROOT / value).exists() else _comma_list(value)
 
 
+def _json_object(value: Any) -> Any:
+    """A map, on the command line written as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError('must be a JSON object, such as {"adam_beta2": 0.95}') from error
+    return {} if value is None else value
+
+
 COLUMNS = (
     "instruction", "input", "output", "history", "system", "prompt", "completion", "messages", "conversations",
     "tools", "role", "content", "from", "value", "tool_calls", "reasoning_content", "weight",
@@ -79,7 +90,7 @@ def _column(value: str) -> str:
 
 FilePath = Annotated[str, AfterValidator(_inside_root)]
 FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_file_list)]
-FILE_KEYS = ("model.path", "data.train_file", "data.validation_file", "data.test_file")
+FILE_KEYS = ("model.path", "data.train_file", "data.validation_file", "data.test_file", "lora.start_from")
 
 
 class Section(BaseModel):
@@ -200,6 +211,18 @@ class Lora(Section):
         min_length=1,
         description="all-linear, or comma-separated names such as q_proj,v_proj",
     )
+    modules_to_save: StringList = Field((), description="modules trained whole beside the adapter, such as lm_head")
+    use_rslora: bool = Field(False, description="scale by lora_alpha / √r instead, for large ranks")
+    use_dora: bool = Field(False, description="DoRA: direction and magnitude apart; served merged only")
+    init_lora_weights: Literal[
+        "default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "olora"
+    ] = Field(
+        "default", description="how A and B begin; pissa and olora start from the base's own directions (method lora)"
+    )
+    loraplus_lr_ratio: float | None = Field(None, ge=1, description="LoRA+: learning rate of B over that of A")
+    start_from: FilePath | None = Field(
+        None, description="folder of an earlier adapter whose weights training starts from"
+    )
 
 
 class Quantization(Section):
@@ -210,34 +233,70 @@ class Quantization(Section):
 
 
 class Train(Section):
+    """Names are those of transformers' TrainingArguments, where it has them."""
+
     learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
+    min_learning_rate: float = Field(0.0, ge=0, description="where linear and cosine schedules end")
     num_train_epochs: float = Field(1.0, gt=0, description="passes over the training rows")
     max_steps: Annotated[int, AfterValidator(_not_zero)] = Field(
         -1, ge=-1, description="optimizer steps; -1: by num_train_epochs"
     )
-    per_device_train_batch_size: int = Field(2, ge=1, description="rows in one forward pass")
-    per_device_eval_batch_size: int = Field(2, ge=1, description="rows in one evaluation pass")
-    gradient_accumulation_steps: int = Field(8, ge=1, description="forward passes in one step")
-    padding_free: bool = Field(False, description="lay the rows of a pass end to end instead of padding them")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="learning-rate schedule"
+    per_device_train_batch_size: int = Field(
+        2, ge=1, description="a forward pass holds at most this many times max_length tokens"
     )
+    per_device_eval_batch_size: int = Field(2, ge=1, description="the same for evaluation")
+    gradient_accumulation_steps: int = Field(
+        8, ge=1, description="times the batch size: rows in one optimizer step, the effective batch"
+    )
+    auto_batch: bool = Field(
+        False, description="out of memory: halve the rows of a forward pass and go on; the effective batch stays"
+    )
+    padding_free: bool | None = Field(
+        None, description="lay the rows of a pass end to end; where not set, wherever a check finds it exact"
+    )
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"
+    ] = Field("linear", description="learning-rate schedule")
     warmup_steps: float = Field(0.03, ge=0, description="steps, or below 1 a share of all steps")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm")
-    optim: Literal["auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = Field(
-        "auto", description="auto: paged_adamw_8bit on CUDA, adamw_torch elsewhere"
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0: not at all")
+    optim: str = Field(
+        "auto", description="auto: paged_adamw_8bit on CUDA, adamw_torch elsewhere; or any name that transformers knows"
     )
+    neftune_noise_alpha: float | None = Field(None, gt=0, description="NEFTune: noise on the embeddings in training")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="compute dtype; auto: bfloat16 where the device has it"
     )
     gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
+    use_liger_kernel: bool = Field(False, description="CUDA: fused kernels of the liger-kernel package")
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
+        "auto", description="auto: row by row where rows are laid end to end, else sdpa"
+    )
     seed: int = Field(42, ge=0, lt=2**32, description="of data order, dropout and adapter weights")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="evaluations without a better held-out loss after which training ends"
+    )
+    early_stopping_threshold: float = Field(0.0, ge=0, description="what counts as better, in nats")
+    load_best_model_at_end: bool = Field(False, description="publish the weights of the best held-out loss")
     logging_steps: int = Field(10, ge=1, description="steps between log lines")
     eval_steps: int = Field(50, ge=1, description="steps between evaluations on the validation split")
+    sample_rows: int = Field(2, ge=0, description="held-out prompts that are answered at each evaluation")
+    sample_tokens: int = Field(48, ge=1, description="longest such answer")
     save_steps: int = Field(200, ge=1, description="steps between checkpoints")
-    save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept, the best one apart")
     dataloader_num_workers: int = Field(0, ge=0, description="processes that read batches")
+    training_args: Annotated[dict[str, Any], BeforeValidator(_json_object)] = Field(
+        default_factory=dict,
+        description="any other field of transformers' TrainingArguments, as a map; on the command line as JSON",
+    )
+
+    @model_validator(mode="after")
+    def _the_schedule_has_a_floor(self) -> "Train":
+        if self.min_learning_rate and self.lr_scheduler_type not in ("linear", "cosine"):
+            raise ValueError("min_learning_rate is for the schedules linear and cosine")
+        if self.min_learning_rate >= self.learning_rate:
+            raise ValueError("min_learning_rate must be below learning_rate")
+        return self
 
 
 class Merge(Section):
@@ -285,8 +344,9 @@ class Settings(Section):
     run: Name = Field("default", description="folder under outputs/")
     model: Model = Field(default_factory=Model)
     data: Data = Field(default_factory=Data)
-    method: Literal["qlora", "lora"] = Field(
-        "qlora", description="qlora: adapter on a 4-bit base; lora: on an unquantized one"
+    method: Literal["qlora", "lora", "full"] = Field(
+        "qlora",
+        description="qlora: adapter on a 4-bit base; lora: on an unquantized one; full: all weights, no adapter",
     )
     lora: Lora = Field(default_factory=Lora)
     quantization: Quantization = Field(default_factory=Quantization)
@@ -370,5 +430,5 @@ def type_name(field: Any) -> str:
     if get_origin(field.annotation) is Literal:
         return "|".join(get_args(field.annotation))
     text = str(field.annotation)
-    names = {"tuple": "LIST", "bool": "BOOL", "int": "INT", "float": "FLOAT", "date": "YYYY-MM-DD"}
+    names = {"dict": "JSON", "tuple": "LIST", "bool": "BOOL", "int": "INT", "float": "FLOAT", "date": "YYYY-MM-DD"}
     return next((shown for name, shown in names.items() if name in text), "TEXT")

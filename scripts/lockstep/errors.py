@@ -1,8 +1,13 @@
-"""The two ways in which a stage ends without success."""
+"""The ways in which a stage ends without success."""
 
 USER_ERROR = 2  # exit code: something that the user can put right
+TERMINATED = 75  # exit code: SIGTERM; unfinished, and the same command goes on (EX_TEMPFAIL)
 INTERRUPTED = 130  # exit code: Ctrl-C, as shells report SIGINT
 
 
 class UserError(Exception):
     """Something that the user can put right: one line that says what is wrong and what to run."""
+
+
+class Terminated(BaseException):
+    """SIGTERM: everything stops, and nothing is published. Like KeyboardInterrupt no error to be handled."""

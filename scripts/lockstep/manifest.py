@@ -129,6 +129,15 @@ def write_json(file: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def fsync(path: Path) -> None:
+    """Have a file's or a folder's bytes on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sha256_of(file: Path) -> str:
     """sha256 of a file's bytes, remembered by device, inode, size, mtime and ctime.
 

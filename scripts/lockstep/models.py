@@ -1,14 +1,13 @@
-"""Networks: which device and dtype, how a base is loaded, and the loss that training minimises."""
+"""Networks: which device and dtype, how a base is loaded, and what its 4-bit layers compute with."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lockstep.collator import IGNORE
 from lockstep.config import Quantization
 
 if TYPE_CHECKING:
@@ -94,57 +93,3 @@ def tensor_sha256(tensor: Tensor) -> str:
     """sha256 of a tensor's bytes, in row order."""
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
-
-
-def supervised_logits(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits and targets at supervised positions, and nowhere else.
-
-    The output layer is the costliest of a small model, and prompts carry no loss: a hook hands
-    it only the hidden states that predict a supervised token.
-
-    Args:
-        batch: `input_ids`, `labels` and `attention_mask` or `position_ids`, each [rows, length]; a collator's.
-
-    Returns:
-        float32 logits [n, vocabulary] and their n targets, row by row.
-    """
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    targets = batch["labels"][:, 1:]  # the token at position i is predicted at position i - 1
-    supervised = targets != IGNORE
-
-    def select(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (hidden[0][:, :-1][supervised],)
-
-    hook = network.get_output_embeddings().register_forward_pre_hook(select)  # type: ignore[operator]
-    try:
-        logits: Tensor = network(**inputs, use_cache=False).logits
-    finally:
-        hook.remove()
-    return logits.float(), targets[supervised]
-
-
-def rows_see_each_other(network: nn.Module) -> bool:
-    """Whether a row's logits change with the row that is laid before it: then padding-free batches are wrong.
-
-    Models without rotary positions, and those with a recurrent state, know no borders between rows.
-    """
-    from lockstep.collator import PackingCollator
-
-    def logits(before: range) -> Tensor:
-        rows = [{"input_ids": list(ids), "labels": list(ids)} for ids in (before, range(60, 76))]
-        device = next(network.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in PackingCollator()(rows).items()}
-        return supervised_logits(network, batch)[0][-15:]
-
-    training = network.training
-    network.eval()
-    with torch.no_grad():
-        first, second = logits(range(5, 21)), logits(range(40, 56))
-    network.train(training)
-    return not torch.allclose(first, second, rtol=1e-3, atol=1e-3)
-
-
-def loss_sum(network: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-    """Summed negative log-likelihood in nats, and over how many tokens."""
-    logits, targets = supervised_logits(network, batch)
-    return nn.functional.cross_entropy(logits, targets, reduction="sum"), len(targets)

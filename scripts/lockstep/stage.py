@@ -144,17 +144,17 @@ class Stage:
 
     def _publish(self, work: Path, seconds: float) -> None:
         for path in manifest.payload(work).values():
-            _fsync(path)
+            manifest.fsync(path)
         record = self._manifest(manifest.hash_files(work), seconds)
         manifest.write_json(work / FILE, record.model_dump(by_alias=True))
         for folder in (work, *(path for path in work.rglob("*") if path.is_dir())):
-            _fsync(folder)
+            manifest.fsync(folder)
         replaced = self.folder.with_name(f".{self.folder.name}.replaced")
         if self.folder.exists():
             self.folder.rename(replaced)
         work.rename(self.folder)
         work.with_name(f"{work.name}.json").unlink(missing_ok=True)
-        _fsync(self.folder.parent)
+        manifest.fsync(self.folder.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _manifest(self, files: dict[str, FileRecord], seconds: float) -> Manifest:
@@ -175,14 +175,6 @@ class Stage:
             seconds=round(seconds, 3),
         )
         return record.model_copy(update={"digest": record.content_digest()})
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _git_commit() -> str | None:

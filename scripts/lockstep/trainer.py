@@ -1,70 +1,249 @@
-"""transformers' Trainer with a loss that is exact: a sum over supervised tokens, divided once."""
+"""transformers' Trainer, with windows: one call per optimizer step, an exact loss, verified checkpoints."""
 
+import contextlib
 import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow import compute
+from torch import Tensor
 from transformers import Trainer
 
-from lockstep import models
-from lockstep.batches import WindowSampler
+from lockstep import attention, checkpoints, loss, paths
+from lockstep.batches import Row, Window, WindowCollator, WindowLoader, WindowSampler
+from lockstep.config import Lora, Train
 from lockstep.errors import UserError
+
+EVALUATED_AT_ONCE = 64  # rows among which passes of like length are found
 
 
 class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
-    """Loss per supervised token over the whole accumulation window, in training and evaluation.
+    """Loss per supervised token over the whole window, in training and evaluation.
+
+    Trainer sees one batch per step, the window. How it is cut into forward passes, and that their
+    gradients add up to the window's, is done in `training_step`.
+
+    Args:
+        train: the settings; `arguments` are transformers' own.
+        collate: lays the rows of a window out; its `rows_in_a_pass` is for training.
+        in_pieces: see `loss.loss_sum`.
+        network: the transformers model, inside of the adapter where one is trained.
 
     Attributes:
         tokens: how many tokens, padding apart, this process has trained on.
+        rows_in_a_pass: falls where memory runs out and `auto_batch` is set.
     """
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by the window's token count
+    def __init__(
+        self, *, train: Train, lora: Lora, collate: WindowCollator, in_pieces: bool, network: Any, **named: Any
+    ) -> None:
+        super().__init__(**named)
+        self.settings, self.lora, self.collate, self.in_pieces, self.network = train, lora, collate, in_pieces, network
+        self.rows_in_a_pass = collate.rows_in_a_pass
         self.tokens = 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> WindowSampler:
-        """Trainer's hook for the order of rows."""
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        window = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        lengths = compute.list_value_length(rows.data.column("input_ids")).to_pylist()
-        return WindowSampler(lengths, window, self.args.seed)
+    # --- rows ---
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """One forward pass's share of the window's mean loss. Raises UserError if it is not finite."""
-        total, count = models.loss_sum(model, inputs)
-        mask = inputs.get("attention_mask")  # rows laid end to end have none, nor padding
-        self.tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
-        loss = total / (count if num_items_in_batch is None else num_items_in_batch)
-        self._require_finite(loss.item())
-        return loss
+    def get_train_dataloader(self) -> WindowLoader:
+        """Windows in the order of seed and epoch; each process takes its share in the collator."""
+        per_process = self.settings.per_device_train_batch_size * self.settings.gradient_accumulation_steps
+        sampler = WindowSampler(len(self.train_dataset), per_process * self.collate.processes, self.args.seed)
+        return WindowLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=list,  # laid out in training_step, once more where memory runs out
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Trainer counts them for its log; nobody reads that here."""
+        return 0
+
+    # --- a step ---
+
+    def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward over a window's rows. Returns their mean loss, in nats a supervised token.
+
+        Raises:
+            UserError: the loss is not finite, or nothing in the window carries loss; names the rows.
+        """
+        model.train()
+        self.rows = inputs
+        before = torch.get_rng_state()
+        while True:
+            window = replace(self.collate, rows_in_a_pass=self.rows_in_a_pass)(inputs)
+            supervised = int(self._sum_over_processes(torch.tensor(window.supervised, device=self.args.device)))
+            if not supervised:
+                raise UserError(f"no token carries loss in {_named(inputs)}: look at preview.html")
+            try:
+                return self._passes(model, window, supervised)
+            except (RuntimeError, MemoryError) as error:
+                if not (is_out_of_memory(error) and self._may_halve()):
+                    raise
+            self._halve()
+            torch.set_rng_state(before)
+            model.zero_grad()
+
+    def _passes(self, model: Any, window: Window, supervised: int) -> Tensor:
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(window.passes, start=1):
+            last = number == len(window.passes)
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            batch = self._prepare_inputs(batch)
+            with (
+                contextlib.nullcontext() if last else self.accelerator.no_sync(model),
+                attention.borders(batch.get("borders")),
+            ):
+                with self.compute_loss_context_manager():
+                    part, _ = loss.loss_sum(self.network, batch, self.in_pieces, outer=model)
+                part = part / supervised
+                self._require_finite(part.item())
+                # DDP and FSDP average the processes' gradients; the window's loss is their sum
+                self.accelerator.backward(part * self.accelerator.num_processes)
+            total += part.detach()
+            mask = batch.get("attention_mask")
+            self.tokens += self._tokens_in(batch) if mask is None else int(mask.sum())
+        return total
+
+    @staticmethod
+    def _tokens_in(batch: dict[str, Tensor]) -> int:
+        """Tokens of the rows, a shared beginning counted for each."""
+        own, shared = batch["input_ids"].numel(), int(batch["borders"][0])
+        return own + shared * (len(batch["borders"]) - 2)
+
+    def _sum_over_processes(self, value: Tensor) -> Tensor:
+        return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, "sum")
+
+    def _may_halve(self) -> bool:
+        # several processes would have to run out of memory at once
+        return self.settings.auto_batch and self.rows_in_a_pass > 1 and self.accelerator.num_processes == 1
+
+    def _halve(self) -> None:
+        """Smaller passes from now on; the window, and so the step, is the same."""
+        self.rows_in_a_pass //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.log({"rows_in_a_pass": self.rows_in_a_pass})
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Trainer's hook between gradients and optimizer step. A norm that is not finite stops before the step."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None:  # float16's scaler skips such steps by itself, and lowers its scale
+            self._require_finite(float(norm), "norm of the gradients")
+        return norm
+
+    def _require_finite(self, value: float, what: str = "loss") -> None:
+        if not math.isfinite(value):
+            raise UserError(
+                f"the {what} is {value} at step {self.state.global_step + 1}, in {_named(self.rows)}: nothing was "
+                f"changed by that step; look at those rows, lower --train.learning_rate or set --train.dtype float32, "
+                f"and start afresh with --force"
+            )
+
+    # --- optimizer ---
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Trainer's, or LoRA+'s: the same one with a higher learning rate for B."""
+        self.optimizer: Any
+        if self.optimizer is None and self.lora.loraplus_lr_ratio:
+            from peft.optimizers import create_loraplus_optimizer
+
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = create_loraplus_optimizer(
+                self.model, kind, loraplus_lr_ratio=self.lora.loraplus_lr_ratio,
+                loraplus_weight_decay=self.args.weight_decay, **options,
+            )  # fmt: skip
+            return self.optimizer
+        return super().create_optimizer(model)
+
+    # --- evaluation ---
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The compute dtype of training, outside of it."""
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16
+        return torch.autocast(self.args.device.type, dtype, enabled=self.args.bf16 or self.args.fp16)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Loss per supervised token, in nats; Trainer's own is a mean of batches' means."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        collate = replace(self.collate, rows_in_a_pass=self.settings.per_device_eval_batch_size)
+        total = torch.zeros(2, dtype=torch.float64)
+        training = self.model.training
         self.model.eval()
-        total_loss, tokens = 0.0, 0
-        for batch in self.get_eval_dataloader(eval_dataset):
-            with torch.no_grad(), self.compute_loss_context_manager():
-                total, count = models.loss_sum(self.model, self._prepare_inputs(batch))
-            total_loss, tokens = total_loss + total.item(), tokens + count
-        loss = total_loss / tokens
-        self._require_finite(loss)
+        with torch.no_grad(), self.autocast():
+            for start in range(0, len(rows), EVALUATED_AT_ONCE):
+                some = [rows[place] for place in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))]
+                for batch in collate(some).passes:
+                    part, count = loss.loss_sum(
+                        self.network, self._prepare_inputs(batch), self.in_pieces, outer=self.model
+                    )
+                    total += torch.tensor([part.item(), count], dtype=torch.float64)
+        self.model.train(training)
+        nats, tokens = self._sum_over_processes(total.to(torch.float32).to(self.args.device)).tolist()
+        value = nats / tokens
+        if not math.isfinite(value):
+            raise UserError(f"the loss on the held-out rows is {value} at step {self.state.global_step}: lower --train.learning_rate, and start afresh with --force")  # fmt: skip
         metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700)),  # e^709 is the largest float
+            f"{metric_key_prefix}_loss": value,
+            f"{metric_key_prefix}_perplexity": perplexity(value),
         }
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _require_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {self.state.global_step}: lower --train.learning_rate or set "
-                f"--train.dtype float32, and start afresh with --force"
-            )
+    # --- checkpoints ---
+
+    def gathered_state(self) -> dict[str, Tensor] | None:
+        """The trained weights where no process holds them whole (FSDP, ZeRO), in the first one; else None."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return None
+        state: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        return state
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Put a checkpoint's weights into the model. Raises UserError where it is not there any more."""
+        if not checkpoint.exists():
+            raise UserError(f"{paths.label(checkpoint)} is gone: run again with --force")
+        self._load_from_checkpoint(str(checkpoint), self.model_wrapped if self.is_fsdp_enabled else None)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer's hook. Its files are written beside, sealed with their hashes, and then renamed, at once."""
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        partial = folder / checkpoints.PARTIAL
+        first = self.is_world_process_zero()
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.args.output_dir = str(partial)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go when the new one is whole
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir, self.args.save_total_limit = str(folder), limit
+        self.accelerator.wait_for_everyone()
+        self.state.best_model_checkpoint = None  # Trainer's note of it names the folder that is about to go
+        if first:
+            self.state.save_to_json(str(partial / name / "trainer_state.json"))
+            (partial / name / checkpoints.PASSES).write_text(str(self.rows_in_a_pass), encoding="utf-8")
+            checkpoints.publish(partial / name, folder / name)
+            checkpoints.prune(folder, limit, self.state.best_global_step)
+        self.accelerator.wait_for_everyone()
+
+
+def perplexity(nats: float) -> float:
+    """Of a mean loss; e^709 is the largest float."""
+    return math.exp(min(nats, 700))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the machine had no memory left; torch says the latter only in words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _named(rows: list[Row]) -> str:
+    names = [str(row.get("row", "?")) for row in rows]
+    return "rows " + ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,233 @@
+"""A training from settings: transformers' arguments, the model, how rows are laid out, resuming, ending."""
+
+import os
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments, set_seed
+
+from lockstep import adapters, attention, checkpoints, fastlora, heldout, loss, models, paths, progress, ranks, servable
+from lockstep.batches import WindowCollator
+from lockstep.config import Settings
+from lockstep.errors import Terminated, UserError
+from lockstep.trainer import SupervisedTrainer, is_out_of_memory, perplexity
+
+Say = Callable[[str], object]
+# Settings of ours that are no field of TrainingArguments, or that our own loop takes care of.
+OURS = {
+    "dtype", "padding_free", "auto_batch", "min_learning_rate", "early_stopping_patience", "early_stopping_threshold",
+    "load_best_model_at_end", "attn_implementation", "sample_rows", "sample_tokens", "training_args",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit",
+}  # fmt: skip
+
+
+def arguments(settings: Settings, on: str, dtype: torch.dtype, evaluate: bool) -> Any:
+    """transformers' TrainingArguments from the train section, which uses its names."""
+    train = settings.train.model_dump(exclude=OURS)
+    if train["optim"] == "auto":
+        train["optim"] = "paged_adamw_8bit" if on == "cuda" else "adamw_torch"
+    if floor := settings.train.min_learning_rate:
+        if train["lr_scheduler_type"] == "linear":  # a polynomial of power 1 is a line, and it has an end
+            train |= {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 1.0, "lr_end": floor}}
+        else:
+            train |= {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": floor}}
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(settings.run_dir / "runs")
+    window = settings.train.per_device_train_batch_size * settings.train.gradient_accumulation_steps
+    given = {"report_to": "tensorboard" if ranks.FIRST else "none", "log_level": "error"} | settings.train.training_args
+    try:
+        made = TrainingArguments(
+            output_dir=str(settings.run_dir / "checkpoints"),
+            **train,
+            per_device_train_batch_size=window,  # Trainer sees a window as one batch: see lockstep/trainer.py
+            save_total_limit=settings.train.save_total_limit,
+            bf16=dtype == torch.bfloat16,
+            fp16=dtype == torch.float16,
+            use_cpu=on == "cpu",
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            eval_strategy="steps" if evaluate else "no",
+            save_strategy="steps",
+            metric_for_best_model="eval_loss" if evaluate else None,
+            greater_is_better=False,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            prediction_loss_only=True,
+            disable_tqdm=True,  # ours shows tokens/s
+            ddp_find_unused_parameters=False,
+            **given,
+        )
+    except (TypeError, ValueError, ImportError) as error:
+        raise UserError(f"the train settings do not fit transformers' TrainingArguments: {error}") from error
+    made._n_gpu = min(made.n_gpu, 1)  # one process, one GPU: never nn.DataParallel
+    return made
+
+
+def load_base(settings: Settings, dtype: torch.dtype, on: str, folder: Path | None = None) -> Any:
+    """The base as training computes with it: 4-bit, plain, or float32 masters of all weights.
+
+    Args:
+        folder: where the weights are, if not in the base's own folder.
+    """
+    quantization = settings.quantization if settings.method == "qlora" else None
+    device = "cpu" if ranks.SHARDED else f"cuda:{ranks.LOCAL_RANK}" if on == "cuda" else on
+    weights = torch.float32 if settings.method == "full" else dtype
+    return models.load(folder or settings.model.folder, weights, device, quantization)
+
+
+def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(what is trained, the network inside it): base and adapter, or the base itself."""
+    network = load_base(settings, dtype, on)
+    set_seed(settings.train.seed)  # of the adapter's first weights, whatever was drawn while loading
+    if settings.method == "full":
+        network.requires_grad_(True)
+        return network, network
+    model = adapters.attach(network, settings.lora)
+    if settings.lora.start_from:
+        adapters.start_from(model, paths.data_file(settings.lora.start_from))
+    if settings.lora.init_lora_weights.startswith(servable.CONVERTED) and ranks.FIRST:
+        adapters.keep_initial(model, settings.run_dir / "checkpoints" / adapters.INITIAL)
+    return model, network
+
+
+def lay_out(settings: Settings, network: Any, on: str, pad: int) -> Any:
+    """How the rows of a pass are laid out: end to end where this model computes the same then, else padded."""
+    train, packed = settings.train, False
+    if train.padding_free is not False:
+        attention.register()
+        wanted = attention.NAME if train.attn_implementation == "auto" else train.attn_implementation
+        network.set_attn_implementation(wanted)
+        packed = loss.rows_stay_apart(network, settings.data.max_length)
+        if not packed and train.padding_free:
+            raise UserError("--train.padding_free: rows of this model would see each other; leave it out")
+    if not packed:
+        network.set_attn_implementation("sdpa" if train.attn_implementation == "auto" else train.attn_implementation)
+    own = packed and train.attn_implementation == "auto"
+    return WindowCollator(
+        pad, train.per_device_train_batch_size, settings.data.max_length, packed,
+        share_prefix=own and on == "cpu", rank=ranks.RANK, processes=ranks.PROCESSES,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that is ready to start.
+
+    Attributes:
+        fast: the adapters' fast pass, where there is one.
+        trainable: how many parameters are trained.
+    """
+
+    trainer: SupervisedTrainer
+    fast: fastlora.FastPass | None
+    trainable: int
+
+
+def build(
+    settings: Settings,
+    on: str,
+    dtype: torch.dtype,
+    train: Any,
+    held_out: Any,
+    pad: int,
+    callbacks: Sequence[TrainerCallback],
+) -> Training:
+    """Model, layout of rows and trainer, by the settings.
+
+    Args:
+        train: a data set with `input_ids`, `labels` and `row`; `held_out` likewise, or None.
+        pad: the id that padded rows are padded with.
+    """
+    made = arguments(settings, on, dtype, evaluate=held_out is not None)
+    model, network = load_model(settings, on, dtype)
+    collate = lay_out(settings, network, on, pad)
+    # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
+    in_pieces = not ranks.SHARDED and loss.head_is_plain(network)
+    fast = fastlora.FastPass(model) if on == "cpu" and not ranks.SHARDED else None
+    trainer = SupervisedTrainer(
+        train=settings.train, lora=settings.lora, collate=collate, in_pieces=in_pieces, network=network,
+        model=model, args=made, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks),
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # it would print every log line again
+    return Training(trainer, fast, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
+
+
+def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say) -> Path | None:
+    """What train() must resume from. Where the checkpoint is the end, its weights are put in place: None.
+
+    Trainer itself would train one step more. Records after the checkpoint go.
+    """
+    say(f"resuming from {paths.label(checkpoint)}")
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if ranks.FIRST:
+        for name in progress.FILES:
+            progress.forget_after(run_dir / name, state.global_step)
+    trainer.rows_in_a_pass = int((checkpoint / checkpoints.PASSES).read_text(encoding="utf-8"))
+    train = trainer.settings
+    stuck = heldout.is_stuck(state.log_history, train.early_stopping_patience, train.early_stopping_threshold)
+    if state.global_step < state.max_steps and not stuck:
+        return checkpoint
+    trainer.load_weights(checkpoint)
+    trainer.state = state
+    return None
+
+
+def finish(trainer: SupervisedTrainer, settings: Settings, terminated: bool, say: Say) -> dict[str, float]:
+    """The weights that are published, and their held-out loss; nothing where training did not come to its end."""
+    state, train = trainer.state, settings.train
+    if terminated:
+        raise Terminated(
+            f"terminated after step {state.global_step} of {state.max_steps}; run the same command again to go on"
+        )
+    stuck = heldout.is_stuck(state.log_history, train.early_stopping_patience, train.early_stopping_threshold)
+    if state.global_step != state.max_steps and not stuck:
+        raise UserError(
+            f"training stopped at step {state.global_step} of {state.max_steps}: run the same command again"
+        )
+    evaluated = dict(heldout.losses(state.log_history))
+    best = heldout.best_step(state.log_history) if train.load_best_model_at_end else None
+    if stuck:
+        say(
+            f"the held-out loss got no better in {train.early_stopping_patience} evaluations: stopped at step {state.global_step}"
+        )
+    if best is not None and best != state.global_step:
+        say(f"step {best} had the lowest held-out loss: its weights are published")
+        trainer.load_weights(settings.run_dir / "checkpoints" / f"checkpoint-{best}")
+    if trainer.eval_dataset is None:
+        return {}
+    value = evaluated.get(best if best is not None else state.global_step)
+    if value is None:
+        advise_on_memory(trainer.evaluate, settings, trainer)
+        value = dict(heldout.losses(state.log_history))[state.global_step]
+    return {"eval_loss": value, "eval_perplexity": perplexity(value)}
+
+
+def peak_memory(on: str) -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    if on == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def advise_on_memory(work: Callable[[], Any], settings: Settings, trainer: SupervisedTrainer) -> Any:
+    """Run `work`; where memory runs out, say which settings to change, in numbers."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        rows, train = trainer.rows_in_a_pass, settings.train
+        window = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        advice = (
+            f"--train.per_device_train_batch_size {rows // 2} --train.gradient_accumulation_steps {window // (rows // 2)} "
+            f"(or --train.auto_batch true, which does that by itself)"
+            if rows > 1
+            else f"--data.max_length {settings.data.max_length // 2}"
+        )
+        checkpointing = "" if train.gradient_checkpointing else ", or --train.gradient_checkpointing true"
+        raise UserError(f"out of memory with passes of {rows} × {settings.data.max_length} tokens: try {advice}{checkpointing}") from error  # fmt: skip
