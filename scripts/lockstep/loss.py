@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lockstep import attention
 from lockstep.collator import IGNORE, Collator, PackingCollator
 
-LOGITS = {"cpu": 2**23, "cuda": 2**27, "mps": 2**25}  # how many exist at a time; on CPUs they fit the cache
+LOGITS = {"cpu": 6 * 2**20, "cuda": 2**27, "mps": 2**25}  # how many exist at a time; on CPUs they fit the cache
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def rows_stay_apart(network: nn.Module, max_length: int) -> bool:
     last = len(padded) // 2
     same = torch.allclose(first[-last:], second[-last:], rtol=1e-3, atol=1e-3)
     # rounding differs between the two ways; another attention would differ everywhere
-    return same and bool((first - padded).abs().mean() <= 0.03 * padded.std())
+    return same and bool((first - padded).abs().mean() <= 0.1 * padded.std())
 
 
 def _on(network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
