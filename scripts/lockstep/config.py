@@ -285,7 +285,7 @@ class Settings(Section):
     run: Name = Field("default", description="folder under outputs/")
     model: Model = Field(default_factory=Model)
     data: Data = Field(default_factory=Data)
-    method: Literal["qlora", "lora"] = Field(
+    method: Literal["qlora", "lora", "full"] = Field(
         "qlora", description="qlora: adapter on a 4-bit base; lora: on an unquantized one"
     )
     lora: Lora = Field(default_factory=Lora)
