@@ -15,6 +15,7 @@ After full training nothing is merged: the weights become bfloat16, and are comp
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,10 @@ def load_trained(settings: Settings, adapter: Path) -> Any:
     base = models.load(settings.model.folder, merging.trained_dtype(adapter), on, quantization)
     # PEFT rounds DoRA's tensors to the base's dtype while it loads, and without low_cpu_mem_usage
     # saved modules, too; training computed with them as they are on disk.
-    network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
+    with warnings.catch_warnings():
+        # that a part of tied weights was trained, which the merge unties
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
     set_peft_model_state_dict(network, load_file(adapter / adapters.FILE))
     return network
 
