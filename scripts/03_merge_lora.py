@@ -70,7 +70,7 @@ def load_trained(settings: Settings, adapter: Path) -> Any:
     from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from lockstep import adapters, merging, models
+    from lockstep import merging, models, updates
 
     on = models.device()
     if settings.method == "full":
@@ -83,7 +83,7 @@ def load_trained(settings: Settings, adapter: Path) -> Any:
         # that a part of tied weights was trained, which the merge unties
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
-    set_peft_model_state_dict(network, load_file(adapter / adapters.FILE))
+    set_peft_model_state_dict(network, load_file(adapter / updates.FILE))
     return network
 
 
@@ -142,12 +142,12 @@ def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
     from datasets import disable_progress_bars
     from transformers import AutoTokenizer
 
-    from lockstep import adapters, merging
+    from lockstep import merging, updates
 
     disable_progress_bars()
     full = settings.method == "full"
     strategies = strategies_of(settings, adapter)
-    base, trained_part = (adapter, adapters.Adapter()) if full else (settings.model.folder, adapters.read(adapter))
+    base, trained_part = (adapter, updates.Adapter()) if full else (settings.model.folder, updates.read(adapter))
     tokenizer = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
     batches = probe_batches(settings.run_dir / "data", tokenizer.pad_token_id or 0)
     trained = trained_log_probs(settings, adapter, batches)
@@ -202,11 +202,11 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
 
 def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
     """outputs/<run>/base/: the base with the weights that the adapter was trained on."""
-    from lockstep import adapters, merging
+    from lockstep import merging, updates
 
     with stage.writing() as work:
         dequantizer = merging.Dequantizer(adapter, settings.quantization)
-        merging.write_weights(settings.model.folder, work, adapters.Adapter(), dequantizer)
+        merging.write_weights(settings.model.folder, work, updates.Adapter(), dequantizer)
         merging.write_rest(settings.model.folder, adapter, work)
     print(f"{paths.label(stage.folder)} is complete: {len(dequantizer.hashes)} tensors as the adapter saw them")
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lockstep import manifest, models
-from lockstep.adapters import Adapter
+from lockstep.updates import Adapter
 from lockstep.config import Quantization
 from lockstep.errors import UserError
 

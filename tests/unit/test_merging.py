@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, Run
 from safetensors.torch import load_file, save_file
 
-from lockstep import adapters, manifest, merging, models, paths, template
+from lockstep import manifest, merging, models, paths, template, updates
 from lockstep.config import Model, Quantization, Settings
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -55,7 +55,7 @@ def logits(network: torch.nn.Module) -> torch.Tensor:
 
 
 def merge(base: Path, lora: Path, out: Path, dequantizer: merging.Dequantizer | None = None) -> Path:
-    merging.write_weights(base, out, adapters.read(lora), dequantizer)
+    merging.write_weights(base, out, updates.read(lora), dequantizer)
     merging.write_rest(base, lora, out)
     return out
 
@@ -98,7 +98,7 @@ def test_the_merge_equals_pefts_own(tmp_path: Path, monkeypatch, kind: str, tied
     lora = save(network, tmp_path / "adapter")
     plain = models.load(base, torch.float32, "cpu")
     assert (logits(network) - logits(plain)).abs().max() > 0.05
-    ours = {name: tensor for _, name, tensor in merging.merged(base, adapters.read(lora), None)}
+    ours = {name: tensor for _, name, tensor in merging.merged(base, updates.read(lora), None)}
     theirs = PeftModel.from_pretrained(models.load(base, torch.float32, "cpu"), lora).merge_and_unload().eval()
     reference = theirs.state_dict()
     for name, tensor in ours.items():
@@ -187,7 +187,7 @@ def test_a_sharded_base_gives_the_same_weights(tmp_path: Path) -> None:
     one = tiny.model(tmp_path / "one")
     many = tiny.model(tmp_path / "many", shard="50KB")
     assert len(list(merging.shards(many))) > 2
-    lora = adapters.read(adapter(tmp_path / "adapter", one))
+    lora = updates.read(adapter(tmp_path / "adapter", one))
     for base in (one, many):
         merging.write_weights(base, tmp_path / f"out-{base.name}", lora, None)
     whole = load_file(tmp_path / "out-one/model.safetensors")
@@ -239,7 +239,7 @@ def test_a_damaged_adapter_is_refused_by_name(tmp_path: Path, changes: dict, cha
     base = tiny.model(tmp_path / "base", kind="qwen2")
     lora = edit(adapter(tmp_path / "adapter", base, **changes), change)
     with pytest.raises(UserError, match=says) as refusal:
-        merging.write_weights(base, tmp_path / "out", adapters.read(lora), None)
+        merging.write_weights(base, tmp_path / "out", updates.read(lora), None)
     assert "\n" not in str(refusal.value)
 
 
@@ -248,13 +248,13 @@ def test_a_saved_module_that_did_not_change_is_refused(tmp_path: Path) -> None:
     embedding = load_file(base / "model.safetensors")["model.embed_tokens.weight"].float()
     lora = edit(adapter(tmp_path / "adapter", base, **SAVED), lambda t: t.update({HEAD: embedding}))
     with pytest.raises(UserError, match=r"no effect on lm_head\.weight"):
-        merging.write_weights(base, tmp_path / "out", adapters.read(lora), None)
+        merging.write_weights(base, tmp_path / "out", updates.read(lora), None)
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
     lora = adapter(tmp_path / "adapter", tiny.model(tmp_path / "wide", hidden_size=96))
     with pytest.raises(UserError, match=r"another base: .* has shape"):
-        merging.write_weights(tiny.model(tmp_path / "base"), tmp_path / "out", adapters.read(lora), None)
+        merging.write_weights(tiny.model(tmp_path / "base"), tmp_path / "out", updates.read(lora), None)
 
 
 @pytest.mark.parametrize(
@@ -270,14 +270,14 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_what_this_merge_does_not_know_is_refused(tmp_path: Path, changes: dict, says: str) -> None:
     lora = adapter(tmp_path / "adapter", tiny.model(tmp_path / "base"), **changes)
     with pytest.raises(UserError, match=f"{says}.*, which this merge does not know"):
-        adapters.read(lora)
+        updates.read(lora)
 
 
-@pytest.mark.parametrize("key", adapters.UNSUPPORTED)
+@pytest.mark.parametrize("key", updates.UNSUPPORTED)
 def test_options_that_this_merge_does_not_know_are_refused_by_name(tmp_path: Path, key: str) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, key: True}))
     with pytest.raises(UserError, match=f"the adapter uses {key}, which"):
-        adapters.read(tmp_path)
+        updates.read(tmp_path)
 
 
 def test_the_dequantized_base_is_proved_tensor_by_tensor(tmp_path: Path) -> None:
@@ -287,12 +287,12 @@ def test_the_dequantized_base_is_proved_tensor_by_tensor(tmp_path: Path) -> None
     note = tmp_path / "base_tensors.json"
     note.write_text(json.dumps({"dequantized": hashes, "dtype": "bfloat16"}))
     dequantizer = merging.Dequantizer(tmp_path, Quantization())
-    merging.write_weights(base, tmp_path / "out", adapters.Adapter(), dequantizer)
+    merging.write_weights(base, tmp_path / "out", updates.Adapter(), dequantizer)
     written = load_file(tmp_path / "out/model.safetensors")
     assert all(models.tensor_sha256(written[name]) == sha256 for name, sha256 in hashes.items())
     other = merging.Dequantizer(tmp_path, Quantization(bnb_4bit_quant_type="fp4"))
     with pytest.raises(UserError, match="is not the tensor that the adapter was trained on"):
-        merging.write_weights(base, tmp_path / "out2", adapters.Adapter(), other)
+        merging.write_weights(base, tmp_path / "out2", updates.Adapter(), other)
 
 
 def test_the_end_of_turn_becomes_a_stop_token_everywhere(tmp_path: Path) -> None:
