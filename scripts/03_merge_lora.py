@@ -1,6 +1,7 @@
 """Stage 03: merge the adapter into its base, and measure that the result is the trained model.
 
 Reads   models/<name>/, outputs/<run>/data/ (validation rows) and outputs/<run>/adapter/
+        after --method full no base: the adapter's folder holds all weights
 Writes  outputs/<run>/merged/ : a Hugging Face model that vLLM loads as it is, merge_report.json
         with --base: outputs/<run>/base/, the dequantized base on which vLLM serves the adapter
 Run     make merge
@@ -8,11 +9,13 @@ Run     make merge
 
 Two merges are possible after QLoRA: onto the original weights, and onto the dequantized 4-bit
 ones that the adapter saw. Both are compared with the trained model; the closer one ships.
+After full training nothing is merged: the weights become bfloat16, and are compared all the same.
 """
 
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,17 +64,37 @@ def log_probs(network: Any, batches: list[Any], autocast: "torch.dtype | None" =
             yield torch.log_softmax(logits, dim=-1).cpu(), target.cpu()
 
 
-def trained_log_probs(settings: Settings, adapter: Path, batches: list[Any]) -> list[tuple[Any, Any]]:
-    """Those of the trained model itself: the base as training loaded it, with the adapter."""
+def load_trained(settings: Settings, adapter: Path) -> Any:
+    """The trained model itself: all its weights, or the base as training loaded it, with the adapter."""
     import torch
-    from peft import PeftModel
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
 
-    from lockstep import merging, models
+    from lockstep import merging, models, updates
 
-    on, dtype = models.device(), merging.trained_dtype(adapter)
+    on = models.device()
+    if settings.method == "full":
+        return models.load(adapter, torch.float32, on)
     quantization = settings.quantization if settings.method == "qlora" else None
-    network = PeftModel.from_pretrained(models.load(settings.model.folder, dtype, on, quantization), adapter)
-    return list(log_probs(network, batches, None if dtype == torch.float32 else dtype))
+    base = models.load(settings.model.folder, merging.trained_dtype(adapter), on, quantization)
+    # PEFT rounds DoRA's tensors to the base's dtype while it loads, and without low_cpu_mem_usage
+    # saved modules, too; training computed with them as they are on disk.
+    with warnings.catch_warnings():
+        # that a part of tied weights was trained, which the merge unties
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
+    set_peft_model_state_dict(network, load_file(adapter / updates.FILE))
+    return network
+
+
+def trained_log_probs(settings: Settings, adapter: Path, batches: list[Any]) -> list[tuple[Any, Any]]:
+    """Those of the trained model, computed in the dtype of training."""
+    import torch
+
+    from lockstep import merging
+
+    dtype = merging.trained_dtype(adapter)
+    return list(log_probs(load_trained(settings, adapter), batches, None if dtype == torch.float32 else dtype))
 
 
 def eval_loss(found: list[tuple[Any, Any]]) -> float:
@@ -101,32 +124,43 @@ def measure(folder: Path, batches: list[Any], trained: list[tuple[Any, Any]]) ->
     }
 
 
+def strategies_of(settings: Settings, adapter: Path) -> dict[str, Any]:
+    """The merges to try: what gives each its 4-bit weights, or None where the weights stay as they are."""
+    from lockstep import merging
+
+    strategies: dict[str, merging.Dequantizer | None] = {"original": None}
+    if settings.method == "qlora":
+        strategies["dequantized"] = merging.Dequantizer(adapter, settings.quantization)
+    elif settings.merge.strategy == "dequantized":
+        raise UserError(f"--merge.strategy dequantized: nothing was quantized in a {settings.method} run")
+    wanted = settings.merge.strategy
+    return strategies if wanted == "auto" else {wanted: strategies[wanted]}
+
+
 def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
     """Write the candidates, measure each, keep the closest in `work`. Returns the report."""
     from datasets import disable_progress_bars
     from transformers import AutoTokenizer
 
-    from lockstep import merging
+    from lockstep import merging, updates
 
     disable_progress_bars()
+    full = settings.method == "full"
+    strategies = strategies_of(settings, adapter)
+    base, trained_part = (adapter, updates.Adapter()) if full else (settings.model.folder, updates.read(adapter))
     tokenizer = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
     batches = probe_batches(settings.run_dir / "data", tokenizer.pad_token_id or 0)
     trained = trained_log_probs(settings, adapter, batches)
-    deltas = merging.read_adapter(adapter)
-    strategies: dict[str, merging.Dequantizer | None] = {"original": None}
-    if settings.method == "qlora":
-        strategies["dequantized"] = merging.Dequantizer(adapter, settings.quantization)
-    elif settings.merge.strategy == "dequantized":
-        raise UserError("--merge.strategy dequantized: nothing was quantized in a lora run")
-    if settings.merge.strategy != "auto":
-        strategies = {settings.merge.strategy: strategies[settings.merge.strategy]}
     candidates: dict[str, Any] = {"original": None, "dequantized": None}
     for name, dequantizer in strategies.items():
         out = work / name
-        merging.write_weights(settings.model.folder, out, deltas, dequantizer)
-        merging.write_rest(settings.model.folder, adapter, out)
+        merging.write_weights(base, out, trained_part, dequantizer)
+        merging.write_rest(base, adapter, out)
         candidates[name] = measure(out, batches, trained)
-        print(f"onto {name} weights: " + "  ".join(f"{k} {v:.5f}" for k, v in candidates[name].items()))
+        print(
+            f"{'in bfloat16' if full else f'onto {name} weights'}: "
+            + "  ".join(f"{k} {v:.5f}" for k, v in candidates[name].items())
+        )
     best = min(strategies, key=lambda name: candidates[name]["kl_mean"])
     for name in strategies:
         if name == best:
@@ -146,7 +180,7 @@ def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
 
 def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
     """outputs/<run>/merged/, or nothing but merged.failed/merge_report.json."""
-    failed = stage.folder.with_name("merged.failed")
+    failed, full = stage.folder.with_name("merged.failed"), settings.method == "full"
     with stage.writing() as work:
         report = merge(settings, adapter, work)
         manifest.write_json(work / "merge_report.json", report)
@@ -154,25 +188,25 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
         if not report["passed"]:
             failed.mkdir(exist_ok=True)
             manifest.write_json(failed / "merge_report.json", report)
+            otherwise = "" if full else "serve the adapter (make serve-lora), and "
             raise UserError(
                 f"the best merge is {stage.metrics['kl_mean']:.4f} nats from the trained model, more than "
-                f"--merge.max_kl {report['bound']}: nothing ships; serve the adapter (make serve-lora), "
-                f"and see {paths.label(failed)}/merge_report.json"
+                f"--merge.max_kl {report['bound']}: nothing ships; {otherwise}see {paths.label(failed)}/merge_report.json"
             )
     shutil.rmtree(failed, ignore_errors=True)
+    how = "all weights in bfloat16" if full else f"merged onto the {report['strategy']} weights"
     print(
-        f"{paths.label(stage.folder)} is complete: merged onto the {report['strategy']} weights, "
-        f"mean KL to the trained model {stage.metrics['kl_mean']:.5f} nats"
+        f"{paths.label(stage.folder)} is complete: {how}, mean KL to the trained model {stage.metrics['kl_mean']:.5f} nats"
     )
 
 
 def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
     """outputs/<run>/base/: the base with the weights that the adapter was trained on."""
-    from lockstep import merging
+    from lockstep import merging, updates
 
     with stage.writing() as work:
         dequantizer = merging.Dequantizer(adapter, settings.quantization)
-        merging.write_weights(settings.model.folder, work, {}, dequantizer)
+        merging.write_weights(settings.model.folder, work, updates.Adapter(), dequantizer)
         merging.write_rest(settings.model.folder, adapter, work)
     print(f"{paths.label(stage.folder)} is complete: {len(dequantizer.hashes)} tensors as the adapter saw them")
 
@@ -191,10 +225,13 @@ def main() -> None:
     # --- inputs ---
     adapter = manifest.require(run_dir / "adapter", "train")
     settings = settings.inherit(adapter.config, paths.label(run_dir / "adapter"))
-    manifest.require(settings.model.folder, "download")
-    inputs = [settings.model.folder, run_dir / "adapter"]
+    inputs = [run_dir / "adapter"]
+    if settings.method != "full":
+        manifest.require(settings.model.folder, "download")
+        inputs.insert(0, settings.model.folder)
     if options.base and settings.method != "qlora":
-        return print("the adapter was trained on the base as it is: no other one is needed")
+        why = "there is no adapter" if settings.method == "full" else "the adapter was trained on the base as it is"
+        return print(f"{why}: no other one is needed")
     if options.base:
         stage = Stage("base", folder, settings.sections("model", "quantization"), inputs, options.force)
     else:

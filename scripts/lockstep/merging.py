@@ -1,13 +1,13 @@
-"""base + adapter → one model, shard by shard over safetensors, with exact LoRA arithmetic.
+"""Trained output → one model in bfloat16, shard by shard over safetensors, with exact arithmetic.
 
 A QLoRA adapter was trained on weights that went through 4 bits and back. Added to the original
 weights instead, as is usual, it is another model than the one that was trained.
 """
 
 import json
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lockstep import manifest, models
+from lockstep.updates import Adapter
 from lockstep.config import Quantization
 from lockstep.errors import UserError
 
-PREFIX = "base_model.model."
+INDEX = "model.safetensors.index.json"
 DTYPE = torch.bfloat16  # of every merged model
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What an adapter adds to one weight [out, in]: scale · B [out, r] · A [r, in]."""
-
-    a: Tensor
-    b: Tensor
-    scale: float
-
-    def add_to(self, weight: Tensor) -> Tensor:
-        """The sum in float32."""
-        return weight.float() + self.scale * (self.b.float() @ self.a.float())
-
-
-def read_adapter(folder: Path) -> dict[str, Delta]:
-    """The adapter's deltas by the name of the base tensor that each changes.
-
-    Raises:
-        UserError: tensors that are no plain LoRA pair, or an adapter that changes nothing.
-    """
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    unsupported = [
-        key for key in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices") if config.get(key)
-    ]
-    if unsupported or config.get("bias", "none") != "none":
-        raise UserError(f"the adapter uses {', '.join(unsupported) or 'bias'}, which this merge does not know")
-    rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    modules = {name.rsplit(".lora_", 1)[0] for name in tensors}
-    deltas = {}
-    for module in sorted(modules):
-        try:
-            a, b = tensors.pop(f"{module}.lora_A.weight"), tensors.pop(f"{module}.lora_B.weight")
-        except KeyError as error:
-            raise UserError(f"the adapter is incomplete: {error.args[0]} is missing") from error
-        if not (b.any() and a.any()):
-            raise UserError(f"the adapter has no effect on {module}: it was not trained, or damaged")
-        deltas[module.removeprefix(PREFIX) + ".weight"] = Delta(a, b, config["lora_alpha"] / rank)
-    if tensors:
-        raise UserError(f"the adapter holds {min(tensors)}, which this merge does not know")
-    return deltas
 
 
 def round_trip(weight: Tensor, dtype: torch.dtype, quantization: Quantization, on: str) -> Tensor:
@@ -114,7 +72,7 @@ class Dequantizer:
 
 def shards(folder: Path) -> Iterator[Path]:
     """The model's safetensors files, those of its index or the only one."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.exists():
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         yield from (folder / name for name in sorted(names))
@@ -122,46 +80,80 @@ def shards(folder: Path) -> Iterator[Path]:
         yield from sorted(folder.glob("*.safetensors"))
 
 
-def write_weights(base: Path, out: Path, deltas: dict[str, Delta], dequantizer: Dequantizer | None) -> None:
-    """Copy a base's weights in bfloat16, with the deltas added, one shard in memory at a time.
+def tensors_of(folder: Path) -> dict[str, Path]:
+    """The shard of each tensor, by the tensor's name."""
+    found: dict[str, Path] = {}
+    for shard in shards(folder):
+        with safe_open(shard, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), shard)
+    return found
+
+
+def merged(base: Path, adapter: Adapter, dequantizer: Dequantizer | None) -> Iterator[tuple[str, str, Tensor]]:
+    """(shard, name, tensor) of the merged model, one after the other, not yet cast to its dtype.
 
     Args:
+        adapter: an empty one leaves the base as it is.
         dequantizer: gives the 4-bit weights' place to their dequantized ones; None keeps the
             original weights.
 
     Raises:
-        UserError: the adapter changes a tensor that the base lacks, or of another shape; or what
-            was read back from disk is not what was written.
+        UserError: the adapter changes a tensor that the base lacks, or does not fit it.
     """
-    left = set(deltas)
+    left = adapter.names
     quantized_left = set(dequantizer.hashes) if dequantizer else set()
-    out.mkdir(parents=True, exist_ok=True)
+    parted = _parted(base, adapter)
     for shard in shards(base):
-        tensors: dict[str, Tensor] = {}
         with safe_open(shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 weight = file.get_tensor(name)
                 if dequantizer:
                     weight = dequantizer(name, weight)
                     quantized_left.discard(name)
-                if name in deltas:
-                    weight = _add(name, weight, deltas[name])
-                    left.discard(name)
-                tensors[name] = weight.to(DTYPE).contiguous()
-        save_file(tensors, out / shard.name, metadata={"format": "pt"})
-        _compare_with_disk(out / shard.name, tensors)
+                for target in [name, *parted.get(name, ())]:
+                    yield shard.name, target, adapter.apply(target, weight)
+                    left.discard(target)
     for missing in (left, quantized_left):
         if missing:
             raise UserError(f"the adapter belongs to another base: {min(missing)} is not in {base.name}")
 
 
-def _add(name: str, weight: Tensor, delta: Delta) -> Tensor:
-    if weight.shape != (delta.b.shape[0], delta.a.shape[1]):
-        raise UserError(f"the adapter belongs to another base: {name} has shape {tuple(weight.shape)} there")
-    total = delta.add_to(weight)
-    if not torch.isfinite(total).all():
-        raise UserError(f"{name} would hold values that are not finite: the adapter is damaged")
-    return total
+def _parted(base: Path, adapter: Adapter) -> dict[str, list[str]]:
+    """Tied tensors that the adapter pulls apart: those that the base's files lack, by the one there.
+
+    PEFT trains a copy of the head or of the embedding, and the other one stays as it was: a head
+    does not follow an embedding of modules_to_save.
+    """
+    there = tensors_of(base)
+    found: dict[str, list[str]] = {}
+    for pair in models.tied_weights(base).items():
+        kept, lacking = sorted(pair, key=lambda name: name not in there)
+        if lacking not in there and any(name in adapter.names or adapter.saves(name) for name in pair):
+            found.setdefault(kept, []).append(lacking)
+    return found
+
+
+def write_weights(base: Path, out: Path, adapter: Adapter, dequantizer: Dequantizer | None) -> None:
+    """The merged model's shards and their index, one shard in memory at a time; arguments as for `merged`.
+
+    Raises:
+        UserError: as `merged` does; or values are not finite, or do not read back as they were written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    weight_map: dict[str, str] = {}
+    size = 0
+    for shard, members in groupby(merged(base, adapter, dequantizer), key=itemgetter(0)):
+        tensors: dict[str, Tensor] = {}
+        for _, name, tensor in members:
+            tensors[name] = tensor.to(DTYPE).contiguous()
+            if not torch.isfinite(tensors[name]).all():
+                raise UserError(f"{name} would hold values that are not finite: what was trained is damaged")
+        save_file(tensors, out / shard, metadata={"format": "pt"})
+        _compare_with_disk(out / shard, tensors)
+        weight_map |= dict.fromkeys(tensors, shard)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    if (base / INDEX).exists():
+        manifest.write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def _compare_with_disk(file: Path, tensors: dict[str, Tensor]) -> None:
@@ -177,16 +169,13 @@ def _compare_with_disk(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_rest(base: Path, adapter: Path, out: Path) -> None:
-    """Everything but the weights: config, generation config, tokenizer, template, contract, shard index.
+    """Everything but the weights, which must be there: config, generation config, tokenizer, template, contract.
 
     The end-of-turn token that training supervised becomes a stop token of config and generation
-    config, so that every server stops at it.
+    config, so that every server stops at it. A head that is no longer the embedding is untied.
     """
     from lockstep import contract, template
 
-    index = base / "model.safetensors.index.json"
-    if index.exists():
-        (out / index.name).write_bytes(index.read_bytes())
     text = (adapter / template.FILE).read_text(encoding="utf-8")
     chat = template.load(adapter, text)
     chat.tokenizer.save_pretrained(out)
@@ -199,8 +188,22 @@ def write_rest(base: Path, adapter: Path, out: Path) -> None:
     eos: Any = unique if len(unique) > 1 else unique[0]
     config |= {"eos_token_id": eos, "dtype": str(DTYPE).split(".")[-1]}
     config.pop("torch_dtype", None)
+    if not _still_tied(base, out):
+        config["tie_word_embeddings"] = False
     manifest.write_json(out / "config.json", config)
     manifest.write_json(out / "generation_config.json", generation | {"eos_token_id": eos})
+
+
+def _still_tied(base: Path, out: Path) -> bool:
+    there = tensors_of(out)
+
+    def read(name: str) -> Tensor:
+        with safe_open(there[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    pairs = [pair for pair in models.tied_weights(base).items() if there.keys() >= set(pair)]
+    return all(torch.equal(read(one), read(other)) for one, other in pairs)
 
 
 def _ids(config: dict[str, Any]) -> list[int]:

@@ -72,6 +72,16 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
     return network
 
 
+def tied_weights(folder: Path) -> dict[str, str]:
+    """The tensors of a model that are no own ones, each with the name of the one that it is: head → embedding."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):  # names, no weights
+        network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return dict(network.all_tied_weights_keys)
+
+
 def linear4bit(network: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name, layer) of every 4-bit layer."""
     import bitsandbytes
