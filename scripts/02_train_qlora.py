@@ -164,7 +164,9 @@ def main() -> None:
         shown.watch(trainer)
         if held_out is not None and ranks.FIRST and not ranks.SHARDED:
             asked = [held_out[place] for place in range(min(settings.train.sample_rows, len(held_out)))]
-            shown.answer = answers.answerer(trainer.network, chat, asked, settings.train.sample_tokens)
+            shown.answer = answers.answerer(
+                trainer.network, chat, asked, settings.train.sample_tokens, trainer.autocast
+            )
         stop.reduce = trainer.accelerator.reduce if ranks.PROCESSES > 1 else None
         if checkpoint is None and ranks.FIRST:
             progress.forget(run_dir)

@@ -16,52 +16,24 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lockstep import cli, manifest, paths
 from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.stage import Stage
 
-if TYPE_CHECKING:
-    import torch
-
-MAX_ROWS, MAX_POSITIONS = 64, 2000  # what a candidate is measured on
+MAX_GAP = 0.05  # nats a token between the trained model's own record and the model that is read back
 
 
 def probe_batches(data: Path, pad: int) -> list[Any]:
-    """Batches of held-out rows, cut off at MAX_ROWS rows or MAX_POSITIONS supervised tokens."""
-    from datasets import load_from_disk
+    """The held-out rows that a candidate is measured on, as batches."""
+    from lockstep import reference
+    from lockstep.collator import Collator
 
-    from lockstep.collator import IGNORE, Collator
-
-    split = load_from_disk(data / "validation")
-    if not len(split):
-        split = load_from_disk(data / "train")
-    chosen: list[Any] = []
-    positions = 0
-    for row in split.select(range(min(MAX_ROWS, len(split)))):
-        positions += len(row["labels"]) - row["labels"].count(IGNORE)
-        if chosen and positions > MAX_POSITIONS:
-            break
-        chosen.append(row)
-    return [Collator(pad)(chosen[start : start + 8]) for start in range(0, len(chosen), 8)]
-
-
-def log_probs(network: Any, batches: list[Any], autocast: "torch.dtype | None" = None) -> Iterator[tuple[Any, Any]]:
-    """Batch by batch: log-probabilities [positions, vocabulary] at supervised positions, and targets."""
-    import torch
-
-    from lockstep import loss
-
-    network.eval()
-    on = network.device.type
-    for batch in batches:
-        with torch.no_grad(), torch.autocast(on, dtype=autocast, enabled=autocast is not None):
-            logits, target = loss.supervised_logits(network, {k: v.to(on) for k, v in batch.items()})
-            yield torch.log_softmax(logits, dim=-1).cpu(), target.cpu()
+    rows = reference.probe_rows(data)
+    return [Collator(pad)(rows[start : start + 8]) for start in range(0, len(rows), 8)]
 
 
 def load_trained(settings: Settings, adapter: Path) -> Any:
@@ -89,12 +61,26 @@ def load_trained(settings: Settings, adapter: Path) -> Any:
 
 def trained_log_probs(settings: Settings, adapter: Path, batches: list[Any]) -> list[tuple[Any, Any]]:
     """Those of the trained model, computed in the dtype of training."""
-    import torch
+    from lockstep import merging, reference
 
-    from lockstep import merging
+    return list(reference.log_probs(load_trained(settings, adapter), batches, merging.trained_dtype(adapter)))
 
-    dtype = merging.trained_dtype(adapter)
-    return list(log_probs(load_trained(settings, adapter), batches, None if dtype == torch.float32 else dtype))
+
+def reference_gap(adapter: Path, trained: list[tuple[Any, Any]]) -> float:
+    """Mean distance, in nats, of the model as read back from what training remembers of itself.
+
+    Raises:
+        UserError: it is another model.
+    """
+    from lockstep import reference
+
+    gap = reference.gap(adapter, trained)
+    if gap > MAX_GAP:
+        raise UserError(
+            f"the adapter, read back, is {gap:.3f} nats a token from the model that was trained, by its {reference.FILE}: "
+            f"it was changed, or this machine computes otherwise; run `make train ARGS=--force` here"
+        )
+    return gap
 
 
 def eval_loss(found: list[tuple[Any, Any]]) -> float:
@@ -107,13 +93,15 @@ def measure(folder: Path, batches: list[Any], trained: list[tuple[Any, Any]]) ->
     """How far a merged model on disk is from the trained one, in nats per supervised position."""
     import torch
 
-    from lockstep import merging, models
+    from lockstep import merging, models, reference
 
     network = models.load(folder, merging.DTYPE, models.device())
     divergences, agreements, losses = [], [], []
-    for (reference, targets), (found, _) in zip(trained, log_probs(network, batches), strict=True):
-        divergences.append((reference.exp() * (reference - found)).sum(dim=-1))
-        agreements.append(found.argmax(-1) == reference.argmax(-1))
+    for (wanted, targets), (found, _) in zip(
+        trained, reference.log_probs(network, batches, torch.float32), strict=True
+    ):
+        divergences.append((wanted.exp() * (wanted - found)).sum(dim=-1))
+        agreements.append(found.argmax(-1) == wanted.argmax(-1))
         losses.append(-found.gather(1, targets[:, None]))
     divergence = torch.cat(divergences)
     return {
@@ -151,6 +139,7 @@ def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
     batches = probe_batches(settings.run_dir / "data", tokenizer.pad_token_id or 0)
     trained = trained_log_probs(settings, adapter, batches)
+    gap = reference_gap(adapter, trained)
     candidates: dict[str, Any] = {"original": None, "dequantized": None}
     for name, dequantizer in strategies.items():
         out = work / name
@@ -169,7 +158,7 @@ def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
         shutil.rmtree(work / name)
     return {
         "candidates": candidates,
-        "trained": {"eval_loss": eval_loss(trained)},
+        "trained": {"eval_loss": eval_loss(trained), "reference_gap": gap},
         "rows": sum(len(batch["input_ids"]) for batch in batches),
         "positions": sum(len(targets) for _, targets in trained),
         "strategy": best,

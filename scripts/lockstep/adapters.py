@@ -33,6 +33,9 @@ def attach(network: Any, lora: Lora) -> Any:
         model = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **options))
     except ValueError as error:
         raise UserError(f"--lora.target_modules: {error}") from error
+    for weight in model.parameters():
+        if weight.requires_grad:  # PEFT leaves modules_to_save in the base's dtype, too coarse for small steps
+            weight.data = weight.data.float()
     ends = (network.get_output_embeddings(), network.get_input_embeddings())
     if any(isinstance(layer, LoraLayer) for layer in ends):
         raise UserError(

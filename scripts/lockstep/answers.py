@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def answerer(
-    network: Any, chat: "Template", rows: Sequence[dict[str, Any]], tokens: int
+    network: Any, chat: "Template", rows: Sequence[dict[str, Any]], tokens: int, autocast: Callable[[], Any]
 ) -> Callable[[], list[dict[str, Any]]]:
     """A function that has the network answer the rows' prompts now, and gives records of it.
 
@@ -22,6 +22,7 @@ def answerer(
     Args:
         rows: `input_ids`, `labels` and `row`; the prompt is what stands before the first supervised token.
         tokens: longest answer.
+        autocast: a block in which the network computes as in training.
     """
     from transformers import GenerationConfig
 
@@ -52,7 +53,7 @@ def answerer(
     def answers() -> list[dict[str, Any]]:
         training = network.training
         network.eval()
-        with torch.no_grad(), attention.implementation(network, "sdpa"):
+        with torch.no_grad(), autocast(), attention.implementation(network, "sdpa"):
             found = [answer(row) for row in rows]
         network.train(training)
         return found

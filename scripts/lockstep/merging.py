@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lockstep import manifest, models
-from lockstep.updates import Adapter
 from lockstep.config import Quantization
 from lockstep.errors import UserError
+from lockstep.updates import Adapter
 
 INDEX = "model.safetensors.index.json"
 DTYPE = torch.bfloat16  # of every merged model

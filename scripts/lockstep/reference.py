@@ -10,6 +10,7 @@
                end-of-turn token after the whole answer
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -128,3 +129,12 @@ def _eights(rows: Sequence[dict[str, Any]]) -> list[Batch]:
 
 def _rounded(values: Tensor) -> list[float]:
     return [round(value, DIGITS) for value in values.tolist()]
+
+
+def gap(adapter: Path, trained: Found) -> float:
+    """Mean distance of the trained model's log-probabilities on record from those found anew, in nats a token."""
+    rows = json.loads((adapter / FILE).read_text(encoding="utf-8"))["rows"]
+    recorded = [value for row in rows for value in row["trained"]]
+    found = [value for one, targets in trained for value in one.gather(1, targets[:, None])[:, 0].tolist()]
+    distance: float = sum(abs(a - b) for a, b in zip(recorded, found, strict=True))
+    return distance / len(found)

@@ -97,15 +97,18 @@ def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, An
 def lay_out(settings: Settings, network: Any, on: str, pad: int) -> Any:
     """How the rows of a pass are laid out: end to end where this model computes the same then, else padded."""
     train, packed = settings.train, False
-    if train.padding_free is not False:
-        attention.register()
-        wanted = attention.NAME if train.attn_implementation == "auto" else train.attn_implementation
-        network.set_attn_implementation(wanted)
-        packed = loss.rows_stay_apart(network, settings.data.max_length)
-        if not packed and train.padding_free:
-            raise UserError("--train.padding_free: rows of this model would see each other; leave it out")
-    if not packed:
-        network.set_attn_implementation("sdpa" if train.attn_implementation == "auto" else train.attn_implementation)
+    given = network.config._attn_implementation if train.attn_implementation == "auto" else train.attn_implementation
+    try:
+        if train.padding_free is not False:
+            attention.register()
+            network.set_attn_implementation(attention.NAME if train.attn_implementation == "auto" else given)
+            packed = loss.rows_stay_apart(network, settings.data.max_length)
+        if not packed:
+            network.set_attn_implementation(given)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--train.attn_implementation {given}: {error}") from error
+    if train.padding_free and not packed:
+        raise UserError("--train.padding_free: rows of this model would see each other; leave it out")
     own = packed and train.attn_implementation == "auto"
     return WindowCollator(
         pad, train.per_device_train_batch_size, settings.data.max_length, packed,
@@ -144,9 +147,10 @@ def build(
     """
     made = arguments(settings, on, dtype, evaluate=held_out is not None)
     model, network = load_model(settings, on, dtype)
-    collate = lay_out(settings, network, on, pad)
-    # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
-    in_pieces = not ranks.SHARDED and loss.head_is_plain(network)
+    with torch.autocast(on, dtype, enabled=dtype != torch.float32):
+        collate = lay_out(settings, network, on, pad)
+        # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
+        in_pieces = not ranks.SHARDED and loss.head_is_plain(network)
     fast = fastlora.FastPass(model) if on == "cpu" and not ranks.SHARDED else None
     trainer = SupervisedTrainer(
         train=settings.train, lora=settings.lora, collate=collate, in_pieces=in_pieces, network=network,

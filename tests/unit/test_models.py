@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from lockstep import merging, models
+from lockstep import loss, merging, models
 from lockstep.collator import IGNORE, Collator
 from lockstep.config import Quantization
 
@@ -22,12 +22,12 @@ def batch() -> dict[str, torch.Tensor]:
 def test_logits_at_supervised_positions_equal_the_full_ones(tmp_path: Path, kind: str) -> None:
     network = models.load(tiny.model(tmp_path / kind, kind=kind), torch.float32, "cpu").eval()
     one = batch()
-    logits, targets = models.supervised_logits(network, one)
+    logits, targets = loss.supervised_logits(network, one)
     full = network(input_ids=one["input_ids"], attention_mask=one["attention_mask"]).logits[:, :-1]
     wanted = one["labels"][:, 1:]
     torch.testing.assert_close(logits, full[wanted != IGNORE].float())
     assert targets.tolist() == wanted[wanted != IGNORE].tolist()
-    total, count = models.loss_sum(network, one)
+    total, count = loss.loss_sum(network, one)
     mean = network(**one).loss
     torch.testing.assert_close(total / count, mean.float(), rtol=1e-5, atol=1e-6)
 
@@ -36,7 +36,7 @@ def gradients(network: torch.nn.Module) -> torch.Tensor:
     network.train()
     network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        total, _ = models.loss_sum(network, batch())
+        total, _ = loss.loss_sum(network, batch())
     total.backward()
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
@@ -51,7 +51,7 @@ def test_an_evaluation_leaves_gradients_as_they_were(tiny_model: Path) -> None:
     before = gradients(network)
     network.eval()
     with torch.no_grad():
-        models.loss_sum(network, batch())
+        loss.loss_sum(network, batch())
     assert torch.equal(before, gradients(network))
     assert before.abs().sum() > 0
 

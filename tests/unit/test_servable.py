@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lockstep import configfile, servable
+from lockstep.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"serve.mode": "lora", "lora.use_dora": "true"}, "--lora.use_dora"),
+        ({"serve.mode": "lora", "lora.modules_to_save": "lm_head"}, "--lora.modules_to_save"),
+        ({"serve.mode": "lora", "method": "full"}, "makes no adapter"),
+        (
+            {"serve.mode": "lora", "method": "lora", "lora.r": "300", "lora.init_lora_weights": "pissa"},
+            "this one has 600",
+        ),
+        ({"lora.init_lora_weights": "pissa"}, "--method lora"),
+        ({"lora.init_lora_weights": "olora"}, "--method lora"),
+        ({"method": "full", "lora.loraplus_lr_ratio": "4"}, "trains no adapter"),
+    ],
+)
+def test_what_could_not_be_served_is_refused_with_a_way_out(settings: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        servable.check(configfile.load(None, settings))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"serve.mode": "lora"},
+        {"serve.mode": "lora", "lora.use_rslora": "true", "lora.r": "24", "lora.loraplus_lr_ratio": "8"},
+        {"lora.use_dora": "true", "lora.modules_to_save": "lm_head"},
+        {"method": "lora", "lora.init_lora_weights": "pissa", "serve.mode": "lora"},
+        {"method": "full"},
+    ],
+)
+def test_what_can_be_served_is_not_refused(settings: dict[str, str]) -> None:
+    servable.check(configfile.load(None, settings))
+
+
+def test_an_adapter_to_start_from_must_have_the_same_shape(tmp_path: Path) -> None:
+    settings = configfile.load(None, {"lora.start_from": str(tmp_path)})
+    with pytest.raises(UserError, match="holds no adapter"):
+        servable.check_start(settings)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 32}))
+    with pytest.raises(UserError, match="has no adapter_model"):
+        servable.check_start(settings)
+    (tmp_path / servable.WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError, match=r"--lora\.r is 16, and the adapter to start from has 8"):
+        servable.check_start(settings)
