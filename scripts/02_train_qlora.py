@@ -18,6 +18,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,13 +127,14 @@ def main() -> None:
     inputs = [settings.model.folder, run_dir / "data"]
     if settings.lora.start_from:
         inputs.append(paths.data_file(settings.lora.start_from) / servable.WEIGHTS)
+    say: Callable[..., None] = print if ranks.FIRST else lambda *_: None
     stage = Stage("train", run_dir / "adapter", sections, inputs, options.force)
     if found := stage.finished():
-        return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
+        return say(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
 
     with stage.writing() if ranks.FIRST else nullcontext(run_dir / ".adapter.partial") as work:
         task = {"config": stage.config, "inputs": stage.inputs}
-        checkpoint = checkpoints.prepare(run_dir / "checkpoints", task, options.force, print) if ranks.FIRST else None
+        checkpoint = checkpoints.prepare(run_dir / "checkpoints", task, options.force, say) if ranks.FIRST else None
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing below may reach for the network
         from datasets import load_from_disk
 
@@ -152,13 +154,13 @@ def main() -> None:
         held_out = splits["validation"] if len(splits["validation"]) else None
         chat_template = (run_dir / "data" / template.FILE).read_text(encoding="utf-8")
         chat = template.load(settings.model.folder, chat_template, settings.data.allow_tokens)
-        shown = progress.Progress(run_dir, print, lambda: [], ranks.FIRST)
+        shown = progress.Progress(run_dir, say, lambda: [], ranks.FIRST)
         watchers = [shown, heldout.HeldOut(settings.train), stop]
         pad = chat.tokenizer.pad_token_id
         made = training.build(settings, on, dtype, splits["train"], held_out, 0 if pad is None else pad, watchers)
         trainer = made.trainer
         rows = "end to end" if trainer.collate.packed else "padded"
-        print(f"{settings.method} on {on} in {dtype}: {made.trainable:,} parameters are trained, rows {rows}")
+        say(f"{settings.method} on {on} in {dtype}: {made.trainable:,} parameters are trained, rows {rows}")
 
         # --- train ---
         shown.watch(trainer)
@@ -170,14 +172,14 @@ def main() -> None:
         stop.reduce = trainer.accelerator.reduce if ranks.PROCESSES > 1 else None
         if checkpoint is None and ranks.FIRST:
             progress.forget(run_dir)
-        start = checkpoint and training.resume(trainer, checkpoint, run_dir, print)
+        start = checkpoint and training.resume(trainer, checkpoint, run_dir, say)
         started = time.monotonic()
         if start or not checkpoint:
             training.advise_on_memory(
                 lambda: trainer.train(resume_from_checkpoint=start and str(start)), settings, trainer
             )
         seconds = time.monotonic() - started
-        held_out_loss = training.finish(trainer, settings, stop.asked, print)
+        held_out_loss = training.finish(trainer, settings, stop.asked, say)
 
         # --- save, manifest last ---
         metrics = {

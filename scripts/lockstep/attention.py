@@ -118,6 +118,9 @@ def _attend(
     ends = tuple(_borders)
     if not ends or dropout or mask is not None or any(more.get(name) is not None for name in BEYOND):
         raise Unknown
+    if torch.is_autocast_enabled(query.device.type):  # as it would cast them for torch's own attention
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
         return _Rows.apply(query, key, value, scale, ends), None  # type: ignore[no-untyped-call]

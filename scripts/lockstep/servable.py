@@ -36,6 +36,8 @@ def check(settings: Settings) -> None:
             f"--lora.init_lora_weights {lora.init_lora_weights} takes its beginning out of the base, which a 4-bit base "
             f"cannot hold exactly: what is trained could not be served; take --method lora"
         )
+    if settings.method == "qlora" and lora.init_lora_weights == "orthogonal":
+        raise UserError("--lora.init_lora_weights orthogonal: PEFT cannot begin so on a 4-bit base; take --method lora")
     if not as_adapter:
         return
     reasons = {

@@ -105,7 +105,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
             total += part.detach()
             mask = batch.get("attention_mask")
             self.tokens += self._tokens_in(batch) if mask is None else int(mask.sum())
-        return total
+        return total * self.accelerator.num_processes  # Trainer logs the mean over the processes
 
     @staticmethod
     def _tokens_in(batch: dict[str, Tensor]) -> int:

@@ -19,6 +19,7 @@ from lockstep.errors import UserError
         ),
         ({"lora.init_lora_weights": "pissa"}, "--method lora"),
         ({"lora.init_lora_weights": "olora"}, "--method lora"),
+        ({"lora.init_lora_weights": "orthogonal"}, "--method lora"),
         ({"method": "full", "lora.loraplus_lr_ratio": "4"}, "trains no adapter"),
     ],
 )
