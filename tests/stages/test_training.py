@@ -1,0 +1,351 @@
+"""Stage 02 as a program: kinds of training, interruption, exhaustion, several processes."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import ROOT, script_environment
+
+SHORT = (
+    "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.max_steps", "8",
+    "--train.save_steps", "4", "--train.eval_steps", "4", "--train.learning_rate", "1e-2", "--lora.r", "4", "--train.sample_tokens", "4",
+)  # fmt: skip
+LONG = (*SHORT[:4], "--train.num_train_epochs", "4", *SHORT[6:], "--lora.lora_dropout", "0.1")
+Step = subprocess.CompletedProcess[str]
+
+
+def words(home: Path, run: str) -> tuple[str, ...]:
+    return (
+        "--run", run, "--model.source", "local", "--model.path", str(home / "tiny"), "--model.name", "tiny",
+        "--data.train_file", str(home / "rows.jsonl"), "--data.max_length", "200",
+    )  # fmt: skip
+
+
+def run_stage(home: Path, script: str, *given: str, limit: int | None = None, **extra: str) -> Step:
+    def starve() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, limit or 0))
+
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *given],
+        env=script_environment(home, **extra), cwd=home, capture_output=True, text=True, timeout=300, check=False,
+        preexec_fn=starve if limit else None,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a model and the data of run `r`."""
+    home = tmp_path_factory.mktemp("home")
+    tiny.model(home / "tiny")
+    tiny.rows(home / "rows.jsonl", 40)
+    for script in ("00_download_model.py", "01_data_collator.py"):
+        step = run_stage(home, script, *words(home, "r"))
+        assert step.returncode == 0, step.stderr
+    return home
+
+
+def fresh(home: Path, run: str) -> Path:
+    """A run of its own on the same data."""
+    folder = home / "outputs" / run
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(home / "outputs/r/data", folder / "data", copy_function=shutil.copy2)
+    return folder
+
+
+def train(home: Path, run: str, *given: str, **extra: str) -> Step:
+    return run_stage(home, "02_train_qlora.py", *words(home, run), *given, **extra)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "files"),
+    [
+        ("dora", ("--lora.use_dora", "true"), {"adapter_model.safetensors"}),
+        ("plus", ("--lora.use_rslora", "true", "--lora.loraplus_lr_ratio", "4"), {"adapter_model.safetensors"}),
+        ("head", ("--lora.modules_to_save", "lm_head"), {"adapter_model.safetensors"}),
+        ("pissa", ("--method", "lora", "--lora.init_lora_weights", "pissa"), {"adapter_model.safetensors"}),
+        ("full", ("--method", "full", "--train.learning_rate", "1e-3"), {"model.safetensors", "config.json"}),
+        ("neft", ("--method", "lora", "--train.dtype", "float32", "--train.neftune_noise_alpha", "5",
+                  "--train.gradient_checkpointing", "true", "--train.optim", "adafactor",
+                  "--train.training_args", '{"adam_beta2": 0.95}'), {"adapter_model.safetensors"}),
+    ],
+)  # fmt: skip
+def test_every_kind_of_training_is_remembered_and_merges_to_what_was_trained(
+    made: Path, name: str, given: tuple[str, ...], files: set[str]
+) -> None:
+    folder = fresh(made, name)
+    step = train(made, name, *SHORT, *given)
+    assert step.returncode == 0, step.stderr
+    assert files <= {path.name for path in (folder / "adapter").iterdir()}
+    reference = json.loads((folder / "adapter/reference.json").read_text(encoding="utf-8"))
+    contract = json.loads((folder / "adapter/contract.json").read_text(encoding="utf-8"))
+    assert len(reference["golden"]) > 30 <= len(contract["conversations"])
+    for row in reference["rows"]:
+        assert len(row["places"]) == len(row["trained"]) and max(row["trained"]) <= 0
+        assert row["end"]["id"] == contract["special_ids"]["end_of_turn"]
+        assert (row["base"] is None) == (name == "full") and row["base"] != row["trained"]
+    assert "[More Information Needed]" not in (folder / "adapter/README.md").read_text(encoding="utf-8")
+    merged = run_stage(made, "03_merge_lora.py", *words(made, name))
+    assert merged.returncode == 0, merged.stderr
+    report = json.loads((folder / "merged/merge_report.json").read_text(encoding="utf-8"))
+    assert report["trained"]["reference_gap"] < 0.01
+    assert report["candidates"][report["strategy"]]["kl_mean"] < 1e-3
+
+
+def test_training_goes_on_from_an_earlier_adapter(made: Path) -> None:
+    fresh(made, "first"), fresh(made, "second")
+    assert train(made, "first", *SHORT).returncode == 0
+    step = train(
+        made,
+        "second",
+        *SHORT,
+        "--lora.start_from",
+        str(made / "outputs/first/adapter"),
+        "--train.learning_rate",
+        "1e-5",
+    )
+    assert step.returncode == 0, step.stderr
+    losses = [
+        json.loads((made / f"outputs/{name}/adapter/metrics.json").read_text())["eval_loss"]
+        for name in ("first", "second")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    record = json.loads((made / "outputs/second/adapter/manifest.json").read_text())
+    assert any(name.endswith("first/adapter/adapter_model.safetensors") for name in record["inputs"])
+
+
+def test_the_best_weights_are_published_and_a_stuck_training_stops(made: Path) -> None:
+    wild = ("--train.learning_rate", "0.5", "--train.max_grad_norm", "0", "--train.max_steps", "24")
+    folder = fresh(made, "best")
+    step = train(made, "best", *SHORT, *wild, "--train.load_best_model_at_end", "true")
+    assert step.returncode == 0, step.stderr
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = min(record["eval_loss"] for record in log if "eval_loss" in record)
+    metrics = json.loads((folder / "adapter/metrics.json").read_text())
+    assert metrics["eval_loss"] == best < log[-1]["eval_loss"]
+    fresh(made, "stuck")
+    step = train(made, "stuck", *SHORT, *wild, "--train.early_stopping_patience", "1")
+    assert step.returncode == 0 and "got no better in 1 evaluations" in step.stdout
+    assert json.loads((made / "outputs/stuck/adapter/metrics.json").read_text())["steps"] < 24
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--train.training_args", '{"adam_betaX": 1}'), "adam_betaX"),
+        (("--train.training_args", '{"learning_rate": 1}'), "--train.learning_rate"),
+        (("--train.training_args", '{"bf16": false}'), "the pipeline decides it"),
+        (("--train.training_args", "nonsense"), "must be a JSON object"),
+        (("--train.optim", "nonsense"), "nonsense is not a valid OptimizerNames"),
+        (("--train.min_learning_rate", "1"), "must be below learning_rate"),
+        (("--train.lr_scheduler_type", "constant", "--train.min_learning_rate", "1e-6"), "linear and cosine"),
+        (("--lora.use_dora", "true", "--serve.mode", "lora"), "vLLM serves no adapter"),
+        (("--method", "full", "--quantization.bnb_4bit_quant_type", "fp4"), "quantizes nothing"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(made: Path, given: tuple[str, ...], says: str) -> None:
+    fresh(made, "no")
+    step = train(made, "no", *SHORT, *given)
+    assert step.returncode == 2 and says in step.stderr and step.stderr.count("\n") == 1
+    assert not (made / "outputs/no/adapter").exists()
+
+
+def started(home: Path, run: str, *given: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts/02_train_qlora.py"), *words(home, run), *given],
+        env=script_environment(home), cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(made: Path) -> bytes:
+    """The weights of the uninterrupted training."""
+    fresh(made, "whole")
+    step = train(made, "whole", *LONG)
+    assert step.returncode == 0, step.stderr
+    return (made / "outputs/whole/adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_sigterm_saves_at_the_next_step_exits_75_and_the_same_command_goes_on(made: Path, whole: bytes) -> None:
+    folder = fresh(made, "term")
+    training = started(made, "term", *LONG)
+    log = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 2):
+        assert training.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    training.terminate()
+    _, errors = training.communicate(timeout=60)
+    assert training.returncode == 75, errors
+    assert errors.startswith("error: terminated") and errors.count("\n") == 1
+    assert not (folder / "adapter").exists() and not list(folder.glob(".adapter.partial"))
+    again = train(made, "term", *LONG)
+    assert again.returncode == 0 and "resuming from" in again.stdout, again.stderr
+    assert (folder / "adapter/adapter_model.safetensors").read_bytes() == whole
+
+
+def test_sigterm_while_loading_exits_75_at_once(made: Path) -> None:
+    fresh(made, "early")
+    training = started(made, "early", *LONG)
+    time.sleep(2.5)
+    training.terminate()
+    training.communicate(timeout=60)
+    assert training.returncode in (75, -signal.SIGTERM)  # before Python has set its handler, the signal's own way
+    assert not (made / "outputs/early/adapter").exists()
+
+
+def test_kills_at_random_times_end_with_the_same_weights(made: Path, whole: bytes) -> None:
+    folder = fresh(made, "kill")
+    chance, kills = random.Random(3), 0
+    for _ in range(12):
+        training = started(made, "kill", *LONG)
+        try:
+            training.communicate(timeout=7 + 3 * chance.random())
+        except subprocess.TimeoutExpired:
+            training.send_signal(signal.SIGKILL)
+            training.communicate()
+            kills += 1
+        if training.returncode == 0:
+            break
+    assert training.returncode == 0 or train(made, "kill", *LONG).returncode == 0
+    assert kills
+    assert (folder / "adapter/adapter_model.safetensors").read_bytes() == whole
+
+
+def interrupted(home: Path, run: str, *given: str) -> Path:
+    """A run that was killed once it had its first checkpoint, which alone is left; returns that."""
+    folder = fresh(home, run)
+    training = started(home, run, *given)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/checkpoint-*/manifest.json")):
+        assert training.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    training.kill()
+    training.communicate()
+    found = sorted(folder.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name[11:]))
+    for late in found[1:]:
+        shutil.rmtree(late)
+    return found[0]
+
+
+def test_force_starts_afresh_and_a_forced_training_that_was_interrupted_goes_on(made: Path, whole: bytes) -> None:
+    interrupted(made, "force", *LONG)
+    step = train(made, "force", *LONG, "--force")
+    assert step.returncode == 0 and "resuming" not in step.stdout, step.stderr
+    interrupted(made, "force", *LONG, "--force")
+    step = train(made, "force", *LONG, "--force")
+    assert step.returncode == 0 and "resuming" in step.stdout, step.stderr
+    assert (made / "outputs/force/adapter/adapter_model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("limit", [2_000, 20_000, 60_000])
+def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_survives(made: Path, whole: bytes, limit: int) -> None:
+    good = interrupted(made, f"disk{limit}", *LONG)
+    given = (*words(made, f"disk{limit}"), *LONG)
+    step = run_stage(made, "02_train_qlora.py", *given, limit=limit)
+    assert step.returncode == 2, step.stderr
+    assert "Traceback" not in step.stderr and step.stderr.count("error:") == 1, step.stderr
+    assert good.exists() and not (made / f"outputs/disk{limit}/adapter").exists()
+    again = train(made, f"disk{limit}", *LONG)
+    assert again.returncode == 0 and "resuming from" in again.stdout, again.stderr
+    assert (made / f"outputs/disk{limit}/adapter/adapter_model.safetensors").read_bytes() == whole
+
+
+DISTRIBUTED = (
+    "--method", "lora", "--train.dtype", "float32", "--lora.lora_dropout", "0", "--train.per_device_train_batch_size", "2",
+    "--train.num_train_epochs", "2", "--train.eval_steps", "6", "--train.logging_steps", "1", "--train.learning_rate", "1e-3",
+    "--lora.r", "4", "--train.sample_tokens", "4",
+)  # fmt: skip
+
+
+def logged(folder: Path) -> list[float]:
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record.get("loss", record.get("eval_loss")) for record in log]
+
+
+@pytest.fixture(scope="module")
+def alone(made: Path) -> list[float]:
+    """The loss curve of one process."""
+    folder = fresh(made, "alone")
+    step = train(made, "alone", *DISTRIBUTED, "--train.gradient_accumulation_steps", "2")
+    assert step.returncode == 0, step.stderr
+    return logged(folder)
+
+
+def launch(home: Path, config: Path, run: str, *more: str) -> list[str]:
+    return [
+        str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(config), *more,
+        str(ROOT / "scripts/02_train_qlora.py"), *words(home, run), *DISTRIBUTED, "--train.gradient_accumulation_steps", "1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_have_the_loss_curve_of_one(made: Path, alone: list[float], tmp_path: Path, kind: str) -> None:
+    config = ROOT / "configs/accelerate/cpu.yaml"
+    if kind == "fsdp2":
+        text = (ROOT / "configs/accelerate/fsdp2.yaml").read_text(encoding="utf-8") + "use_cpu: true\n"
+        config = tmp_path / "fsdp2.yaml"
+        config.write_text(text, encoding="utf-8")
+    folder = fresh(made, kind)
+    step = subprocess.run(
+        launch(made, config, kind), env=script_environment(made, OMP_NUM_THREADS="1"), cwd=made, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert step.returncode == 0, step.stderr[-3000:]
+    assert logged(folder) == pytest.approx(alone, rel=1e-5)
+    assert json.loads((folder / "adapter/metrics.json").read_text())["processes"] == 2
+    merged = run_stage(made, "03_merge_lora.py", *words(made, kind))
+    assert merged.returncode == 0, merged.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and iproute2")
+def test_two_hosts_have_the_loss_curve_of_one(made: Path, alone: list[float]) -> None:
+    """Two network namespaces stand for two hosts that share a disk."""
+    names, folder = ("lockstep-a", "lockstep-b"), fresh(made, "hosts")
+    setup = [
+        *(["ip", "netns", "add", name] for name in names),
+        ["ip", "link", "add", "ls-a", "netns", names[0], "type", "veth", "peer", "name", "ls-b", "netns", names[1]],
+        *(line for name, end, last in ((names[0], "ls-a", 1), (names[1], "ls-b", 2)) for line in (
+            ["ip", "-n", name, "addr", "add", f"10.77.0.{last}/24", "dev", end],
+            ["ip", "-n", name, "link", "set", end, "up"], ["ip", "-n", name, "link", "set", "lo", "up"])),
+    ]  # fmt: skip
+    for name in names:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    try:
+        for line in setup:
+            if subprocess.run(line, check=False, capture_output=True).returncode:
+                pytest.skip("network namespaces cannot be made here")
+        hosts = []
+        for rank, name in enumerate(names):
+            more = (
+                "--num_machines",
+                "2",
+                "--machine_rank",
+                str(rank),
+                "--main_process_ip",
+                "10.77.0.1",
+                "--main_process_port",
+                "29511",
+            )
+            environment = script_environment(made, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME=("ls-a", "ls-b")[rank])
+            command = ["ip", "netns", "exec", name, *launch(made, ROOT / "configs/accelerate/cpu.yaml", "hosts", *more)]
+            hosts.append(
+                subprocess.Popen(
+                    command, env=environment, cwd=made, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                )
+            )
+        said = [host.communicate(timeout=200) for host in hosts]
+        assert [host.returncode for host in hosts] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    assert logged(folder) == pytest.approx(alone, rel=1e-5)

@@ -1,0 +1,226 @@
+"""The trainer's promises, on a tiny model in float32: what an optimizer step sees depends on its rows alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from lockstep import configfile, paths, training
+from lockstep.collator import IGNORE
+from lockstep.errors import UserError
+
+
+def rows(*sizes: int, silent: int = 2) -> Dataset:
+    chance = torch.Generator().manual_seed(1)
+    made = []
+    for number, size in enumerate(sizes):
+        ids = torch.randint(3, 500, (size,), generator=chance).tolist()
+        some = silent + number % 3  # uneven numbers of supervised tokens
+        made.append({"input_ids": ids, "labels": [IGNORE] * some + ids[some:], "row": f"rows.jsonl:{number + 1}"})
+    return Dataset.from_list(made)
+
+
+SIZES = (9, 30, 12, 25, 7, 18, 40, 11)
+
+
+@pytest.fixture
+def build(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(paths, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(paths, "MODELS", tiny_model.parent)
+
+    def made(train: Dataset, held_out: Dataset | None = None, **settings: str) -> training.Training:
+        given = {
+            "run": "r", "model.source": "local", "model.path": str(tiny_model), "model.name": tiny_model.name, "method": "lora",
+            "train.dtype": "float32", "lora.lora_dropout": "0", "lora.r": "4", "train.learning_rate": "1e-2",
+            "train.per_device_train_batch_size": "8", "train.gradient_accumulation_steps": "1", "data.max_length": "64",
+        }  # fmt: skip
+        found = configfile.load(None, given | {name.replace("__", "."): value for name, value in settings.items()})
+        return training.build(found, "cpu", torch.float32, train, held_out, 0, [])
+
+    return made
+
+
+def step(made: training.Training, count: int = 8) -> tuple[float, dict[str, torch.Tensor]]:
+    trainer = made.trainer
+    trainer.model.zero_grad()
+    loss = trainer.training_step(trainer.model, [trainer.train_dataset[place] for place in range(count)])
+    return loss.item(), {name: w.grad.clone() for name, w in trainer.model.named_parameters() if w.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"train__per_device_train_batch_size": "1", "train__gradient_accumulation_steps": "8"},
+        {"train__per_device_train_batch_size": "3"},
+        {"train__padding_free": "false"},
+        {
+            "train__padding_free": "false",
+            "train__per_device_train_batch_size": "1",
+            "train__gradient_accumulation_steps": "8",
+        },
+        {
+            "train__padding_free": "false",
+            "train__per_device_train_batch_size": "2",
+            "train__gradient_accumulation_steps": "4",
+        },
+        {"train__gradient_checkpointing": "true"},
+    ],
+)
+def test_a_step_does_not_depend_on_how_its_rows_are_laid_out(build: Any, other: dict[str, str]) -> None:
+    one, two = build(rows(*SIZES)), build(rows(*SIZES), **other)
+    two.trainer.model.load_state_dict(one.trainer.model.state_dict())
+    for name, weight in one.trainer.model.named_parameters():
+        if "lora_B" in name:  # zero at first, and A has no gradient then
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(2))
+    two.trainer.model.load_state_dict(one.trainer.model.state_dict())
+    (loss, gradients), (other_loss, other_gradients) = step(one), step(two)
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    assert gradients.keys() == other_gradients.keys() and gradients
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_the_loss_is_the_mean_over_the_supervised_tokens_of_the_window(build: Any) -> None:
+    made = build(rows(*SIZES))
+    network, nats, tokens = made.trainer.network, 0.0, 0
+    network.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        for row in made.trainer.train_dataset:
+            labels = torch.tensor([row["labels"]])
+            logits = network(torch.tensor([row["input_ids"]])).logits[:, :-1]
+            nats += torch.nn.functional.cross_entropy(
+                logits[0], labels[0, 1:], ignore_index=IGNORE, reduction="sum"
+            ).item()
+            tokens += int((labels[0, 1:] != IGNORE).sum())
+    again = build(rows(*SIZES))
+    assert step(again)[0] == pytest.approx(nats / tokens, rel=1e-5)
+
+
+def test_an_evaluation_leaves_gradients_and_random_numbers_as_they_were(build: Any) -> None:
+    made = build(rows(*SIZES), rows(12, 20, 9), lora__lora_dropout="0.2")
+    torch.manual_seed(7)
+    before = step(made)
+    state = torch.get_rng_state()
+    made.trainer.evaluate()
+    assert torch.equal(state, torch.get_rng_state())
+    assert made.trainer.model.training
+    torch.manual_seed(7)
+    after = step(made)
+    assert before[0] == after[0]
+    for name, gradient in before[1].items():
+        assert torch.equal(gradient, after[1][name]), name
+
+
+def test_a_window_without_loss_is_fatal_and_named(build: Any) -> None:
+    silent = rows(9, 12).map(lambda row: {"labels": [IGNORE] * len(row["labels"])})
+    with pytest.raises(UserError, match=r"no token carries loss in rows rows\.jsonl:1, rows\.jsonl:2"):
+        step(build(silent), 2)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_step_and_names_the_rows(build: Any, what: str) -> None:
+    made = build(rows(*SIZES), train__num_train_epochs="3", train__per_device_train_batch_size="4")
+    trainer, before = made.trainer, None
+
+    def poison(*_: Any) -> None:
+        nonlocal before
+        if trainer.state.global_step == 2 and before is None:
+            before = {name: w.detach().clone() for name, w in trainer.model.named_parameters() if w.requires_grad}
+            if what == "loss":
+                trainer.network.get_output_embeddings().weight.data[0, 0] = float("nan")
+
+    def poisoned(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("inf") if trainer.state.global_step == 2 and what == "gradient" else gradient
+
+    trained = next(w for w in trainer.model.parameters() if w.requires_grad)
+    trained.register_hook(poisoned)
+    trainer.model.register_forward_pre_hook(poison)
+    said = "the loss is nan" if what == "loss" else "the norm of the gradients is (inf|nan)"
+    with pytest.raises(UserError, match=rf"{said} at step 3, in rows rows\.jsonl:\d"):
+        trainer.train()
+    assert before is not None
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad:
+            assert torch.equal(weight, before[name]) and weight.isfinite().all(), name
+
+
+def test_out_of_memory_halves_the_passes_and_keeps_the_step(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lockstep import loss
+
+    wanted = step(build(rows(*SIZES)))
+    made, small = build(rows(*SIZES), train__auto_batch="true"), loss.loss_sum
+
+    def scarce(network: Any, batch: Any, *rest: Any, **named: Any) -> Any:
+        if batch["input_ids"].numel() > 80:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return small(network, batch, *rest, **named)
+
+    monkeypatch.setattr(loss, "loss_sum", scarce)
+    found = step(made)
+    assert made.trainer.rows_in_a_pass == 1
+    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
+    for name, gradient in wanted[1].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_out_of_memory_without_auto_batch_ends_with_numbers(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lockstep import loss
+
+    def scarce(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"
+        )
+
+    made = build(rows(*SIZES), train__per_device_train_batch_size="4", train__gradient_accumulation_steps="2")
+    monkeypatch.setattr(loss, "loss_sum", scarce)
+    settings = configfile.load(None, {"data.max_length": "64", "train.per_device_train_batch_size": "4", "train.gradient_accumulation_steps": "2"})  # fmt: skip
+    with pytest.raises(UserError) as caught:
+        training.advise_on_memory(lambda: step(made), settings, made.trainer)
+    said = str(caught.value)
+    assert "--train.per_device_train_batch_size 2 --train.gradient_accumulation_steps 4" in said
+    assert "--train.gradient_checkpointing true" in said
+
+
+def test_the_trainer_takes_its_windows_in_another_order_each_epoch(build: Any) -> None:
+    made = build(rows(*[5 + number % 7 for number in range(20)]), train__num_train_epochs="3", train__per_device_train_batch_size="4")  # fmt: skip
+    seen: list[list[str]] = []
+    own = made.trainer.training_step
+
+    def watched(model: Any, inputs: Any, *rest: Any) -> Any:
+        seen.append([row["row"] for row in inputs])
+        return own(model, inputs, *rest)
+
+    made.trainer.training_step = watched
+    made.trainer.train()
+    assert [len(one) for one in seen] == [4] * 15
+    epochs = [[name for one in seen[5 * number : 5 * number + 5] for name in one] for number in range(3)]
+    assert all(sorted(epoch) == sorted(made.trainer.train_dataset["row"]) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.0055), ("cosine", 0.0055)])
+def test_schedules_end_at_the_minimum_learning_rate(build: Any, schedule: str, middle: float) -> None:
+    made = build(rows(*SIZES), train__lr_scheduler_type=schedule, train__min_learning_rate="1e-3", train__warmup_steps="0",
+                 train__max_steps="20")  # fmt: skip
+    trainer = made.trainer
+    trainer.create_optimizer_and_scheduler(20)
+    rates = []
+    for _ in range(21):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates[0] == pytest.approx(1e-2) and rates[-1] == pytest.approx(1e-3)
+    assert rates[10] == pytest.approx(middle, rel=1e-6)
+
+
+def test_loraplus_gives_b_a_higher_learning_rate(build: Any) -> None:
+    made = build(rows(*SIZES), lora__loraplus_lr_ratio="16", train__weight_decay="0.1")
+    optimizer = made.trainer.create_optimizer()
+    rate = {id(w): group["lr"] for group in optimizer.param_groups for w in group["params"]}
+    decay = {group["weight_decay"] for group in optimizer.param_groups if group["params"]}
+    for name, weight in made.trainer.model.named_parameters():
+        if weight.requires_grad:
+            assert rate[id(weight)] == pytest.approx(0.16 if "lora_B" in name else 0.01)
+    assert 0.1 in decay
