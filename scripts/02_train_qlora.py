@@ -197,7 +197,8 @@ def main() -> None:
             "device": on,
             "dtype": str(dtype).split(".")[-1],
         }
-        save(trainer, chat, settings, metrics, work)
+        with checkpoints.disk_errors():
+            save(trainer, chat, settings, metrics, work)
         if made.fast:
             made.fast.undo(trainer.model)  # what is remembered is what PEFT computes, as everyone will load it
         if ranks.FIRST:

@@ -221,7 +221,8 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         self.args.output_dir = str(partial)
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go when the new one is whole
         try:
-            super()._save_checkpoint(model, trial)
+            with checkpoints.disk_errors():
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir, self.args.save_total_limit = str(folder), limit
         self.accelerator.wait_for_everyone()

@@ -118,7 +118,7 @@ def test_training_goes_on_from_an_earlier_adapter(made: Path) -> None:
         json.loads((made / f"outputs/{name}/adapter/metrics.json").read_text())["eval_loss"]
         for name in ("first", "second")
     ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)  # hardly moved from there, far from the base
     record = json.loads((made / "outputs/second/adapter/manifest.json").read_text())
     assert any(name.endswith("first/adapter/adapter_model.safetensors") for name in record["inputs"])
 
