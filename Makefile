@@ -26,7 +26,7 @@ parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS='$(RUN)' ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train merge serve serve-lora stop client curl demo test test-e2e lint format lock lock-check clean
+.PHONY: help setup download data train tensorboard merge serve serve-lora stop client curl demo test test-e2e lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ train: setup ## 02 train the adapter
 	$(call parse,$(PY) scripts/02_train_qlora.py)
 	$(call need,scripts/01_data_collator.py,data)
 	$(PY) scripts/02_train_qlora.py $(FLAGS)
+
+tensorboard: setup ## watch the curves of all runs in a browser, at http://127.0.0.1:6006
+	.venv/bin/tensorboard --logdir outputs --host 127.0.0.1 $(ARGS)
 
 merge: setup ## 03 merge the adapter, and measure that nothing changed
 	$(call parse,$(PY) scripts/03_merge_lora.py)

@@ -62,7 +62,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         for record in records if self.chief else []:
             _append(self.run_dir / "samples.jsonl", {"step": state.global_step, **record})
             self.bar.clear()
-            self.say(f"  {_short(record['prompt'])} → {_short(record['answer'])}")
+            self.say(f"  {_end(record['prompt'])} → {_short(record['answer'])}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
@@ -97,3 +97,9 @@ def _clock(seconds: float) -> str:
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 60 else line[:59] + "…"
+
+
+def _end(text: str) -> str:
+    """A prompt's end, where the question is; many begin with the same system prompt."""
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else "…" + line[-59:]

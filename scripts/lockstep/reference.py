@@ -72,7 +72,7 @@ def record(
         conversations: of the contract; those longer than `longest` tokens are left out.
         without_adapter: a block in which the model is its base; None after full training.
     """
-    prompts = [one for one in conversations if len(one["prompt_ids"]) < longest]
+    prompts = sorted((c for c in conversations if len(c["prompt_ids"]) < longest), key=lambda c: len(c["prompt_ids"]))
     batches = _asked([one["prompt_ids"] for one in prompts]), _eights(rows)
     nexts, tokens = _measure(model, batches, dtype)
     base_nexts: list[Any] = [None] * len(nexts)
@@ -118,9 +118,13 @@ def _measure(
 
 
 def _asked(prompts: Sequence[Sequence[int]]) -> list[Batch]:
-    """Batches whose only supervised position is the one after each prompt."""
-    rows = [{"input_ids": [*ids, 0], "labels": [IGNORE] * len(ids) + [0]} for ids in prompts]
-    return _eights(rows)
+    """Batches whose only supervised position is the one after each prompt; prompts sorted by length pad little."""
+    batches: list[list[dict[str, Any]]] = []
+    for ids in prompts:
+        if not batches or len(batches[-1]) == 8 or len(ids) > 1.3 * len(batches[-1][0]["input_ids"]):
+            batches.append([])
+        batches[-1].append({"input_ids": [*ids, 0], "labels": [IGNORE] * len(ids) + [0]})
+    return [Collator(0)(rows) for rows in batches]
 
 
 def _eights(rows: Sequence[dict[str, Any]]) -> list[Batch]:

@@ -105,7 +105,8 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
             total += part.detach()
             mask = batch.get("attention_mask")
             self.tokens += self._tokens_in(batch) if mask is None else int(mask.sum())
-        return total * self.accelerator.num_processes  # Trainer logs the mean over the processes
+        shown: Tensor = total * self.accelerator.num_processes  # Trainer logs the mean over the processes
+        return shown
 
     @staticmethod
     def _tokens_in(batch: dict[str, Tensor]) -> int:

@@ -1,0 +1,42 @@
+import json
+from pathlib import Path
+
+from lockstep import card, configfile, curves, progress
+
+
+def test_records_after_a_checkpoint_and_a_line_cut_off_go(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 5, 6, 9)]
+    file.write_text("".join(lines) + '{"step": 1')
+    progress.forget_after(file, 5)
+    assert file.read_text() == "".join(lines[:2])
+    progress.forget_after(tmp_path / "absent.jsonl", 5)
+
+
+def test_equal_logs_give_an_equal_picture(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    records = [{"step": n, "loss": 3 / n, "learning_rate": 1e-4} for n in range(1, 9)] + [{"step": 8, "eval_loss": 0.5}]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name in ("a.png", "b.png"):
+        curves.draw(log, tmp_path / name, "run")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_card_says_what_is_known_and_leaves_nothing_to_fill_in() -> None:
+    settings = configfile.load(None, {"run": "mine", "method": "lora"})
+    metrics = {
+        "train_rows": 9,
+        "supervised_tokens": 99,
+        "steps": 3,
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "train_loss": 1.5,
+    }
+    ledger = {"files": {"data/train.jsonl": {"lines": 10, "kept": 9, "dropped": {"blank": 1}}}}
+    text = card.write(settings, metrics, ledger, [2])
+    assert text.startswith("---\nbase_model: Qwen/Qwen2-1.5B-Instruct\nlibrary_name: peft\n")
+    assert "| data/train.jsonl | 10 | 9 | 1 |" in text and "not measured: no held-out rows" in text
+    assert "| lora.r | 16 |" in text and "quantization." not in text and "None\n" not in text
+    held_out = card.write(settings, metrics | {"eval_loss": 0.5, "eval_perplexity": 1.65}, ledger, [2])
+    assert "0.5000 nats a token (perplexity 1.65)" in held_out
