@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,10 @@ def check(settings: Settings) -> None:
         if key in OWN or key in type(train).model_fields:
             setting = f"--train.{key}" if key in type(train).model_fields else "the pipeline decides it"
             raise UserError(f"--train.training_args: {key} does not go there: {setting}")
+    if train.use_liger_kernel and find_spec("liger_kernel") is None:
+        raise UserError(
+            "--train.use_liger_kernel needs the package liger-kernel, on an NVIDIA GPU: pip install liger-kernel"
+        )
     if settings.lora.start_from:
         servable.check_start(settings)
 

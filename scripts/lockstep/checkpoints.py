@@ -82,7 +82,7 @@ def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
     earlier: dict[str, Any] = {"task": task, "finished": False, "forced": force}
     if note.exists():
         earlier = json.loads(note.read_text(encoding="utf-8"))
-    if force and (earlier["task"] != task or earlier["finished"] or not earlier["forced"]):
+    if force and (earlier["task"] != task or earlier["finished"] or not earlier.get("forced")):
         shutil.rmtree(folder, ignore_errors=True)
     elif earlier["task"] != task:
         old, new = (flatten(one["config"]) | one["inputs"] for one in (earlier["task"], task))
