@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lockstep import loss
+from lockstep import loss, manifest, paths
 from lockstep.collator import IGNORE, Collator
+from lockstep.errors import UserError
 
 FILE = "reference.json"
 MAX_ROWS, MAX_POSITIONS = 64, 2000  # of held-out rows
@@ -136,8 +137,15 @@ def _rounded(values: Tensor) -> list[float]:
 
 
 def gap(adapter: Path, trained: Found) -> float:
-    """Mean distance of the trained model's log-probabilities on record from those found anew, in nats a token."""
-    rows = json.loads((adapter / FILE).read_text(encoding="utf-8"))["rows"]
+    """Mean distance of the trained model's log-probabilities on record from those found anew, in nats a token.
+
+    Raises:
+        UserError: there is no record.
+    """
+    file = adapter / FILE
+    if not file.exists():
+        raise UserError(f"{paths.label(file)} is missing, as an earlier version wrote none: {manifest.again(adapter)}")
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     recorded = [value for row in rows for value in row["trained"]]
     found = [value for one, targets in trained for value in one.gather(1, targets[:, None])[:, 0].tolist()]
     distance: float = sum(abs(a - b) for a, b in zip(recorded, found, strict=True))

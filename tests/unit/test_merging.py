@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, Run
 from safetensors.torch import load_file, save_file
 
-from lockstep import manifest, merging, models, paths, template, updates
+from lockstep import manifest, merging, models, paths, reference, template, updates
 from lockstep.config import Model, Quantization, Settings
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -347,6 +347,8 @@ def full_run(home: Path) -> torch.nn.Module:
         tiny.tokenizer().save_pretrained(work)
         (work / "metrics.json").write_text("{}\n")
         (work / "base_tensors.json").write_text(json.dumps({"dequantized": {}, "dtype": "bfloat16"}))
+        record = reference.record(network, [], reference.probe_rows(data), torch.bfloat16, None, 512)
+        (work / reference.FILE).write_text(json.dumps(record))
     return network
 
 
