@@ -91,10 +91,10 @@ def job(kind: str, data: Path, seed: int) -> None:
     found = list(reference.log_probs(model, batches, torch.bfloat16))
     nats = -sum(one.gather(1, targets[:, None]).sum().item() for one, targets in found)
     tokens = steps_tokens(train, settings, seed)
-    later = len(tokens) // 4
+    later = max(1, len(tokens) // 4)
     print(json.dumps({
         "end_to_end": sum(tokens) / seconds,
-        "steady": sum(tokens[later:]) / (clock.steps[-1] - clock.steps[later - 1]) if later else None,
+        "steady": sum(tokens[later:]) / (clock.steps[-1] - clock.steps[later - 1]),
         "seconds": seconds, "peak_bytes": peak, "held_out": nats / sum(len(targets) for _, targets in found),
     }))  # fmt: skip
 
