@@ -33,6 +33,10 @@ class WindowSampler(Sampler[list[int]]):
         self.rows, self.window, self.seed = rows, window, seed
         self.epoch = 0
 
+    def set_epoch(self, epoch: int) -> None:
+        """Called when an epoch begins: by the loader, or by Trainer where it resumes within one."""
+        self.epoch = epoch
+
     def __len__(self) -> int:
         return math.ceil(self.rows / self.window)
 
@@ -45,11 +49,11 @@ class WindowSampler(Sampler[list[int]]):
 
 
 class WindowLoader(DataLoader[Any]):
-    """A DataLoader of windows; Trainer tells it the epoch, also where it skips what a checkpoint has seen."""
+    """A DataLoader of windows that tells its sampler the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Trainer when an epoch begins."""
-        self.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)

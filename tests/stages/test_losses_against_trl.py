@@ -48,7 +48,7 @@ def test_step_by_step(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
     def order(epoch: int) -> list[int]:
         sampler = WindowSampler(ROWS, 6, settings.train.seed)
-        sampler.epoch = epoch
+        sampler.set_epoch(epoch)
         return [row for window in sampler for row in window]
 
     class Order(torch.utils.data.Sampler[int]):

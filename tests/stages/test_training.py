@@ -19,7 +19,10 @@ SHORT = (
     "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.max_steps", "8",
     "--train.save_steps", "4", "--train.eval_steps", "4", "--train.learning_rate", "1e-2", "--lora.r", "4", "--train.sample_tokens", "4",
 )  # fmt: skip
-LONG = (*SHORT[:4], "--train.num_train_epochs", "4", *SHORT[6:], "--lora.lora_dropout", "0.1")
+LONG = (
+    *SHORT[:4], "--train.num_train_epochs", "12", *SHORT[6:], "--lora.lora_dropout", "0.1", "--train.logging_steps", "1",
+    "--train.eval_steps", "40",
+)  # fmt: skip
 Step = subprocess.CompletedProcess[str]
 
 
@@ -204,20 +207,37 @@ def test_sigterm_while_loading_exits_75_at_once(made: Path) -> None:
 
 
 def test_kills_at_random_times_end_with_the_same_weights(made: Path, whole: bytes) -> None:
-    folder = fresh(made, "kill")
-    chance, kills = random.Random(3), 0
-    for _ in range(12):
+    folder, chance = fresh(made, "kill"), random.Random(3)
+    log = folder / "metrics.jsonl"
+    for _ in range(4):
         training = started(made, "kill", *LONG)
-        try:
-            training.communicate(timeout=7 + 3 * chance.random())
-        except subprocess.TimeoutExpired:
-            training.send_signal(signal.SIGKILL)
-            training.communicate()
-            kills += 1
-        if training.returncode == 0:
-            break
-    assert training.returncode == 0 or train(made, "kill", *LONG).returncode == 0
-    assert kills
+        seen = log.read_text().count("\n") if log.exists() else 0
+        deadline = time.monotonic() + 60
+        # it may be a resumed training, whose log loses its end first: that many steps after its start, or near
+        while training.poll() is None and time.monotonic() < deadline:
+            if log.exists() and log.stat().st_mtime > time.time() - 0.5 and log.read_text().count("\n") > seen:
+                break
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.3)
+        assert training.poll() is None, "it was over before it could be killed"
+        training.kill()
+        training.communicate()
+    last = train(made, "kill", *LONG)
+    assert last.returncode == 0 and "resuming from" in last.stdout, last.stderr
+    assert (folder / "adapter/adapter_model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("step", [12, 36, 40, 64])
+def test_a_resume_within_and_between_epochs_ends_with_the_same_weights(made: Path, whole: bytes, step: int) -> None:
+    """Nine steps an epoch: 12 is in the second, 36 the end of the fourth, 40 an evaluation, 64 in the eighth."""
+    folder = fresh(made, "at")
+    assert train(made, "at", *LONG, "--train.save_total_limit", "100").returncode == 0
+    shutil.rmtree(folder / "adapter")
+    for late in folder.glob("checkpoints/checkpoint-*"):
+        if int(late.name[11:]) > step:
+            shutil.rmtree(late)
+    again = train(made, "at", *LONG, "--train.save_total_limit", "100")
+    assert again.returncode == 0 and f"checkpoints/checkpoint-{step}" in again.stdout, again.stderr
     assert (folder / "adapter/adapter_model.safetensors").read_bytes() == whole
 
 

@@ -14,7 +14,7 @@ from lockstep.collator import IGNORE, Collator, PackingCollator
 @given(st.integers(1, 60), st.integers(1, 16), st.integers(0, 5))
 def test_windows_hold_every_row_once_in_an_order_of_seed_and_epoch(count: int, window: int, epoch: int) -> None:
     sampler = WindowSampler(count, window, seed=3)
-    sampler.epoch = epoch
+    sampler.set_epoch(epoch)
     found = list(sampler)
     assert len(found) == len(sampler) and found == list(sampler)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(3 * 1_000_003 + epoch)).tolist()
@@ -25,7 +25,7 @@ def test_windows_hold_every_row_once_in_an_order_of_seed_and_epoch(count: int, w
 def test_epochs_and_seeds_differ() -> None:
     sampler = WindowSampler(50, 1, 0)
     first = list(sampler)
-    sampler.epoch = 1
+    sampler.set_epoch(1)
     assert list(sampler) != first != list(WindowSampler(50, 1, 1))
 
 
