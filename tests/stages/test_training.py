@@ -227,12 +227,22 @@ def test_kills_at_random_times_end_with_the_same_weights(made: Path, whole: byte
     assert (folder / "adapter/adapter_model.safetensors").read_bytes() == whole
 
 
-@pytest.mark.parametrize("step", [12, 36, 40, 64])
-def test_a_resume_within_and_between_epochs_ends_with_the_same_weights(made: Path, whole: bytes, step: int) -> None:
-    """Nine steps an epoch: 12 is in the second, 36 the end of the fourth, 40 an evaluation, 64 in the eighth."""
+@pytest.fixture(scope="module")
+def every(made: Path) -> Path:
+    """A finished run with all its checkpoints."""
     folder = fresh(made, "at")
     assert train(made, "at", *LONG, "--train.save_total_limit", "100").returncode == 0
     shutil.rmtree(folder / "adapter")
+    return Path(shutil.copytree(folder / "checkpoints", made / "every", copy_function=shutil.copy2))
+
+
+@pytest.mark.parametrize("step", [12, 36, 40, 64])
+def test_a_resume_within_and_between_epochs_ends_with_the_same_weights(
+    made: Path, whole: bytes, every: Path, step: int
+) -> None:
+    """Nine steps an epoch: 12 is in the second, 36 the end of the fourth, 40 an evaluation, 64 in the eighth."""
+    folder = fresh(made, "at")
+    shutil.copytree(every, folder / "checkpoints", copy_function=shutil.copy2)
     for late in folder.glob("checkpoints/checkpoint-*"):
         if int(late.name[11:]) > step:
             shutil.rmtree(late)
@@ -267,7 +277,9 @@ def test_force_starts_afresh_and_a_forced_training_that_was_interrupted_goes_on(
     assert (made / "outputs/force/adapter/adapter_model.safetensors").read_bytes() == whole
 
 
-@pytest.mark.parametrize("limit", [2_000, 20_000, 60_000])
+@pytest.mark.parametrize(
+    "limit", [pytest.param(2_000, marks=pytest.mark.faults), 20_000, pytest.param(60_000, marks=pytest.mark.faults)]
+)
 def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_survives(made: Path, whole: bytes, limit: int) -> None:
     good = interrupted(made, f"disk{limit}", *LONG)
     given = (*words(made, f"disk{limit}"), *LONG)
