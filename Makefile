@@ -26,7 +26,7 @@ parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS='$(RUN)' ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train tensorboard merge serve serve-lora stop client curl demo test test-e2e lint format lock lock-check clean
+.PHONY: help setup download data train tensorboard merge serve serve-lora stop client curl demo test test-e2e test-faults lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ test: .venv/dev.stamp ## the tests (CPU, no network)
 
 test-e2e: .venv/dev.stamp ## a tiny model through all stages and the real vLLM server
 	$(PY) -m pytest -m e2e $(ARGS)
+
+test-faults: .venv/dev.stamp ## tests that kill and starve stages on purpose, beyond those of make test
+	$(PY) -m pytest -m faults $(ARGS)
 
 lint: .venv/dev.stamp ## ruff, mypy and shellcheck
 	.venv/bin/ruff check .
