@@ -66,7 +66,7 @@ train: setup ## 02 train the adapter
 	$(PY) scripts/02_train_qlora.py $(FLAGS)
 
 tensorboard: setup ## watch the curves of all runs in a browser, at http://127.0.0.1:6006
-	.venv/bin/tensorboard --logdir outputs --host 127.0.0.1 $(ARGS)
+	.venv/bin/tensorboard --logdir $${LOCKSTEP_HOME:-.}/outputs --host 127.0.0.1 $(ARGS)
 
 merge: setup ## 03 merge the adapter, and measure that nothing changed
 	$(call parse,$(PY) scripts/03_merge_lora.py)

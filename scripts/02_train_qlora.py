@@ -40,7 +40,7 @@ OWN = (
     "output_dir", "bf16", "fp16", "use_cpu", "eval_strategy", "save_strategy", "logging_nan_inf_filter", "save_only_model",
     "remove_unused_columns", "prediction_loss_only", "disable_tqdm", "metric_for_best_model", "greater_is_better",
     "auto_find_batch_size", "train_sampling_strategy", "push_to_hub", "hub_token", "resume_from_checkpoint",
-    "ignore_data_skip", "dataloader_drop_last", "average_tokens_across_devices", "label_smoothing_factor",
+    "ignore_data_skip", "dataloader_drop_last", "fsdp", "fsdp_config", "deepspeed", "average_tokens_across_devices", "label_smoothing_factor",
 )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def load_trained(settings: Settings, adapter: Path) -> Any:
     from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from lockstep import merging, models, updates
+    from lockstep import merging, models, servable
 
     on = models.device()
     if settings.method == "full":
@@ -55,7 +55,7 @@ def load_trained(settings: Settings, adapter: Path) -> Any:
         # that a part of tied weights was trained, which the merge unties
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
-    set_peft_model_state_dict(network, load_file(adapter / updates.FILE))
+    set_peft_model_state_dict(network, load_file(adapter / servable.WEIGHTS))
     return network
 
 

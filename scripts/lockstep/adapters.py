@@ -8,12 +8,11 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
-from lockstep import manifest, models, paths
+from lockstep import manifest, models, paths, servable
 from lockstep.config import Lora
 from lockstep.errors import UserError
 
 NAME = "default"  # PEFT's name of the only adapter
-WEIGHTS = "adapter_model.safetensors"
 INITIAL = "initial"  # a folder beside the checkpoints, for beginnings that change the base
 
 
@@ -49,7 +48,7 @@ def start_from(model: Any, folder: Path) -> None:
     """Give the adapter the weights of an earlier one. Raises UserError where those do not fit."""
     from peft import set_peft_model_state_dict
 
-    found = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+    found = set_peft_model_state_dict(model, load_file(folder / servable.WEIGHTS))
     wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]
     if wrong:
         raise UserError(f"--lora.start_from {paths.label(folder)} does not fit this adapter: {min(wrong)}")

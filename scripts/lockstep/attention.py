@@ -7,6 +7,7 @@ meet. Rows may share a beginning that was computed once (see PackingCollator).
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -50,7 +51,7 @@ class _Rows(torch.autograd.Function):
         kv_heads = k.shape[1]
         size, value_size = q.shape[3], v.shape[3]
         out = q.new_empty(tokens, heads, value_size)
-        hidden = torch.full((max(ends), max(ends)), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
+        hidden = _future(max(end - start for start, end, _ in _spans(ends)), q.dtype, q.device)
         kept: list[Tensor] = []
         for start, end, shared in _spans(ends):
             length = end - start
@@ -94,6 +95,16 @@ class _Rows(torch.autograd.Function):
                 shared_dv += row_dv[:first]
         dk[0, :first], dv[0, :first] = shared_dk, shared_dv
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None
+
+
+def _future(longest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Minus infinity where a token would see a later one: at least [longest, longest], kept for the next layers."""
+    return _triangle(-(-longest // 256) * 256, dtype, device)
+
+
+@lru_cache(maxsize=2)
+def _triangle(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((size, size), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
 def _spans(ends: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:

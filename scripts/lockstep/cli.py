@@ -99,6 +99,6 @@ def _where(error: OSError) -> str:
 def _report(message: str, code: int) -> int:
     if os.environ.get("LOCKSTEP_DEBUG") == "1":
         raise  # noqa: PLE0704 - called from an except block, to show its traceback
-    if not int(os.environ.get("RANK") or 0):  # of several processes one speaks
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    rank = int(os.environ.get("RANK") or 0)  # of several processes each may have an error of its own
+    print(f"{f'process {rank}: ' if rank else ''}error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -14,8 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from lockstep import models
-
-NAME = "default"  # PEFT's name of the only adapter
+from lockstep.adapters import NAME
 
 
 class _Dropout:

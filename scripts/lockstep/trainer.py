@@ -87,7 +87,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
             model.zero_grad()
 
     def _passes(self, model: Any, window: Window, supervised: int) -> Tensor:
-        total = torch.zeros((), device=self.args.device)
+        total, tokens = torch.zeros((), device=self.args.device), 0
         for number, batch in enumerate(window.passes, start=1):
             last = number == len(window.passes)
             self.accelerator.gradient_state._set_sync_gradients(last)
@@ -104,7 +104,8 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
                 self.accelerator.backward(part * self.accelerator.num_processes)
             total += part.detach()
             mask = batch.get("attention_mask")
-            self.tokens += self._tokens_in(batch) if mask is None else int(mask.sum())
+            tokens += self._tokens_in(batch) if mask is None else int(mask.sum())
+        self.tokens += tokens
         shown: Tensor = total * self.accelerator.num_processes  # Trainer logs the mean over the processes
         return shown
 
@@ -242,8 +243,9 @@ def perplexity(nats: float) -> float:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or the machine had no memory left; torch says the latter only in words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether a GPU or the machine had no memory left; torch and oneDNN say the latter only in words."""
+    words = ("can't allocate memory", "could not create a primitive", "could not create a memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in words)
 
 
 def _named(rows: list[Row]) -> str:

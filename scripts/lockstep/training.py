@@ -94,7 +94,7 @@ def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, An
     return model, network
 
 
-def lay_out(settings: Settings, network: Any, on: str, pad: int) -> Any:
+def lay_out(settings: Settings, network: Any, on: str, pad: int) -> WindowCollator:
     """How the rows of a pass are laid out: end to end where this model computes the same then, else padded."""
     train, packed = settings.train, False
     given = network.config._attn_implementation if train.attn_implementation == "auto" else train.attn_implementation
@@ -227,9 +227,9 @@ def advise_on_memory(work: Callable[[], Any], settings: Settings, trainer: Super
             raise
         rows, train = trainer.rows_in_a_pass, settings.train
         window = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        by_itself = "" if train.auto_batch else " (or --train.auto_batch true, which does that by itself)"
         advice = (
-            f"--train.per_device_train_batch_size {rows // 2} --train.gradient_accumulation_steps {window // (rows // 2)} "
-            f"(or --train.auto_batch true, which does that by itself)"
+            f"--train.per_device_train_batch_size {rows // 2} --train.gradient_accumulation_steps {window // (rows // 2)}{by_itself}"
             if rows > 1
             else f"--data.max_length {settings.data.max_length // 2}"
         )

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lockstep.errors import UserError
+from lockstep.servable import WEIGHTS
 
-FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 UNSUPPORTED = (
     "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication", "fan_in_fan_out",
@@ -105,7 +105,7 @@ def read(folder: Path) -> Adapter:
     """
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     _refuse_unsupported(config)
-    with safe_open(folder / FILE, framework="pt") as file:
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
         tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     modules = {name.rsplit(".lora_", 1)[0] for name in tensors if name.endswith((".lora_A.weight", ".lora_B.weight"))}
     low_rank = {f"{module}.weight": _low_rank(module, tensors, config) for module in sorted(modules)}
