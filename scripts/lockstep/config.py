@@ -320,13 +320,28 @@ class Serve(Section):
     )
     max_model_len: int = Field(4096, ge=16, description="longest prompt and answer, in tokens")
     max_num_seqs: int = Field(64, ge=1, description="requests in one batch")
+    max_queue: int = Field(256, ge=0, description="requests that wait beyond those; more are turned away with 429")
+    max_n: int = Field(8, ge=1, description="answers to one request, and prompts in one")
+    max_body_bytes: int = Field(2**22, ge=1024, description="size of a request's body")
+    adapters: StringList = Field((), description="mode lora: other runs whose adapters are served, too, by their names")
+    max_logprob_gap: float = Field(
+        0.05, gt=0, description="mean distance to the trained model, in nats a token, above which the gate stays shut"
+    )
+    min_stop_rate: float | None = Field(
+        None, ge=0, le=1, description="share of answers that must end by themselves; where not set, few are a warning"
+    )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="CUDA: share of its memory")
     kv_cache_memory_bytes: int = Field(2**30, ge=2**20, description="CPU: size of the KV cache")
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share each layer")
+    pipeline_parallel_size: int = Field(1, ge=1, description="groups of GPUs that share the layers")
+    data_parallel_size: int = Field(1, ge=1, description="copies of the model")
     enforce_eager: bool | None = Field(
         None, description="no compiling: quick start, slower answers; where not set, on for CPU"
     )
     startup_timeout: int = Field(900, ge=1, description="seconds until the server must be healthy")
+    vllm_args: Annotated[dict[str, Any], BeforeValidator(_json_object)] = Field(
+        default_factory=dict, description="any other flag of vLLM, as a map; on the command line as JSON"
+    )
 
 
 class Sampling(Section):

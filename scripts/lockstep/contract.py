@@ -14,6 +14,7 @@ from lockstep.errors import UserError
 from lockstep.template import Message, Refused, Template
 
 FILE = "contract.json"
+REFERENCE = "reference.json"  # the trained model's log-probabilities; see lockstep.reference
 GOLDEN = Path(__file__).with_name("golden.json")
 FEWEST = 30  # conversations; with fewer, a difference could slip through
 TOOL = {

@@ -1,29 +1,35 @@
-"""The endpoint: what vLLM is started with, what must hold before, and how to reach it.
+"""The endpoint: what vLLM is started with, what must hold before, and how to reach it."""
 
-`python -m lockstep.endpoint plan …` prints the plan as shell assignments for serve_vllm.sh.
-"""
-
-import argparse
 import ipaddress
 import json
 import os
 import re
-import shlex
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from lockstep import cli, manifest, paths
+from lockstep import admission, gate, manifest, middleware, paths, servable
 from lockstep.config import Settings
 from lockstep.errors import UserError
 
 VLLM = "vllm.entrypoints.openai.api_server"  # the CPU wheel's `vllm` command does not start
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be started for
 # Switches of vLLM that let a request load weights or run code.
 UNSAFE = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION")
+# Flags that serve.vllm_args must leave alone: set here, or a way past the door.
+RESERVED = {
+    "model", "host", "port", "uds", "served_model_name", "middleware", "api_key", "config", "root_path", "chat_template",
+    "chat_template_content_format", "generation_config", "override_generation_config", "default_chat_template_kwargs",
+    "enable_lora", "lora_modules", "max_lora_rank", "trust_remote_code", "trust_request_chat_template",
+    "trust_request_mm_kwargs", "enable_prompt_embeds", "enable_tokenizer_info_endpoint", "profiler_config",
+    "tool_server", "logprobs_mode", "ssl_keyfile", "ssl_certfile", "allowed_local_media_path",
+}  # fmt: skip
+SHORTEST_KEY = 16  # characters
 # Beside weights and KV cache, on a CPU: two Python processes with torch, and activations.
 CPU_OVERHEAD = 3 * 2**30
 
@@ -34,9 +40,27 @@ class Plan:
 
     command: list[str]
     environment: dict[str, str]
-    folder: Path  # for server.log and server.json
+    folder: Path  # for server.log, server.json and the gate's report
     url: str  # ends in /v1
     model: str  # the name that clients send
+    mode: str  # merged, lora or base
+    rules: admission.Rules
+    prove: Callable[[gate.Server], dict[str, Any]]
+    canary: list[int]  # a prompt
+    timeout: float  # seconds until it must be healthy
+    canary_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a mode serves."""
+
+    model: Path  # that vLLM loads
+    arguments: list[str]
+    answers_with: Path  # folder of template and tokenizer
+    adapters: dict[str, Path]  # name that clients send → folder with the contract and the reference
+    base_name: str | None = None  # of the base beneath the adapters
+    allow_tokens: tuple[str, ...] = ()
 
 
 def url(settings: Settings) -> str:
@@ -63,86 +87,177 @@ def plan(settings: Settings) -> Plan:
     """Check all that can be checked before a slow start, and say how to start.
 
     Raises:
-        UserError: a missing or stale stage, an address that others could reach, a busy port, or
-            too little memory.
+        UserError: a missing, stale or changed stage, an address that others could reach without a
+            key, a busy port, or too little memory.
     """
-    run_dir, serve = settings.run_dir, settings.serve
+    serve = settings.serve
     for name in UNSAFE:
         if os.environ.get(name, "0") not in ("", "0"):
             raise UserError(f"{name} is set: it opens the server to code or weights from outside; unset it")
-    model, arguments = _model_arguments(settings)
-    _check_address(serve.host, serve.port)
-    _check_length(model, serve.max_model_len)
-    arguments += [
+    loopback = _check_address(serve.host, serve.port)
+    subject = _subject(settings)
+    _check_length(subject.model, serve.max_model_len)
+    cuda = has_cuda()
+    arguments = [
+        *subject.arguments,
         "--host", serve.host, "--port", str(serve.port),
         "--dtype", serve.dtype,
         "--max-model-len", str(serve.max_model_len),
         "--max-num-seqs", str(serve.max_num_seqs),
+        "--middleware", "lockstep.middleware.Guard",
+        "--disable-fastapi-docs",
         "--disable-access-log-for-endpoints", "/health,/metrics",
         "--shutdown-timeout", "30",
         "--chat-template-content-format", "string",  # as training renders messages
+        *_device_arguments(settings, subject.model, cuda),
+        *_parallel_arguments(settings, cuda),
+        *_more_arguments(serve.vllm_args),
     ]  # fmt: skip
     environment = {
-        "VLLM_HOST_IP": "127.0.0.1",  # the engine's own sockets stay on loopback, too
+        "PYTHONPATH": str(Path(__file__).parents[1]),  # where vLLM finds the middleware
+        "VLLM_HOST_IP": os.environ.get("VLLM_HOST_IP", "127.0.0.1"),  # the engine's own sockets stay on loopback, too
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    # --- the one place where CUDA and CPU differ ---
-    if has_cuda():
-        _check_gpu_memory(serve.gpu_memory_utilization, serve.tensor_parallel_size)
-        arguments += ["--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
-        arguments += ["--tensor-parallel-size", str(serve.tensor_parallel_size)]
-        eager = bool(serve.enforce_eager)
-    else:
-        if serve.tensor_parallel_size > 1:
-            raise UserError("--serve.tensor_parallel_size shares a model between GPUs, and there is none")
-        _check_cpu_memory(model, serve.kv_cache_memory_bytes)
-        arguments += ["--kv-cache-memory-bytes", str(serve.kv_cache_memory_bytes)]
+    if not cuda:
         environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # all cores answer
-        # Compiling needs a C++ compiler and a minute; it pays on a server that stays up.
-        eager = serve.enforce_eager is not False
-    arguments += ["--enforce-eager"] if eager else []
-    command = [sys.executable, "-W", "ignore", "-m", VLLM, "--model", str(model), *arguments]
-    return Plan(command, environment, run_dir / "serve", url(settings), model_name(settings))
+    rules = admission.Rules(
+        tokenizer=str(subject.answers_with),
+        allow_tokens=list(subject.allow_tokens),
+        vocabulary=_config(subject.model)["vocab_size"],
+        max_n=serve.max_n,
+        max_body_bytes=serve.max_body_bytes,
+        max_requests=serve.max_num_seqs + serve.max_queue,
+        loopback=loopback,
+        prompt_logprobs=cuda or serve.mode != "lora",
+    )
+    folders = {name: (subject.answers_with, adapter) for name, adapter in subject.adapters.items()}
+    bounds = gate.Bounds(serve.max_logprob_gap, serve.min_stop_rate, serve.max_model_len)
+    return Plan(
+        command=[sys.executable, "-W", "ignore", "-m", VLLM, "--model", str(subject.model), *arguments],
+        environment=environment,
+        folder=settings.run_dir / "serve",
+        url=url(settings),
+        model=model_name(settings),
+        mode=serve.mode,
+        rules=rules,
+        prove=partial(gate.prove, mode=serve.mode, served=folders, base_name=subject.base_name, bounds=bounds),
+        canary=gate.canary_prompt(subject.adapters[model_name(settings)]),
+        timeout=serve.startup_timeout,
+    )
 
 
-def _model_arguments(settings: Settings) -> tuple[Path, list[str]]:
-    """The folder that vLLM loads, and the flags that belong to the mode."""
-    run_dir, name = settings.run_dir, model_name(settings)
-    if settings.serve.mode == "merged":
-        record = manifest.require(run_dir / "merged", "merge")
-        settings.inherit(record.config, paths.label(run_dir / "merged"))
-        # Sampling is the request's business; a model's own file must not change results.
-        return run_dir / "merged", ["--served-model-name", name, "--generation-config", "vllm"]
+def _device_arguments(settings: Settings, model: Path, cuda: bool) -> list[str]:
+    """The one place where CUDA and CPU differ."""
+    serve = settings.serve
+    if cuda:
+        gpus = serve.tensor_parallel_size * serve.pipeline_parallel_size * serve.data_parallel_size
+        _check_gpu_memory(serve.gpu_memory_utilization, gpus)
+        memory = ["--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
+        return memory + (["--enforce-eager"] if serve.enforce_eager else [])
+    _check_cpu_memory(model, serve.kv_cache_memory_bytes)
+    memory = ["--kv-cache-memory-bytes", str(serve.kv_cache_memory_bytes)]
+    # Compiling needs a C++ compiler and a minute; it pays on a server that stays up.
+    return memory + (["--enforce-eager"] if serve.enforce_eager is not False else [])
+
+
+def _parallel_arguments(settings: Settings, cuda: bool) -> list[str]:
+    serve = settings.serve
+    sizes = {
+        "tensor_parallel_size": serve.tensor_parallel_size,
+        "pipeline_parallel_size": serve.pipeline_parallel_size,
+        "data_parallel_size": serve.data_parallel_size,
+    }
+    several = {name: size for name, size in sizes.items() if size > 1}
+    return [word for name, size in several.items() for word in (f"--{name.replace('_', '-')}", str(size))]
+
+
+def _more_arguments(given: dict[str, Any]) -> list[str]:
+    """serve.vllm_args as words of a command line."""
+    words: list[str] = []
+    for name, value in given.items():
+        if name.replace("-", "_").removeprefix("no_") in RESERVED:
+            raise UserError(
+                f"--serve.vllm_args: {name} is not open to change: Lockstep sets it, or leaves it off for safety"
+            )
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            words += [flag, *map(str, value)]
+        else:
+            words += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    return words
+
+
+def _subject(settings: Settings) -> Subject:
+    """What is served in this mode, with every byte of it checked.
+
+    Raises:
+        UserError: a stage is missing, stale or changed, or vLLM cannot serve the adapter.
+    """
+    run_dir, name, mode = settings.run_dir, model_name(settings), settings.serve.mode
     adapter = run_dir / "adapter"
-    record = manifest.require(adapter, "train")
-    settings = settings.inherit(record.config, paths.label(adapter))
+    if mode != "lora" and settings.serve.adapters:
+        raise UserError("--serve.adapters is for --serve.mode lora: a merged model is one model")
+    if mode == "merged":
+        record = _intact(run_dir / "merged", "merge")
+        made = settings.inherit(record.config, paths.label(run_dir / "merged"))
+        _intact(adapter, "train")  # its reference is what the merged model is compared with
+        # Sampling is the request's business; a model's own file must not change results.
+        words = ["--served-model-name", name, "--generation-config", "vllm"]
+        return Subject(run_dir / "merged", words, run_dir / "merged", {name: adapter}, None, made.data.allow_tokens)
+    record = _intact(adapter, "train")
+    made = settings.inherit(record.config, paths.label(adapter))
     # The base may end its answers elsewhere: template and stop tokens are those of the adapter.
     template = ["--chat-template", str(adapter / "chat_template.jinja"), "--generation-config", str(adapter)]
-    manifest.require(settings.model.folder, "download")
-    if settings.serve.mode == "base":
-        return settings.model.folder, ["--served-model-name", name, *template]
-    if "," in str(adapter):
-        raise UserError(f"vLLM cannot serve an adapter from a path with a comma: {adapter}")
-    base = settings.model.folder
-    if settings.method == "qlora":
-        base = run_dir / "base"
-        manifest.require(base, "base")
-    rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
-    bucket = next(known for known in RANKS if known >= rank)
-    lora = ["--enable-lora", "--lora-modules", f"{name}={adapter}", "--max-lora-rank", str(bucket)]
-    return base, ["--served-model-name", f"{name}-base", *template, *lora]
+    if mode == "base":
+        _intact(made.model.folder, "download")
+        words = ["--served-model-name", name, *template]
+        return Subject(made.model.folder, words, adapter, {name: adapter}, None, made.data.allow_tokens)
+    base = run_dir / "base" if made.method == "qlora" else made.model.folder
+    _intact(base, "base" if made.method == "qlora" else "download")
+    adapters = {name: adapter} | _others(settings, adapter)
+    ranks = [servable.inspect(folder) for folder in adapters.values()]
+    words = ["--served-model-name", f"{name}-base", *template, "--enable-lora", "--lora-modules"]
+    words += [f"{served}={folder}" for served, folder in adapters.items()]
+    words += ["--max-lora-rank", str(max(ranks)), "--max-loras", str(len(adapters))]
+    return Subject(base, words, adapter, adapters, f"{name}-base", made.data.allow_tokens)
 
 
-def _check_address(host: str, port: int) -> None:
+def _intact(folder: Path, stage: str) -> manifest.Manifest:
+    record = manifest.require(folder, stage)
+    manifest.check_hashes(folder, record)
+    return record
+
+
+def _others(settings: Settings, adapter: Path) -> dict[str, Path]:
+    """The adapters of other runs that this server offers, too, by the names of their runs."""
+    found: dict[str, Path] = {}
+    for run in settings.serve.adapters:
+        folder = paths.run_dir(run) / "adapter"
+        _intact(folder, "train")
+        for file, what in (
+            ("base_tensors.json", "was trained on other base weights"),
+            ("chat_template.jinja", "has another chat template"),
+        ):
+            if (folder / file).read_bytes() != (adapter / file).read_bytes():
+                raise UserError(f"--serve.adapters: {run} {what} than {settings.run}: serve it by itself")
+        found[run] = folder
+    return found
+
+
+def _check_address(host: str, port: int) -> bool:
+    """Whether only this machine can reach the address."""
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError as error:
         raise UserError(f"--serve.host {host!r} is no address") from error
-    if not loopback:
+    key = (os.environ.get(middleware.KEY) or "").strip()
+    if not loopback and len(key) < SHORTEST_KEY:
         raise UserError(
-            f"--serve.host {host}: others could reach the server, and vLLM's key guards only a part "
-            f"of its routes; serve on 127.0.0.1 and put a reverse proxy or an ssh tunnel before it"
+            f"--serve.host {host}: others could reach the server, so it needs a key: set {middleware.KEY} to at least "
+            f"{SHORTEST_KEY} characters, such as the output of `openssl rand -hex 24`, or serve on 127.0.0.1"
         )
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -154,10 +269,18 @@ def _check_address(host: str, port: int) -> None:
             raise UserError(
                 f"port {port} on {host} is in use: run `make stop` if it is this run's server, or choose another --serve.port"
             ) from error
+    return loopback
+
+
+def _config(model: Path) -> dict[str, Any]:
+    """The model's config.json; of a model of text and more, the part about text."""
+    config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    text: dict[str, Any] = config.get("text_config", {})
+    return config | text
 
 
 def _check_length(model: Path, length: int) -> None:
-    longest = json.loads((model / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    longest = _config(model).get("max_position_embeddings")
     if longest and length > longest:
         raise UserError(f"--serve.max_model_len {length} is more than the model's {longest} positions")
 
@@ -189,23 +312,3 @@ def _check_gpu_memory(share: float, gpus: int) -> None:
                 f"GPU {gpu} has {free} MiB free of {total} MiB: set --serve.gpu_memory_utilization below "
                 f"{free / total:.2f}, or stop other programs"
             )
-
-
-def main() -> None:
-    """`plan` prints shell assignments for serve_vllm.sh; `folder` only where the server's files are."""
-    parser = cli.parser("Settings of the endpoint", "serve")
-    parser.add_argument("action", choices=["plan", "folder"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    settings = cli.settings_from(options)
-    if options.action == "folder":
-        return print(settings.run_dir / "serve")
-    made = plan(settings)
-    environment = [f"{key}={value}" for key, value in made.environment.items()]
-    print(f"command=({shlex.join(['env', *environment, *made.command])})")
-    for name, value in (("folder", made.folder), ("url", made.url), ("model", made.model)):
-        print(f"{name}={shlex.quote(str(value))}")
-    print(f"timeout={settings.serve.startup_timeout}")
-
-
-if __name__ == "__main__":
-    cli.run(main)

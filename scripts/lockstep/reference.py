@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lockstep import loss, manifest, paths
+from lockstep import contract, loss, manifest, paths
 from lockstep.collator import IGNORE, Collator
 from lockstep.errors import UserError
 
-FILE = "reference.json"
+FILE = contract.REFERENCE
 MAX_ROWS, MAX_POSITIONS = 64, 2000  # of held-out rows
 TOP = 20  # as many as vLLM gives
 DIGITS = 6

@@ -68,3 +68,10 @@ def check_start(settings: Settings) -> None:
     for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
         if ours[key] != theirs.get(key, False):
             raise UserError(f"--lora.{key} is {ours[key]}, and the adapter to start from has {theirs.get(key)}: they must be equal")  # fmt: skip
+
+
+def inspect(folder):
+    import json
+
+    rank = json.loads((folder / "adapter_config.json").read_text())["r"]
+    return next(known for known in RANKS if known >= rank)

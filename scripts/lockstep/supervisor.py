@@ -1,7 +1,6 @@
-"""Runs a server in the foreground until it ends or is told to, and leaves no process behind.
+"""Runs a server in the foreground: opens it once it is proved, closes it while it hangs, leaves no process behind.
 
-`python -m lockstep.supervisor start --folder F --url U --model M --timeout S -- COMMAND …`
-`python -m lockstep.supervisor stop --folder F`
+`python -m lockstep.supervisor start|stop|status SETTINGS…`, as serve_vllm.sh calls it.
 
 vLLM starts processes that start processes. On Linux this one becomes their subreaper: whoever
 loses its parent becomes our child, so that at the end all can be found, stopped and reaped.
@@ -12,12 +11,13 @@ import contextlib
 import ctypes
 import json
 import os
+import secrets
+import shlex
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,30 +25,61 @@ from typing import Any
 import filelock
 import psutil
 
-from lockstep import cli, manifest, paths
+from lockstep import cli, endpoint, gate, manifest, middleware, paths
+from lockstep.endpoint import Plan
 from lockstep.errors import UserError
+from lockstep.gate import Server, Unanswered
 
 GRACE = 35.0  # seconds for requests in flight, a little more than vLLM's --shutdown-timeout
+CANARY_SECONDS = 10.0  # between canaries, and for each: a hung engine is found within two of these
+NOT_RUNNING = 3  # exit code of `status`
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
 
 class _Told(Exception):
     """A signal asked us to stop; carries its number."""
 
 
-def start(command: list[str], folder: Path, url: str, model: str, timeout: float, grace: float = GRACE) -> int:
+def start(plan: Plan, grace: float = GRACE) -> int:
     """Run the server; returns the exit code of this program.
 
     Args:
-        folder: where server.log and server.json go.
-        url: the endpoint, ending in /v1.
-        timeout: seconds within which the server must be healthy.
         grace: seconds between asking the server to end and making it.
 
     Raises:
-        UserError: already served, not healthy in time, or the server ended by itself.
+        UserError: already served, not healthy in time, not proved, or the server ended by itself.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with _alone(plan.folder), _signals() as numbers:
+        _prctl(PR_SET_CHILD_SUBREAPER)
+        log, opened = plan.folder / "server.log", plan.folder / "open"
+        opened.unlink(missing_ok=True)  # of a supervisor that was killed
+        server = Server(plan.url, secrets.token_urlsafe(32))
+        try:
+            process = _launch(plan, server.secret, opened, log)
+            _note_down(plan, "starting")
+            _wait_until_healthy(process, server, log, plan.timeout)
+            _note_down(plan, "checking")
+            _prove(plan, server)
+            opened.touch()
+            _note_down(plan, "open")
+            _say_how(plan)
+            _watch(process, server, plan, opened)
+            raise UserError(f"the server ended by itself (exit code {process.wait()}): {_last_error(log)}")
+        except _Told as told:
+            print("stopping …")
+            return 0 if told.args[0] == signal.SIGTERM else 128 + told.args[0]
+        finally:
+            for number in numbers:
+                signal.signal(number, signal.SIG_IGN)
+            opened.unlink(missing_ok=True)  # what is in flight ends; nothing new is let in
+            _end_all(grace)
+            (plan.folder / "server.json").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
@@ -58,34 +89,87 @@ def start(command: list[str], folder: Path, url: str, model: str, timeout: float
             f"{paths.label(folder.parent)} is already served at {known.get('url')} by process "
             f"{known.get('pid')}: run `make stop` first"
         ) from error
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means that a hang-up is no reason
-        signals.append(signal.SIGHUP)
-    for number in signals:
-        signal.signal(number, _tell)
-    _prctl(PR_SET_CHILD_SUBREAPER)
-    log = folder / "server.log"
     try:
-        with log.open("wb") as stream:
-            server = subprocess.Popen(
-                command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                start_new_session=True, preexec_fn=_die_with_parent,
-            )  # fmt: skip
-        me = {"pid": os.getpid(), "created": psutil.Process().create_time(), "url": url, "model": model}
-        manifest.write_json(folder / "server.json", me)
-        _wait_until_healthy(server, url, log, timeout)
-        _say_how(url, model)
-        code = server.wait()
-        raise UserError(f"the server ended by itself (exit code {code}): {_last_error(log)}")
-    except _Told as told:
-        print("stopping …")
-        return 0 if told.args[0] == signal.SIGTERM else 128 + told.args[0]
+        yield
     finally:
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
-        _end_all(grace)
-        (folder / "server.json").unlink(missing_ok=True)
         lock.release()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[signal.Signals]]:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means that a hang-up is no reason
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        signal.signal(number, _tell)
+    yield numbers
+
+
+def _launch(plan: Plan, secret: str, opened: Path, log: Path) -> subprocess.Popen[bytes]:
+    rules = plan.folder / "rules.json"
+    plan.rules.write(rules)
+    environment = os.environ | plan.environment | {
+        middleware.RULES: str(rules), middleware.OPEN: str(opened), middleware.SECRET: secret,
+    }  # fmt: skip
+    if key := os.environ.get(middleware.KEY):
+        environment["VLLM_API_KEY"] = key.strip()  # a second lock behind ours
+    print(f"$ {shlex.join([f'{name}={value}' for name, value in plan.environment.items()] + plan.command)}")
+    print(f"starting vLLM, which takes a minute; its log is {paths.label(log)}", flush=True)
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            plan.command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+            start_new_session=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+
+
+def _prove(plan: Plan, server: Server) -> None:
+    """Let the gate ask, keep its report, and refuse to go on where it does not pass."""
+    print("checking that this is the model that was trained …", flush=True)
+    started = time.monotonic()
+    try:
+        report = plan.prove(server)
+    except Unanswered as error:
+        raise UserError(
+            f"the gate stays shut, the server fails: {error}; see {paths.label(plan.folder)}/server.log"
+        ) from error
+    label = gate.write(plan.folder, report | {"seconds": round(time.monotonic() - started, 1)})
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if not report["passed"]:
+        raise UserError(f"the gate stays shut: {report['reasons'][0]}; see {label}")
+    print(f"in lockstep: {gate.summary(report)} ({label})")
+
+
+def _watch(process: subprocess.Popen[bytes], server: Server, plan: Plan, opened: Path) -> None:
+    """Until the server ends: a token now and then, and the door shut while none comes."""
+    progress: str | None = None
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(plan.canary_seconds)
+            return
+        try:
+            gate.canary(server, plan.model, plan.canary, plan.canary_seconds)
+            alive, progress = True, _progress(server)
+        except Unanswered:
+            now = _progress(server)  # a full server lets a canary wait, and works all the same
+            alive, progress = now is not None and now != progress, now
+        if alive and not opened.exists():
+            opened.touch()
+            print("the server answers again: open", flush=True)
+            _note_down(plan, "open")
+        elif not alive and opened.exists() and process.poll() is None:
+            opened.unlink()
+            print("the server does not answer: closed until it does", file=sys.stderr, flush=True)
+            _note_down(plan, "not answering")
+
+
+def _progress(server: Server) -> str | None:
+    """The engine's token counters."""
+    try:
+        text = str(server.ask("/metrics", timeout=5))
+    except Unanswered:
+        return None
+    return "\n".join(line for line in text.splitlines() if line.startswith(PROGRESS))
 
 
 def stop(folder: Path) -> str:
@@ -104,6 +188,51 @@ def stop(folder: Path) -> str:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     return f"killed the server at {known['url']}, which did not stop by itself"
+
+
+def status(folder: Path) -> tuple[int, str]:
+    """(exit code, what to tell the user) about the server that serves from `folder`."""
+    known = _note(folder)
+    if not known or not _running(known):
+        return NOT_RUNNING, f"no server of {paths.label(folder.parent)} is running: `make serve` starts one"
+    minutes = (time.time() - known["created"]) / 60
+    text = f"{known['model']} ({known['mode']}) at {known['url']}: {known['state']}; process {known['pid']}, {minutes:.0f} min"
+    if known["state"] != "open":
+        return NOT_RUNNING, f"{text}; its log is {paths.label(folder)}/server.log"
+    report = json.loads((folder / gate.FILE).read_text(encoding="utf-8"))
+    return 0, f"{text}\nin lockstep: {gate.summary(report)}"
+
+
+def detach(words: list[str], folder: Path) -> int:
+    """Start a supervisor of its own session, and return once it serves, or its exit code once it failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = folder / "supervisor.log"
+    with said.open("wb") as stream:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "lockstep.supervisor", "start", *words],
+            stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    try:
+        with said.open(encoding="utf-8", errors="replace") as stream:
+            while True:
+                code = child.poll()
+                for line in stream:
+                    print(line, end="", flush=True)
+                    if line.startswith("serving "):
+                        print(f"it runs on in the background, as process {child.pid}: make status, make stop")
+                        return 0
+                if code is not None:
+                    return code
+                time.sleep(0.2)
+    except KeyboardInterrupt:  # nobody waits for it any more
+        child.terminate()
+        raise
+
+
+def _note_down(plan: Plan, state: str) -> None:
+    me = {"pid": os.getpid(), "created": psutil.Process().create_time()}
+    what = {"url": plan.url, "model": plan.model, "mode": plan.mode, "state": state}
+    manifest.write_json(plan.folder / "server.json", me | what)
 
 
 def _note(folder: Path) -> dict[str, Any] | None:
@@ -137,30 +266,25 @@ def _die_with_parent() -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # even SIGKILL of the supervisor leaves no server
 
 
-def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:
-    print(f"starting vLLM, which takes a minute; its log is {paths.label(log)}")
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
+def _wait_until_healthy(process: subprocess.Popen[bytes], server: Server, log: Path, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if server.poll() is not None:
+        if process.poll() is not None:
             raise UserError(f"the server did not start: {_last_error(log)}; see {paths.label(log)}")
-        try:
-            with direct.open(f"{url.removesuffix('/v1')}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass
+        with contextlib.suppress(Unanswered):
+            server.ask("/health", timeout=5)
+            return
         time.sleep(0.5)
     raise UserError(
         f"the server was not healthy within {timeout:.0f} s (--serve.startup_timeout); see {paths.label(log)}"
     )
 
 
-def _say_how(url: str, model: str) -> None:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "你是谁？"}]}, ensure_ascii=False)
-    print(f"serving {model} at {url}; Ctrl-C or `make stop` ends it. Try\n")
+def _say_how(plan: Plan) -> None:
+    body = json.dumps({"model": plan.model, "messages": [{"role": "user", "content": "你是谁？"}]}, ensure_ascii=False)
+    print(f"serving {plan.model} at {plan.url}; Ctrl-C or `make stop` ends it. Try\n")
     key = ' -H "Authorization: Bearer $LOCKSTEP_API_KEY"' if os.environ.get("LOCKSTEP_API_KEY") else ""
-    print(f"  curl {url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n", flush=True)
+    print(f"  curl {plan.url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n", flush=True)
 
 
 def _last_error(log: Path) -> str:
@@ -193,19 +317,24 @@ def _end_all(grace: float) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["start", "stop"])
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--url", default="")
-    parser.add_argument("--model", default="")
-    parser.add_argument("--timeout", type=float, default=0)
-    parser.add_argument("--grace", type=float, default=GRACE)
-    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    options = parser.parse_args(sys.argv[1:cut])
-    if options.action == "stop":
-        print(stop(options.folder))
+    parser = cli.parser("Serve a run, or look after its server", "serve")
+    parser.add_argument("action", choices=["start", "stop", "status", "check"], help=argparse.SUPPRESS)
+    parser.add_argument("--detach", action="store_true", help="go on in the background once it serves")
+    options = parser.parse_args()
+    settings = cli.settings_from(options)
+    folder = settings.run_dir / "serve"
+    if options.action == "check":  # only whether the arguments can be read
         return 0
-    return start(sys.argv[cut + 1 :], options.folder, options.url, options.model, options.timeout, options.grace)
+    if options.action == "stop":
+        print(stop(folder))
+        return 0
+    if options.action == "status":
+        code, text = status(folder)
+        print(text)
+        return code
+    if options.detach:
+        return detach([word for word in sys.argv[2:] if word != "--detach"], folder)
+    return start(endpoint.plan(settings))
 
 
 if __name__ == "__main__":

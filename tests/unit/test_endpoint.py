@@ -32,20 +32,26 @@ def settings(**changes: str) -> Settings:
     return configfile.load(None, given | {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def build(home: Path, rank: int = 24, method: str = "qlora") -> None:
+def build(home: Path, rank: int = 24, method: str = "qlora", run: str = "r", template: str = "t") -> None:
     """Folders with manifests, as far as a plan looks at them."""
     made = settings(method=method)
     sections = made.sections("model", "data", "method", "lora", "quantization")
+    outputs = home / "outputs" / run
     folders = {
         "download": (home / "models/m", made.sections("model"), []),
-        "train": (home / "outputs/r/adapter", sections, [home / "models/m"]),
-        "merge": (home / "outputs/r/merged", sections, [home / "outputs/r/adapter"]),
-        "base": (home / "outputs/r/base", sections, [home / "outputs/r/adapter"]),
+        "train": (outputs / "adapter", sections, [home / "models/m"]),
+        "merge": (outputs / "merged", sections, [outputs / "adapter"]),
+        "base": (outputs / "base", sections, [outputs / "adapter"]),
     }
     for name, (folder, sections, inputs) in folders.items():
+        if folder.exists():
+            continue
         with Stage(name, folder, sections, inputs).writing() as work:
-            (work / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
+            (work / "config.json").write_text(json.dumps({"max_position_embeddings": 512, "vocab_size": 300}))
             (work / "adapter_config.json").write_text(json.dumps({"r": rank}))
+            (work / "contract.json").write_text(json.dumps({"conversations": [{"prompt_ids": [1, 2]}]}))
+            (work / "base_tensors.json").write_text("{}")
+            (work / "chat_template.jinja").write_text(template)
 
 
 def flag(plan: endpoint.Plan, name: str) -> str:
@@ -100,11 +106,70 @@ def test_cuda_flags_differ_in_what_they_must(home: Path, monkeypatch: pytest.Mon
     assert "--enforce-eager" not in plan.command and "--kv-cache-memory-bytes" not in plan.command
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::"])
-def test_no_address_that_others_could_reach(home: Path, host: str) -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_others_reach_the_server_only_with_a_key(home: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build(home)
-    with pytest.raises(UserError, match="others could reach the server"):
-        endpoint.plan(settings(serve__host=host))
+    for key in ("", "short", " " * 20):
+        monkeypatch.setenv("LOCKSTEP_API_KEY", key)
+        with pytest.raises(UserError, match="needs a key: set LOCKSTEP_API_KEY to at least 16"):
+            endpoint.plan(settings(serve__host=host))
+    monkeypatch.setenv("LOCKSTEP_API_KEY", "k" * 16)
+    plan = endpoint.plan(settings(serve__host=host))
+    assert not plan.rules.loopback and "/tokenize" not in plan.rules.routes
+    assert "k" * 16 not in str(plan)
+    assert endpoint.plan(settings()).rules.loopback
+
+
+def test_the_guard_and_the_gate_are_told_what_they_need(home: Path) -> None:
+    build(home)
+    plan = endpoint.plan(settings(serve__max_queue="5", serve__max_num_seqs="3", serve__max_n="2"))
+    assert flag(plan, "--middleware") == "lockstep.middleware.Guard"
+    assert (plan.rules.max_requests, plan.rules.max_n, plan.rules.vocabulary) == (8, 2, 300)
+    assert plan.rules.tokenizer == str(home / "outputs/r/merged") and plan.rules.prompt_logprobs
+    assert plan.canary == [1, 2]
+    lora = endpoint.plan(settings(serve__mode="lora"))
+    assert lora.rules.tokenizer == str(home / "outputs/r/adapter") and not lora.rules.prompt_logprobs
+
+
+def test_a_byte_changed_since_is_found_before_the_start(home: Path) -> None:
+    build(home)
+    for name, mode in (("adapter", "lora"), ("base", "lora"), ("merged", "merged")):
+        file = home / f"outputs/r/{name}/chat_template.jinja"
+        file.write_text("u")
+        with pytest.raises(UserError, match=f"outputs/r/{name}/chat_template.jinja was changed after it was made"):
+            endpoint.plan(settings(serve__mode=mode))
+        file.write_text("t")
+
+
+def test_adapters_of_other_runs_are_served_where_they_fit(home: Path) -> None:
+    build(home)
+    build(home, run="other", rank=60)
+    build(home, run="odd", template="another")
+    plan = endpoint.plan(settings(serve__mode="lora", serve__adapters="other"))
+    at = plan.command.index("--lora-modules")
+    assert plan.command[at + 1 : at + 3] == [f"{run}={home}/outputs/{run}/adapter" for run in ("r", "other")]
+    assert (flag(plan, "--max-lora-rank"), flag(plan, "--max-loras")) == ("64", "2")
+    with pytest.raises(UserError, match="odd has another chat template than r"):
+        endpoint.plan(settings(serve__mode="lora", serve__adapters="odd"))
+    with pytest.raises(UserError, match=r"is for --serve\.mode lora"):
+        endpoint.plan(settings(serve__adapters="other"))
+
+
+def test_any_other_flag_of_vllm_passes_through_and_none_past_the_door(home: Path) -> None:
+    build(home)
+    given = json.dumps(
+        {"block_size": 64, "enable-prefix-caching": False, "compilation_config": {"level": 0}, "x": [1, 2]}
+    )
+    words = endpoint.plan(settings(serve__vllm_args=given)).command
+    at = words.index("--block-size")
+    assert words[at:] == [
+        "--block-size", "64", "--no-enable-prefix-caching", "--compilation-config", '{"level": 0}', "--x", "1", "2",
+    ]  # fmt: skip
+    sizes = endpoint.plan(settings(serve__data_parallel_size="2", serve__pipeline_parallel_size="3"))
+    assert (flag(sizes, "--data-parallel-size"), flag(sizes, "--pipeline-parallel-size")) == ("2", "3")
+    for name in ("trust-remote-code", "middleware", "host", "no_enable_lora", "chat_template", "config"):
+        with pytest.raises(UserError, match=f"{name} is not open to change"):
+            endpoint.plan(settings(serve__vllm_args=json.dumps({name: True})))
 
 
 def test_what_would_fail_after_a_minute_is_said_at_once(home: Path) -> None:

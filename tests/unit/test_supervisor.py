@@ -1,11 +1,13 @@
 """The supervisor with a small real server that, like vLLM, starts a process that starts a process."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -28,9 +30,33 @@ class Healthy(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
+    def do_POST(self):
+        while os.path.exists("hang"):
+            time.sleep(0.05)
+        body = b'{"choices": [{}]}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
     def log_message(self, *_):
         pass
-http.server.HTTPServer(("127.0.0.1", port), Healthy).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Healthy).serve_forever()
+"""
+
+START = """
+import sys
+from pathlib import Path
+from lockstep import admission, cli, endpoint, supervisor
+home, port, mode, timeout, passes = sys.argv[1], *sys.argv[3:]
+report = {"passed": passes == "yes", "reasons": ["the adapter is not in it"], "warnings": [], "prompts": 43,
+          "logprob_gap": None, "adapter_effect": None, "stop_rate": None}
+plan = endpoint.Plan(
+    command=[sys.executable, "-c", sys.argv[2], port, mode], environment={}, folder=Path(home, "outputs/r/serve"),
+    url=f"http://127.0.0.1:{port}/v1", model="r", mode="merged",
+    rules=admission.Rules("t", [], 1, 1, 1024, 1, True, True), prove=lambda server: report, canary=[1],
+    timeout=float(timeout), canary_seconds=0.3,
+)
+cli.run(lambda: supervisor.start(plan, grace=1))
 """
 
 
@@ -42,11 +68,10 @@ def port() -> int:
 
 
 def launch(
-    home: Path, port: int, mode: str = "serve", timeout: str = "30", **environment: str
+    home: Path, port: int, mode: str = "serve", timeout: str = "30", passes: str = "yes", **environment: str
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "lockstep.supervisor", "start", "--folder", str(home / "outputs/r/serve"),
-         "--url", f"http://127.0.0.1:{port}/v1", "--model", "r", "--timeout", timeout, "--grace", "1", "--", sys.executable, "-c", SERVER, str(port), mode],
+        [sys.executable, "-c", START, str(home), SERVER, str(port), mode, timeout, passes], cwd=home,
         env=script_environment(home, PYTHONPATH=str(ROOT / "scripts"), **environment), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         # the tests themselves may run under nohup, or as a shell's background job
@@ -69,10 +94,15 @@ def gone(family: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(family, timeout=15)[1]
 
 
-def stop(home: Path) -> str:
-    words = [sys.executable, "-m", "lockstep.supervisor", "stop", "--folder", str(home / "outputs/r/serve")]
+def supervisor_says(home: Path, action: str) -> tuple[int, str]:
+    words = [sys.executable, "-m", "lockstep.supervisor", action, "--run", "r"]
     environment = script_environment(home, PYTHONPATH=str(ROOT / "scripts"))
-    return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    return answer.returncode, answer.stdout + answer.stderr
+
+
+def stop(home: Path) -> str:
+    return supervisor_says(home, "stop")[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -135,3 +165,41 @@ def test_even_a_killed_supervisor_takes_its_server_along(tmp_path: Path, port: i
     for process in everyone:
         if process.is_running():
             process.kill()
+
+
+def test_what_the_gate_does_not_pass_is_never_opened(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port, passes="no")
+    said, complaint = supervisor.communicate(timeout=40)
+    assert supervisor.returncode == 2 and "serving" not in said
+    assert complaint.startswith(
+        "error: the gate stays shut: the adapter is not in it; see outputs/r/serve/gate_report.json"
+    )
+    assert json.loads((tmp_path / "outputs/r/serve/gate_report.json").read_text())["passed"] is False
+    assert not (tmp_path / "outputs/r/serve/open").exists()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(port) in (p.info["cmdline"] or [])]
+
+
+def test_a_server_that_hangs_is_closed_until_it_answers(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port)
+    wait_until_serving(supervisor)
+    door = tmp_path / "outputs/r/serve/open"
+    assert door.exists() and supervisor_says(tmp_path, "status")[0] == 0
+    (tmp_path / "hang").touch()
+    assert eventually(lambda: not door.exists())
+    code, said = supervisor_says(tmp_path, "status")
+    assert code == 3 and "r (merged) at" in said and "not answering" in said
+    (tmp_path / "hang").unlink()
+    assert eventually(door.exists)
+    supervisor.terminate()
+    supervisor.wait(timeout=30)
+    assert not door.exists()
+    assert supervisor_says(tmp_path, "status")[0] == 3
+
+
+def eventually(true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(0.05)
+    return False

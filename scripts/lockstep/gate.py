@@ -1,0 +1,352 @@
+"""The gate: before anyone else is let in, the live server proves that it serves the model that was trained.
+
+1. It tokenizes the golden conversations of the contract to the ids that training rendered.
+2. Every stop token of the contract ends an answer.
+3. Its log-probabilities are those that training put on record, nearer to the trained model than to the base.
+4. After whole answers it gives the end-of-turn token the log-probability that the trained model gave.
+
+Then it answers held-out prompts by itself: the share of answers that end is a warning, or a bound if one is set.
+"""
+
+import hashlib
+import http.client
+import json
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lockstep import contract, manifest, middleware, paths, template
+from lockstep.errors import UserError
+
+FILE = "gate_report.json"
+# How much is compared: enough to tell. On a CPU vLLM computes some 100 prompt tokens a second with adapters.
+ROWS = {"merged": 64, "lora": 24}  # held-out rows
+PER_ROW = 4  # tokens of each whose log-probability is compared, the last one among them
+CHATS = 20  # golden conversations, the shortest, whose next token is compared
+BENEATH = 16  # tokens that the base beneath an adapter is asked for
+ANSWERS = 16  # held-out prompts that are answered
+LONGEST_ANSWER = 256  # tokens
+FEW_STOPS = 0.8  # a stop rate below this is worth a warning
+AT_ONCE = 16  # requests
+
+
+class Unanswered(UserError):
+    """The server did not answer as it must."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """How the gate speaks to a server that is closed to others.
+
+    Args:
+        url: ends in /v1.
+        secret: of this start.
+    """
+
+    url: str
+    secret: str
+
+    def ask(self, path: str, body: dict[str, Any] | None = None, timeout: float = 120) -> Any:
+        """What the server answers to a POST, or to a GET where there is no body; text where it is no JSON.
+
+        Raises:
+            Unanswered: an error, or nothing within `timeout` seconds.
+        """
+        request = urllib.request.Request(
+            self.url.removesuffix("/v1") + path,
+            None if body is None else json.dumps(body).encode(),
+            {middleware.HEADER.decode(): self.secret, "Content-Type": "application/json"},
+        )
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
+        try:
+            with direct.open(request, timeout=timeout) as answer:
+                text = answer.read().decode()
+        except urllib.error.HTTPError as error:
+            raise Unanswered(f"{path}: {error.code} {error.read(300).decode(errors='replace')}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Unanswered(f"{path}: no answer ({error})") from error
+        return json.loads(text) if text.startswith("{") else text
+
+    def complete(self, model: str, prompt: Sequence[int], **settings: Any) -> Any:
+        """One greedy completion of token ids: a choice of vLLM's answer."""
+        body = {"model": model, "prompt": list(prompt), "temperature": 0, **settings}
+        return self.ask("/v1/completions", body)["choices"][0]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the served model may differ by."""
+
+    logprob_gap: float  # nats a token, on the mean
+    min_stop_rate: float | None
+    max_model_len: int
+
+
+@dataclass
+class Findings:
+    """What was found about one served name: the report's fields, and why it must not be served."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def prove(
+    server: Server, mode: str, served: dict[str, tuple[Path, Path]], base_name: str | None, bounds: Bounds
+) -> dict[str, Any]:
+    """Put all questions to the server; returns gate_report.json's content. `passed` says the outcome.
+
+    Args:
+        mode: merged, lora or base.
+        served: name that clients send → (folder with the template that is served, the adapter's folder with
+            contract and reference); the first one is the run's own.
+        base_name: the name of the base beneath the adapters; None where none is served.
+
+    Raises:
+        Unanswered: the server fails on a question.
+    """
+    found = {name: _findings(server, mode, name, *folders, base_name, bounds) for name, folders in served.items()}
+    first, *others = found
+    whole = {"mode": mode, "model": first, **found[first].report}
+    if others:
+        whole["others"] = {name: found[name].report for name in others}
+    reasons = [f"{name}: {reason}" if others else reason for name in found for reason in found[name].reasons]
+    warnings = [f"{name}: {text}" if others else text for name in found for text in found[name].warnings]
+    return whole | {"reasons": reasons, "warnings": warnings, "passed": not reasons}
+
+
+def _findings(
+    server: Server, mode: str, name: str, folder: Path, adapter: Path, base_name: str | None, bounds: Bounds
+) -> Findings:
+    agreed = json.loads((adapter / contract.FILE).read_text(encoding="utf-8"))
+    recorded = json.loads((adapter / contract.REFERENCE).read_text(encoding="utf-8"))
+    found = Findings()
+    _tokens(server, name, folder, agreed, found)
+    if found.reasons:  # other prompts than in training: nothing else can be compared
+        return found
+    _stops(server, name, agreed, found)
+    rows = [row for row in recorded["rows"] if len(row["input_ids"]) <= bounds.max_model_len]
+    if mode == "base":
+        found.report |= dict.fromkeys(("logprob_gap", "end_token_gap", "differs_from_base", "adapter_effect"))
+    else:
+        _probabilities(server, name, base_name, rows, bounds, found)
+        _chats(server, name, agreed, recorded["golden"], bounds, found)
+    _answers(server, name, rows, bounds, found)
+    return found
+
+
+def _all(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(work, items))
+
+
+def _tokens(server: Server, name: str, folder: Path, agreed: dict[str, Any], found: Findings) -> None:
+    """Proof 1: the same tokens as in training."""
+
+    def same(one: dict[str, Any]) -> bool:
+        asked: dict[str, Any] = {key: one[key] for key in ("messages", "tools") if key in one}
+        return bool(server.ask("/tokenize", asked | {"model": name})["tokens"] == one["prompt_ids"])
+
+    conversations = agreed["conversations"]
+    wrong = [one["name"] for one, right in zip(conversations, _all(same, conversations), strict=True) if not right]
+    found.report |= {"prompts": len(conversations), "token_mismatches": len(wrong)}
+    if len(conversations) < contract.FEWEST:
+        found.reasons.append(f"{contract.FILE} holds only {len(conversations)} conversations: it was cut")
+    if wrong:
+        text = (folder / template.FILE).read_bytes() if (folder / template.FILE).exists() else b""
+        same_text = hashlib.sha256(text).hexdigest() == agreed["template_sha256"]
+        found.reasons.append(
+            f"{len(wrong)} of {len(conversations)} golden conversations become other tokens than in training "
+            f"(first {wrong[0]!r}): the {'tokenizer' if same_text else 'chat template'} differs"
+        )
+
+
+def _stops(server: Server, name: str, agreed: dict[str, Any], found: Findings) -> None:
+    """Proof 2: made to give a stop token, the server ends the answer there."""
+    prompt = agreed["conversations"][0]["prompt_ids"]
+    for token in agreed["stop_ids"]:
+        choice = server.complete(name, prompt, max_tokens=2, allowed_token_ids=[token])
+        if choice["finish_reason"] != "stop":
+            found.reasons.append(
+                f"stop token {token} does not end an answer: special tokens, or the eos_token_id of generation_config.json, differ"
+            )
+
+
+def _probabilities(
+    server: Server, name: str, base_name: str | None, rows: list[Any], bounds: Bounds, found: Findings
+) -> None:
+    """Proofs 3 and 4, on held-out rows."""
+    places = _chosen(rows, ROWS["lora" if base_name else "merged"])
+
+    def log_prob(model: str, row: int, place: int) -> float:
+        ids = rows[row]["input_ids"]
+        choice = server.complete(model, ids[:place], max_tokens=1, logprobs=0, allowed_token_ids=[ids[place]])
+        value = choice["logprobs"]["token_logprobs"][0]
+        return math.nan if value is None else float(value)
+
+    def on_record(which: str) -> list[float]:
+        return [rows[row][which][rows[row]["places"].index(place)] for row, place in places]
+
+    served = _all(lambda where: log_prob(name, *where), places)
+    trained = on_record("trained")
+    gap = _distance(served, trained)
+    ends = [at for at, (row, place) in enumerate(places) if place == rows[row]["places"][-1]]
+    end_gap = _distance([served[at] for at in ends], [trained[at] for at in ends])
+    found.report |= {
+        "positions": len(places),
+        "logprob_gap": gap,
+        "end_token_gap": end_gap,
+        "bound": bounds.logprob_gap,
+    }
+    _against_base(served, trained, on_record("base") if rows[0]["base"] else None, found)
+    if base_name:
+        few = places[:: math.ceil(len(places) / BENEATH)]
+        beneath = _all(lambda where: log_prob(base_name, *where), few)
+        base = [rows[row]["base"][rows[row]["places"].index(place)] for row, place in few]
+        base_gap = _distance(beneath, base)
+        found.report["base_gap"] = base_gap
+        # the base is surprised by these answers, and rounding grows with the surprise
+        if not base_gap <= max(bounds.logprob_gap, 0.05 * _distance(base, [0.0] * len(base))):
+            found.reasons.append(
+                f"the base beneath the adapter is {base_gap:.3f} nats a token from the one it was trained on"
+            )
+    if not found.reasons and not gap <= bounds.logprob_gap:
+        found.reasons.append(
+            f"its log-probabilities are {gap:.3f} nats a token from the trained model's (bound {bounds.logprob_gap}): these are other weights"
+        )
+    if not found.reasons and not end_gap <= bounds.logprob_gap:
+        found.reasons.append(
+            f"after whole answers the end-of-turn token's log-probability is {end_gap:.3f} nats from the trained model's "
+            f"(bound {bounds.logprob_gap}): it would stop elsewhere"
+        )
+
+
+def _chosen(rows: list[Any], most: int) -> list[tuple[int, int]]:
+    """(row, place) of the tokens to compare: of some rows the end, and others evenly before it."""
+    chosen = []
+    for row in range(0, len(rows), math.ceil(len(rows) / most) or 1):
+        *others, end = rows[row]["places"]
+        step = max(1, math.ceil(len(others) / (PER_ROW - 1)))
+        chosen += [(row, place) for place in [*others[::step], end]]
+    return chosen
+
+
+def _distance(some: list[float], others: list[float]) -> float:
+    return sum(abs(one - other) for one, other in zip(some, others, strict=True)) / len(some)
+
+
+def _against_base(served: list[float], trained: list[float], base: list[float] | None, found: Findings) -> None:
+    """How far from the base to the trained model the served one is: 0 at the base, 1 where it should be.
+
+    The slope of the served difference on the trained one; its error says whether that can be told at all.
+    """
+    if base is None:  # all weights were trained: there is no base of the same kind on record
+        found.report |= {"differs_from_base": None, "adapter_effect": None}
+        return
+    wanted = [one - other for one, other in zip(trained, base, strict=True)]
+    got = [one - other for one, other in zip(served, base, strict=True)]
+    size = sum(value * value for value in wanted)
+    if not size:
+        found.report |= {"differs_from_base": False, "adapter_effect": None}
+        found.reasons.append("training changed nothing that can be measured: base and trained model are the same")
+        return
+    slope = sum(one * other for one, other in zip(wanted, got, strict=True)) / size
+    rest = sum((have - slope * want) ** 2 for want, have in zip(wanted, got, strict=True))
+    error = math.sqrt(rest / max(1, len(wanted) - 1) / size)
+    differs = slope > 0.5 and error < 0.25
+    found.report |= {
+        "differs_from_base": differs,
+        "adapter_effect": round(slope, 4),
+        "adapter_effect_error": round(error, 4),
+    }
+    if slope <= 0.5:
+        found.reasons.append(
+            f"it answers as the base does (effect of the training {slope:.2f}, which should be 1): the adapter is not in it"
+        )
+    elif not differs:
+        found.reasons.append(
+            f"whether the training has any effect cannot be told (effect {slope:.2f} ± {error:.2f}): train more"
+        )
+
+
+def _chats(
+    server: Server, name: str, agreed: dict[str, Any], golden: list[Any], bounds: Bounds, found: Findings
+) -> None:
+    """Proof 3 once more, as clients ask: messages in, and the likeliest next token of the trained model compared."""
+    by_name = {one["name"]: one for one in agreed["conversations"]}
+    asked = [one for one in golden if len(by_name[one["name"]]["prompt_ids"]) < bounds.max_model_len]
+    asked = sorted(asked, key=lambda one: len(by_name[one["name"]]["prompt_ids"]))[:CHATS]
+
+    def log_prob(one: dict[str, Any]) -> float:
+        conversation = by_name[one["name"]]
+        body = {
+            "model": name, "messages": conversation["messages"], "temperature": 0, "max_tokens": 1,
+            "logprobs": True, "allowed_token_ids": [one["trained"]["ids"][0]],
+        }  # fmt: skip
+        if "tools" in conversation:
+            body |= {"tools": conversation["tools"], "tool_choice": "none"}
+        content = server.ask("/v1/chat/completions", body)["choices"][0]["logprobs"]["content"]
+        return float(content[0]["logprob"])
+
+    gap = _distance(_all(log_prob, asked), [one["trained"]["logprobs"][0] for one in asked])
+    found.report |= {"chats": len(asked), "chat_gap": gap}
+    if not found.reasons and not gap <= 5 * bounds.logprob_gap:  # few positions, far from the data
+        found.reasons.append(
+            f"asked by messages, it is {gap:.3f} nats a token from the trained model: these are other weights"
+        )
+
+
+def _answers(server: Server, name: str, rows: list[Any], bounds: Bounds, found: Findings) -> None:
+    """The stop rate: the share of answers to held-out prompts that end by themselves."""
+
+    def ends(row: dict[str, Any]) -> bool:
+        prompt = row["input_ids"][: row["places"][0]]
+        room = min(LONGEST_ANSWER, bounds.max_model_len - len(prompt))
+        return bool(server.complete(name, prompt, max_tokens=room)["finish_reason"] == "stop")
+
+    asked = rows[:: max(1, len(rows) // ANSWERS)][:ANSWERS]
+    rate = sum(_all(ends, asked)) / len(asked) if asked else None
+    found.report |= {"stop_rate": rate, "answers": len(asked)}
+    if rate is None:
+        return
+    said = f"{rate:.0%} of {len(asked)} answers to held-out prompts ended by themselves within {LONGEST_ANSWER} tokens"
+    if bounds.min_stop_rate is not None and rate < bounds.min_stop_rate:
+        found.reasons.append(f"{said}, and --serve.min_stop_rate is {bounds.min_stop_rate:.0%}")
+    elif rate < FEW_STOPS:
+        found.warnings.append(f"only {said}")
+
+
+def canary(server: Server, model: str, prompt: Sequence[int], timeout: float) -> None:
+    """One token: a server that gives it is alive. Raises Unanswered."""
+    body = {"model": model, "prompt": list(prompt), "max_tokens": 1, "temperature": 0}
+    server.ask("/v1/completions", body, timeout)
+
+
+def canary_prompt(adapter: Path) -> list[int]:
+    """The shortest golden prompt."""
+    agreed = json.loads((adapter / contract.FILE).read_text(encoding="utf-8"))
+    shortest: list[int] = min((one["prompt_ids"] for one in agreed["conversations"]), key=len)
+    return shortest
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A report that passed, in one line."""
+    parts = [f"{report['prompts']} golden prompts are the tokens of training"]
+    if report["logprob_gap"] is not None:
+        parts.append(f"log-probabilities within {report['logprob_gap']:.4f} nats a token of the trained model's")
+    if report["adapter_effect"] is not None:
+        parts.append(f"effect of the training {report['adapter_effect']:.2f} of 1")
+    if report["stop_rate"] is not None:
+        parts.append(f"{report['stop_rate']:.0%} of answers end by themselves")
+    return ", ".join(parts)
+
+
+def write(folder: Path, report: dict[str, Any]) -> str:
+    """Put the report beside the server's log; returns its label."""
+    manifest.write_json(folder / FILE, report)
+    return paths.label(folder / FILE)

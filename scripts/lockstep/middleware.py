@@ -1,0 +1,139 @@
+"""The door of vLLM's server: closed until the gate opens it, and then open only to what is on the list.
+
+vLLM listens as soon as it can, with every route that it has, some of them without a key. Its
+`--middleware lockstep.middleware.Guard` puts this outermost. The supervisor says by a file whether
+the endpoint is open, so that all of the server's processes hear it; until then only who knows the
+secret of this start is let in.
+"""
+
+import asyncio
+import hmac
+import json
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from lockstep.admission import GENERATING, Rules
+
+RULES, OPEN, SECRET, KEY = "LOCKSTEP_RULES", "LOCKSTEP_OPEN", "LOCKSTEP_SECRET", "LOCKSTEP_API_KEY"
+HEADER = b"x-lockstep-secret"
+BODY_SECONDS = 30.0  # for a body to arrive: who sends more slowly holds nothing up
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Refusal(Exception):
+    """A request is not let in: HTTP status and the reason."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Guard:
+    """Pure ASGI, so that streams pass through untouched. Settings come from the environment (see the constants)."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.rules = Rules.read(Path(os.environ[RULES]))
+        self.open = Path(os.environ[OPEN])
+        self.secret = os.environ[SECRET].encode()
+        self.key = os.environ.get(KEY, "").strip().encode()
+        self.running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008})
+        headers = dict(scope["headers"])
+        if hmac.compare_digest(headers.get(HEADER, b""), self.secret):
+            return await self.app(scope, receive, send)
+        try:
+            route = self._at_the_door(scope, headers)
+            if scope["method"] == "POST":
+                receive = await self._checked(route, headers, receive)
+                self._room_for(route)  # others may have come while the body did
+        except Refusal as refusal:
+            return await _refuse(refusal, send)
+        if route not in GENERATING:
+            return await self.app(scope, receive, send)
+        self.running += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.running -= 1
+
+    def _at_the_door(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
+        """The route, if it may be asked at all."""
+        if not self.open.exists():
+            raise Refusal(503, "the endpoint is not open: it is being checked, or does not answer (make status)")
+        route: str = scope["path"]
+        if self.rules.routes.get(route) != scope["method"]:
+            raise Refusal(404, f"{scope['method']} {route:.80} is not served here")
+        given = headers.get(b"authorization", b"").partition(b" ")[2].strip()
+        if self.key and route != "/health" and not hmac.compare_digest(given, self.key):
+            raise Refusal(401, "a key is needed: Authorization: Bearer …")
+        self._room_for(route)
+        return route
+
+    def _room_for(self, route: str) -> None:
+        if route in GENERATING and self.running >= self.rules.max_requests:
+            raise Refusal(429, f"{self.running} requests run and wait already: try again later")
+
+    async def _checked(self, route: str, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+        """Read and judge the body; returns what gives it to the server."""
+        try:
+            body = await asyncio.wait_for(self._body(headers, receive), BODY_SECONDS)
+        except TimeoutError as error:
+            raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Refusal(400, f"the body is not JSON: {error}") from error
+        if reason := self.rules.refusal(route, asked):
+            raise Refusal(400, reason)
+        # Written anew: the server reads what was judged, whatever another parser might see in the original.
+        waiting = [json.dumps(asked).encode()]
+
+        async def replay() -> MutableMapping[str, Any]:
+            if waiting:
+                return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+            return await receive()  # what tells the server that the client has gone
+
+        return replay
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        limit = self.rules.max_body_bytes
+        too_big = Refusal(413, f"the body is larger than {limit} bytes (--serve.max_body_bytes)")
+        if int(headers.get(b"content-length", b"0") or 0) > limit:
+            raise too_big
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refusal(400, "the connection was cut before the body was whole")
+            body += message.get("body", b"")
+            if len(body) > limit:
+                raise too_big
+            if not message.get("more_body"):
+                return bytes(body)
+
+
+async def _refuse(refusal: Refusal, send: Send) -> None:
+    """Answer as OpenAI's API words its errors."""
+    kind = "invalid_request_error" if refusal.status < 500 and refusal.status != 429 else "unavailable"
+    body = json.dumps({"error": {"message": refusal.reason, "type": kind, "param": None, "code": refusal.status}})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body.encode())).encode())]
+    if refusal.status in (429, 503):
+        headers.append((b"retry-after", b"2"))
+    if refusal.status in (408, 413):
+        headers.append((b"connection", b"close"))
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body.encode()})
