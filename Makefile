@@ -26,7 +26,7 @@ parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS='$(RUN)' ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train tensorboard merge serve serve-lora stop client curl demo test test-e2e test-faults lint format lock lock-check clean
+.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl demo test test-e2e test-faults lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,14 @@ serve-lora: setup ## serve base + adapter with vLLM, in the foreground
 	$(call need,scripts/02_train_qlora.py,train)
 	$(PY) scripts/03_merge_lora.py --base $(UPSTREAM)
 	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh --serve.mode lora $(FLAGS)
+
+serve-detached: setup ## the same in the background: returns once the endpoint is open; see status, stop
+	$(call parse,PYTHON=$(PY) scripts/serve_vllm.sh)
+	$(call need,scripts/03_merge_lora.py,merge)
+	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh --detach $(FLAGS)
+
+status: setup ## is the run served, is it open, and what did the gate find?
+	@PYTHON=$(PY) scripts/serve_vllm.sh --status $(UPSTREAM) || [ $$? -eq 3 ]
 
 stop: setup ## stop the server of the run
 	@PYTHON=$(PY) scripts/serve_vllm.sh --stop $(UPSTREAM)

@@ -49,7 +49,6 @@ def build(chat: Template, data: Data) -> dict[str, Any]:
     Raises:
         UserError: fewer than FEWEST conversations are left.
     """
-    tokenizer = chat.tokenizer
     conversations, left_out = [], {}
     for name, messages in golden():
         if token := next(filter(None, (chat.control_token(m["content"]) for m in messages)), None):
@@ -71,12 +70,7 @@ def build(chat: Template, data: Data) -> dict[str, Any]:
         raise UserError(f"the chat template takes only {len(conversations)} of {len(left_out) + len(conversations)} test conversations ({reason})")  # fmt: skip
     return {
         "template_sha256": hashlib.sha256(chat.text.encode()).hexdigest(),
-        "special_ids": {
-            "bos": tokenizer.bos_token_id,
-            "eos": tokenizer.eos_token_id,
-            "pad": tokenizer.pad_token_id,
-            "end_of_turn": chat.end_of_turn,
-        },
+        "special_ids": chat.special_ids,
         "stop_ids": chat.stop_ids,
         "thinking": data.thinking,
         "system_prompt": data.system_prompt,

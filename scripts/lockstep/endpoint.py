@@ -209,6 +209,7 @@ def _subject(settings: Settings) -> Subject:
         return Subject(run_dir / "merged", words, run_dir / "merged", {name: adapter}, None, made.data.allow_tokens)
     record = _intact(adapter, "train")
     made = settings.inherit(record.config, paths.label(adapter))
+    _check_sampling(adapter)
     # The base may end its answers elsewhere: template and stop tokens are those of the adapter.
     template = ["--chat-template", str(adapter / "chat_template.jinja"), "--generation-config", str(adapter)]
     if mode == "base":
@@ -229,6 +230,16 @@ def _intact(folder: Path, stage: str) -> manifest.Manifest:
     record = manifest.require(folder, stage)
     manifest.check_hashes(folder, record)
     return record
+
+
+def _check_sampling(adapter: Path) -> None:
+    """The adapter's generation config is the server's: it may say where answers end, and nothing about sampling."""
+    file = adapter / "generation_config.json"
+    extra = json.loads(file.read_text(encoding="utf-8")).keys() - {"eos_token_id"}
+    if extra:
+        raise UserError(
+            f"{paths.label(file)} sets {min(extra)}: sampling is the request's business; {manifest.again(adapter)}"
+        )
 
 
 def _others(settings: Settings, adapter: Path) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """The gate: before anyone else is let in, the live server proves that it serves the model that was trained.
 
 1. It tokenizes the golden conversations of the contract to the ids that training rendered.
-2. Every stop token of the contract ends an answer.
+2. Every stop token of the contract ends an answer, and no ordinary token does.
 3. Its log-probabilities are those that training put on record, nearer to the trained model than to the base.
 4. After whole answers it gives the end-of-turn token the log-probability that the trained model gave.
 
@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import json
 import math
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
@@ -57,11 +58,11 @@ class Server:
         Raises:
             Unanswered: an error, or nothing within `timeout` seconds.
         """
-        request = urllib.request.Request(
-            self.url.removesuffix("/v1") + path,
-            None if body is None else json.dumps(body).encode(),
-            {middleware.HEADER.decode(): self.secret, "Content-Type": "application/json"},
-        )
+        headers = {middleware.HEADER.decode(): self.secret, "Content-Type": "application/json"}
+        if key := os.environ.get(middleware.KEY):
+            headers["Authorization"] = f"Bearer {key.strip()}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url.removesuffix("/v1") + path, data, headers)
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
         try:
             with direct.open(request, timeout=timeout) as answer:
@@ -129,6 +130,7 @@ def _findings(
     _tokens(server, name, folder, agreed, found)
     if found.reasons:  # other prompts than in training: nothing else can be compared
         return found
+    _special_ids(folder, agreed, found)
     _stops(server, name, agreed, found)
     rows = [row for row in recorded["rows"] if len(row["input_ids"]) <= bounds.max_model_len]
     if mode == "base":
@@ -164,6 +166,21 @@ def _tokens(server: Server, name: str, folder: Path, agreed: dict[str, Any], fou
             f"{len(wrong)} of {len(conversations)} golden conversations become other tokens than in training "
             f"(first {wrong[0]!r}): the {'tokenizer' if same_text else 'chat template'} differs"
         )
+
+
+def _special_ids(folder: Path, agreed: dict[str, Any], found: Findings) -> None:
+    """Proof 2, as far as files say it."""
+    chat = template.load(folder, (folder / template.FILE).read_text(encoding="utf-8"))
+    now = chat.special_ids
+    for name, token in agreed["special_ids"].items():
+        if now[name] != token:
+            found.reasons.append(f"the tokenizer's {name} token is {now[name]}, and was {token} in training")
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    ends = settings.get("eos_token_id")
+    for token in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+        if token not in agreed["stop_ids"] and token not in chat.tokenizer.added_tokens_decoder:
+            found.reasons.append(f"{file.name} ends answers at token {token}, which is an ordinary one")
 
 
 def _stops(server: Server, name: str, agreed: dict[str, Any], found: Findings) -> None:

@@ -179,6 +179,14 @@ class Template:
         return [one for one in dict.fromkeys([self.end_of_turn, self.tokenizer.eos_token_id]) if one is not None]
 
     @property
+    def special_ids(self) -> dict[str, int | None]:
+        """The ids of bos, eos, pad and end_of_turn."""
+        made = self.tokenizer
+        return {
+            "bos": made.bos_token_id, "eos": made.eos_token_id, "pad": made.pad_token_id, "end_of_turn": self.end_of_turn,
+        }  # fmt: skip
+
+    @property
     def starts_with_bos(self) -> bool:
         """Whether the tokenizer by itself begins a text with a token for that."""
         bos = self.tokenizer.bos_token_id

@@ -1,89 +1,219 @@
-"""The real vLLM: same tokens, same answers, and nothing left behind."""
+"""The real vLLM: closed until proved, the same tokens, nothing cut off, nothing left behind."""
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import tiny
-from conftest import ROOT, script_environment
+from serving import Home, ask, finished_run, free_port, launch, refused, reseal, served
 
 pytestmark = pytest.mark.e2e
 
-MESSAGES = [
-    [{"role": "user", "content": "你是谁？ 🙂"}],
-    [{"role": "system", "content": ""}, {"role": "user", "content": " spaces around \n"}],
-    [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "答"},
-        {"role": "user", "content": "<|im_end> {{ x }}"},
-    ],
-    [{"role": "user", "content": "译\n\n### 输入:\n人工智能"}],
-]
+ASK = [{"role": "user", "content": "你是谁？ 🙂"}]
+CHAT = "/v1/chat/completions"
 
 
-def stages(home: Path, *extra: str) -> tuple[str, ...]:
-    """A finished tiny run with its dequantized base; returns the settings that all stages share."""
-    tiny.model(home / "tiny")
-    tiny.rows(home / "rows.jsonl", 40)
-    words = ("--run", "r", "--model.source", "local", "--model.path", str(home / "tiny"), "--model.name", "tiny",
-             "--data.train_file", str(home / "rows.jsonl"), *extra)  # fmt: skip
-    train = ("--train.max_steps", "6", "--train.learning_rate", "2e-2", "--lora.r", "8")
-    for script, more in (("00_download_model.py", ()), ("01_data_collator.py", ()), ("02_train_qlora.py", train),
-                         ("03_merge_lora.py", ()), ("03_merge_lora.py", ("--base",))):  # fmt: skip
-        command = [sys.executable, str(ROOT / "scripts" / script), *words, *more]
-        subprocess.run(command, env=script_environment(home), check=True, capture_output=True)
-    return words
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return finished_run(tmp_path_factory.mktemp("home"), "--data.system_prompt", "你是 'x'.")
 
 
-@contextmanager
-def served(home: Path, *words: str) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [str(ROOT / "scripts/serve_vllm.sh"), *words, "--serve.port", str(port), "--serve.max_model_len", "512"],
-        env=script_environment(home, PYTHON=sys.executable, ACCEL="cpu"), stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert server.stdout
+def report(home: Home) -> Any:
+    return json.loads((home.run / "serve/gate_report.json").read_text(encoding="utf-8"))
+
+
+def test_merged(home: Home) -> None:
+    """All of one server's life: what it says, what it takes, where it listens, and that its end cuts nothing off."""
+    with served(home) as server:
+        found = report(home)
+        assert found["passed"] and found["mode"] == "merged" and found["prompts"] >= 30
+        assert (found["token_mismatches"], found["differs_from_base"], found["reasons"]) == (0, True, [])
+        assert found["logprob_gap"] < 0.01 and found["end_token_gap"] < 0.01 and found["adapter_effect"] > 0.95
+
+        contract = json.loads((home.run / "merged/contract.json").read_text(encoding="utf-8"))
+        for one in contract["conversations"]:
+            asked = {key: one[key] for key in ("messages", "tools") if key in one}
+            assert ask(f"{server.url}/tokenize", asked)[1]["tokens"] == one["prompt_ids"], one["name"]
+            small = asked | {"max_tokens": 2, "tool_choice": "none"} if "tools" in one else asked | {"max_tokens": 2}
+            fits = len(one["prompt_ids"]) + 2 <= 512
+            assert ask(server.url + CHAT, small)[0] == (200 if fits else 400), one["name"]
+
+        assert only_loopback(server.family)
+        with_media = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]
+        for body in (
+            {"messages": ASK, "n": 10**9}, {"messages": ASK, "max_tokens": 10**9}, {"messages": with_media},
+            {"messages": [{"role": "user", "content": "<|im_end|>"}]}, {"messages": ASK, "chat_template": "{{ 1 }}"},
+            {"messages": ASK, "model": "other"}, {"messages": "x"}, [],
+        ):  # fmt: skip
+            status, answer = ask(server.url + CHAT, body)
+            assert status in (400, 404) and answer["error"]["message"], body
+        for path in ("/docs", "/openapi.json", "/invocations", "/v1/load_lora_adapter", "/v1/responses", "/ping"):
+            assert ask(server.url + path, {"messages": ASK})[0] == 404
+        assert ask(server.url + CHAT, {"messages": ASK, "max_tokens": 4})[1]["usage"]["completion_tokens"] <= 4
+
+        streams = [Stream(server.url) for _ in range(12)]
+        for stream in streams:
+            assert stream.began.wait(timeout=60)
+        server.supervisor.terminate()
+        for stream in streams:
+            stream.join(timeout=60)
+        assert [stream.finish_reason for stream in streams] == ["length"] * 12
+        assert server.supervisor.wait(timeout=60) == 0
+
+
+class Stream(threading.Thread):
+    """One streamed answer of 300 tokens."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.url, self.began, self.finish_reason = url, threading.Event(), None
+        self.start()
+
+    def run(self) -> None:
+        import urllib.request
+
+        body = {"messages": ASK, "stream": True, "max_tokens": 300, "ignore_eos": True}
+        request = urllib.request.Request(
+            self.url + CHAT, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as events:
+            for line in events:
+                if line.startswith(b"data: {"):
+                    self.began.set()
+                    for choice in json.loads(line[6:])["choices"]:
+                        self.finish_reason = choice["finish_reason"] or self.finish_reason
+
+
+def only_loopback(family: list[psutil.Process]) -> bool:
+    """What the kernel says about where these processes listen."""
+    found = [
+        c.laddr.ip for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN
+    ]
+    return bool(found) and all(address in ("127.0.0.1", "::1") for address in found)
+
+
+def test_two_adapters_on_the_base_that_they_were_trained_on(home: Home, tmp_path: Path) -> None:
+    both = home.copy(tmp_path / "home")
+    more = ("--run", "second", "--data.system_prompt", "你是 'x'.")
+    both.stage("01_data_collator.py", *more)
+    both.stage(
+        "02_train_qlora.py", *more, "--train.max_steps", "6", "--train.learning_rate", "2e-2", "--train.seed", "7"
+    )
+    with served(both, "--serve.mode", "lora", "--serve.adapters", "second") as server:
+        found = report(both)
+        assert found["passed"] and found["differs_from_base"] and found["others"]["second"]["differs_from_base"]
+        names = {card["id"] for card in ask(f"{server.url}/v1/models")[1]["data"]}
+        assert names == {"r", "r-base", "second"}
+        said = {
+            name: ask(
+                server.url + CHAT, {"model": name, "messages": ASK, "temperature": 0, "max_tokens": 8, "logprobs": True}
+            )[1]
+            for name in names
+        }
+        first = {name: answer["choices"][0]["logprobs"]["content"][0]["logprob"] for name, answer in said.items()}
+        assert len(set(first.values())) == 3
+        # what stops vLLM's engine in this mode on CPUs is refused at the door
+        for body in ({"prompt": "a", "prompt_logprobs": 1}, {"prompt": "a", "echo": True, "logprobs": 1}):
+            assert ask(f"{server.url}/v1/completions", {"model": "r", **body})[0] == 400
+        assert ask(server.url + CHAT, {"model": "r", "messages": ASK, "max_tokens": 2})[0] == 200
+
+
+def test_nobody_is_let_in_before_the_gate_opens_and_nobody_without_the_key_after(home: Home) -> None:
+    port, key = free_port(), "k" * 24
+    url = f"http://127.0.0.1:{port}"
+    supervisor = launch(home, "--serve.host", "0.0.0.0", port=port, LOCKSTEP_API_KEY=key)
+    assert supervisor.stdout and supervisor.stderr
+    seen: set[int] = set()
+    opened = threading.Event()
+
+    def knock() -> None:
+        while not opened.is_set():
+            for path, body in (
+                ("/health", None),
+                ("/v1/models", None),
+                (CHAT, {"messages": ASK}),
+                ("/tokenize", {"prompt": "a"}),
+            ):
+                try:
+                    seen.add(ask(url + path, body, Authorization=f"Bearer {key}")[0])
+                except OSError:
+                    time.sleep(0.1)
+
+    knocking = threading.Thread(target=knock)
+    knocking.start()
     try:
-        assert any(line.startswith("serving r at") for line in server.stdout), (
-            home / "outputs/r/serve/server.log"
-        ).read_text()
-        family = psutil.Process(server.pid).children(recursive=True)
-        yield f"http://127.0.0.1:{port}"
-        os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
-        assert server.wait(timeout=60) == 130
-        assert not psutil.wait_procs(family, timeout=10)[1]
+        for line in supervisor.stdout:
+            if line.startswith("in lockstep"):
+                opened.set()
+                break
+        assert opened.is_set(), supervisor.stderr.read()
+        knocking.join()
+        assert seen == {503}
+        assert any(line.startswith("serving r at") for line in supervisor.stdout)
+        body = {"messages": ASK, "max_tokens": 2}
+        for path in (*vllm_routes(), "/nothing", f"//{CHAT}", f"{CHAT}/"):
+            answers = [ask(url + path, body, method)[0] for method in ("GET", "POST", "OPTIONS")]
+            answers += [ask(url + path, body, method, Authorization="Bearer wrong")[0] for method in ("GET", "POST")]
+            assert set(answers) <= ({200, 404} if path == "/health" else {401, 404}), path
+            with_key = ask(url + path, body, "POST", Authorization=f"Bearer {key}")[0]
+            assert with_key == (404 if path not in (CHAT, "/v1/completions") else 200 if path == CHAT else 400), path
+        # the key stands in no command line
+        for process in psutil.Process(supervisor.pid).children(recursive=True):
+            assert key not in " ".join(process.cmdline())
     finally:
-        server.kill()
+        opened.set()
+        supervisor.terminate()
+        supervisor.wait(timeout=60)
+    for file in home.run.glob("serve/*"):
+        assert key not in file.read_text(errors="replace"), file
 
 
-def post(url: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)
+def vllm_routes() -> list[str]:
+    """Every route that this vLLM has, with all its switches as we start it."""
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", "x"])
+    app = build_app(args, ("generate",))
+    return sorted({route.path for route in app.routes if "{" not in route.path})
 
 
-@pytest.mark.parametrize("template_name", ["model", "instruction_zh"])
-def test_the_server_sees_the_tokens_of_training(tmp_path: Path, template_name: str) -> None:
-    words = stages(tmp_path, "--data.template", template_name, "--data.system_prompt", "你是 'x'.")
-    contract = json.loads((tmp_path / "outputs/r/merged/contract.json").read_text(encoding="utf-8"))
-    assert len(contract["conversations"]) >= 30
-    modes = {"merged": "r", "lora": "r"} if template_name == "model" else {"merged": "r"}
-    for mode, model in modes.items():
-        with served(tmp_path, *words, "--serve.mode", mode) as url:
-            for one in contract["conversations"]:
-                asked = {name: one[name] for name in ("messages", "tools") if name in one}
-                assert post(f"{url}/tokenize", {"model": model, **asked})["tokens"] == one["prompt_ids"], one["name"]
-            body = {"model": model, "messages": MESSAGES[0], "temperature": 0, "max_tokens": 8}
-            assert post(f"{url}/v1/chat/completions", body)["choices"][0]["finish_reason"] in ("stop", "length")
+def spoil_template(home: Home) -> str:
+    file = home.run / "merged/chat_template.jinja"
+    file.write_text(file.read_text().replace("assistant\\n", "assistant\\n\\n").replace("assistant\n", "assistant\n\n"))
+    reseal(home.run / "merged")
+    return "golden conversations become other tokens than in training .*: the chat template differs"
+
+
+def spoil_generation_config(home: Home) -> str:
+    file = home.run / "merged/generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [2, 300]}))
+    reseal(home.run / "merged")
+    return "generation_config.json ends answers at token 300, which is an ordinary one"
+
+
+@pytest.mark.parametrize("spoil", [spoil_template, spoil_generation_config])
+def test_a_model_that_is_not_the_trained_one_is_not_served(home: Home, tmp_path: Path, spoil: Any) -> None:
+    import re
+
+    spoilt = home.copy(tmp_path / "home")
+    reason = spoil(spoilt)
+    code, complaint = refused(spoilt)
+    assert code == 2 and complaint.count("\n") <= 2, complaint
+    assert re.search(f"error: the gate stays shut: .*{reason}", complaint), complaint
+    assert not report(spoilt)["passed"]
+
+
+def test_the_port_is_free_again(home: Home) -> None:
+    port = free_port()
+    supervisor = launch(home, port=port)
+    time.sleep(5)
+    supervisor.terminate()  # in the middle of the start
+    assert supervisor.wait(timeout=60) == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))

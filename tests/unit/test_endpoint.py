@@ -51,6 +51,7 @@ def build(home: Path, rank: int = 24, method: str = "qlora", run: str = "r", tem
             (work / "adapter_config.json").write_text(json.dumps({"r": rank}))
             (work / "contract.json").write_text(json.dumps({"conversations": [{"prompt_ids": [1, 2]}]}))
             (work / "base_tensors.json").write_text("{}")
+            (work / "generation_config.json").write_text('{"eos_token_id": [2]}')
             (work / "chat_template.jinja").write_text(template)
 
 
