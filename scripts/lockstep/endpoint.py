@@ -110,7 +110,7 @@ def plan(settings: Settings) -> Plan:
         "--shutdown-timeout", "30",
         "--chat-template-content-format", "string",  # as training renders messages
         *_device_arguments(settings, subject.model, cuda),
-        *_parallel_arguments(settings, cuda),
+        *_parallel_arguments(settings),
         *_more_arguments(serve.vllm_args),
     ]  # fmt: skip
     environment = {
@@ -120,7 +120,7 @@ def plan(settings: Settings) -> Plan:
         "HF_HUB_OFFLINE": "1",
     }
     if not cuda:
-        environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # all cores answer
+        environment |= _cpu_environment(serve.tensor_parallel_size * serve.pipeline_parallel_size)
     rules = admission.Rules(
         tokenizer=str(subject.answers_with),
         allow_tokens=list(subject.allow_tokens),
@@ -161,7 +161,20 @@ def _device_arguments(settings: Settings, model: Path, cuda: bool) -> list[str]:
     return memory + (["--enforce-eager"] if serve.enforce_eager is not False else [])
 
 
-def _parallel_arguments(settings: Settings, cuda: bool) -> list[str]:
+def _cpu_environment(workers: int) -> dict[str, str]:
+    """All cores answer, each worker on its share of them."""
+    found = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    if workers > 1:
+        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
+        if len(cores) < workers:
+            raise UserError(f"{workers} workers share a model, and there are {len(cores)} cores for them")
+        share = len(cores) // workers
+        shares = [cores[start : start + share] for start in range(0, share * workers, share)]
+        found["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(",".join, shares))
+    return found
+
+
+def _parallel_arguments(settings: Settings) -> list[str]:
     serve = settings.serve
     sizes = {
         "tensor_parallel_size": serve.tensor_parallel_size,

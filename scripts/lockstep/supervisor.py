@@ -290,7 +290,8 @@ def _say_how(plan: Plan) -> None:
 def _last_error(log: Path) -> str:
     """The most telling line of vLLM's log: the root error, not what followed from it."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in lines if "Error: " in line and "See root cause above" not in line]
+    told = [line for line in lines if " WARNING " not in line and "See root cause above" not in line]
+    errors = [line for line in told if "Error: " in line]
     chosen = errors[0] if errors else next((line for line in reversed(lines) if line.strip()), "no output")
     return chosen.split("] ", 1)[-1].strip()[:300]
 
