@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -110,6 +110,8 @@ def plan(base: Path, adapter: Adapter) -> Plan:
         else:
             apart.setdefault(kept, []).append(lacking)
             shapes[lacking] = shapes[kept]
+            if kept in adapter.embeddings:  # brought in the place of both, while the two were one
+                adapter = replace(adapter, embeddings={lacking: adapter.embeddings[kept]} | adapter.embeddings)
     adapter.check(shapes, base.name)
     files = {
         file: {target: name for name in some for target in (name, *apart.get(name, ()))} for file, some in there.items()
@@ -133,8 +135,6 @@ def pieces(made: Plan, dequantizer: Dequantizer | None) -> Iterator[tuple[Path, 
                 weight = file.get_tensor(name)
                 if dequantizer:
                     weight = dequantizer(name, weight)
-                # what an adapter brings in the place of an embedding was the head's, too, while the two were one
-                weight = made.adapter.embeddings.get(name, weight)
                 yield shard, target, made.adapter.pieces(target, weight)
 
 
