@@ -84,18 +84,13 @@ def refuse(report: dict[str, Any], settings: Settings, adapter: Path, failed: Pa
     best, bound = report["candidates"][report["strategy"]]["kl_mean"], report["bound"]
     how = "the only merge asked for, onto" if settings.merge.strategy != "auto" else "the best merge, onto"
     reason = f"{how} the {report['strategy']} weights, is {best:.4f} nats from the trained model, more than --merge.max_kl {bound}"
-    ways = (
-        []
-        if settings.merge.strategy in ("auto", "dequantized") or settings.method != "qlora"
-        else ["leave --merge.strategy auto"]
-    )
+    ways = []
+    if settings.method == "qlora" and settings.merge.strategy == "original":
+        ways.append("leave the choice to --merge.strategy auto")
     if settings.method != "full":
         route = servable.inspect(adapter, settings.model.folder)
-        ways.append(
-            "serve the adapter (make serve-lora)"
-            if route.mode == "lora"
-            else f"or train one that can be served as an adapter ({route.reason})"
-        )
+        no_adapter = f"vLLM serves this adapter merged only, as {route.reason}"
+        ways.append("serve the adapter (make serve-lora)" if route.mode == "lora" else no_adapter)
     report |= {"reason": reason}
     failed.mkdir(exist_ok=True)
     manifest.write_json(failed / "merge_report.json", report)

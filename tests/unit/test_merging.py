@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def config(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())
 
 
-BASES = [("llama", True), ("llama", False), ("qwen2", True)]
+BASES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False), ("gemma", True)]
 KINDS = {
     "plain": {},
     "rslora": {"use_rslora": True},
@@ -183,9 +184,10 @@ def test_an_adapter_is_merged_onto_the_4_bit_weights_that_it_was_trained_on(
     assert (logits(models.load(usual, torch.float32, "cpu")) - logits(network)).abs().max() > 1e-2
 
 
-def test_a_sharded_base_gives_the_same_weights(tmp_path: Path) -> None:
-    one = tiny.model(tmp_path / "one")
-    many = tiny.model(tmp_path / "many", shard="50KB")
+@pytest.mark.parametrize(("kind", "tied"), BASES)
+def test_a_sharded_base_gives_the_same_weights(tmp_path: Path, kind: str, tied: bool) -> None:
+    one = tiny.model(tmp_path / "one", kind=kind, tied=tied)
+    many = tiny.model(tmp_path / "many", kind=kind, tied=tied, shard="50KB")
     assert len(list(shards.files(many))) > 2
     lora = adapterfile.read(adapter(tmp_path / "adapter", one))
     for base in (one, many):
@@ -196,6 +198,23 @@ def test_a_sharded_base_gives_the_same_weights(tmp_path: Path) -> None:
         parts |= load_file(shard)
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_what_does_not_read_back_is_refused(tmp_path: Path) -> None:
+    base = tiny.model(tmp_path / "base")
+    sums = merging.write_weights(base, tmp_path / "out", updates.Adapter(), None)
+    certificate.in_fresh_process(shards.verify, tmp_path / "out", sums)
+    file = tmp_path / "out/model.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-3] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(UserError, match=r"model\.safetensors does not read back as it was written"):
+        certificate.in_fresh_process(shards.verify, tmp_path / "out", sums)
+
+
+def test_a_measuring_process_that_is_killed_is_one_line() -> None:
+    with pytest.raises(UserError, match="ended with -9: most likely this machine's memory ran out"):
+        certificate.in_fresh_process(signal.raise_signal, signal.SIGKILL)
 
 
 def edit(folder: Path, change) -> Path:
