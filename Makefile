@@ -70,7 +70,7 @@ tensorboard: setup ## watch the curves of all runs in a browser, at http://127.0
 
 merge: setup ## 03 merge the adapter, and measure that nothing changed
 	$(call parse,$(PY) scripts/03_merge_lora.py)
-	$(call need,scripts/02_train_qlora.py,train)
+	$(if $(findstring --adapter.path,$(ARGS)),$(call need,scripts/01_data_collator.py,data),$(call need,scripts/02_train_qlora.py,train))
 	$(PY) scripts/03_merge_lora.py $(FLAGS)
 
 serve: setup ## serve the merged model with vLLM, in the foreground

@@ -2,10 +2,12 @@
 
 Reads   models/<name>/, outputs/<run>/data/ (validation rows) and outputs/<run>/adapter/
         after --method full no base: the adapter's folder holds all weights
+        with --adapter.path: an adapter that was trained elsewhere with PEFT, taken in as outputs/<run>/adapter/
 Writes  outputs/<run>/merged/ : a Hugging Face model that vLLM loads as it is, merge_report.json
         with --base: outputs/<run>/base/, the dequantized base on which vLLM serves the adapter
 Run     make merge
         python scripts/03_merge_lora.py --config configs/demo.yaml
+        python scripts/03_merge_lora.py --config configs/mine.yaml --method lora --adapter.path FOLDER
 
 Two merges are possible after QLoRA: onto the original weights, and onto the dequantized 4-bit
 ones that the adapter saw. Both are compared with the trained model; the closer one ships.
@@ -15,101 +17,13 @@ After full training nothing is merged: the weights become bfloat16, and are comp
 import os
 import shutil
 import sys
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from lockstep import cli, manifest, paths
+from lockstep import cli, manifest, paths, servable
 from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.stage import Stage
-
-MAX_GAP = 0.05  # nats a token between the trained model's own record and the model that is read back
-
-
-def probe_batches(data: Path, pad: int) -> list[Any]:
-    """The held-out rows that a candidate is measured on, as batches."""
-    from lockstep import reference
-    from lockstep.collator import Collator
-
-    rows = reference.probe_rows(data)
-    return [Collator(pad)(rows[start : start + 8]) for start in range(0, len(rows), 8)]
-
-
-def load_trained(settings: Settings, adapter: Path) -> Any:
-    """The trained model itself: all its weights, or the base as training loaded it, with the adapter."""
-    import torch
-    from peft import PeftModel, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    from lockstep import merging, models, servable
-
-    on = models.device()
-    if settings.method == "full":
-        return models.load(adapter, torch.float32, on)
-    quantization = settings.quantization if settings.method == "qlora" else None
-    base = models.load(settings.model.folder, merging.trained_dtype(adapter), on, quantization)
-    # PEFT rounds DoRA's tensors to the base's dtype while it loads, and without low_cpu_mem_usage
-    # saved modules, too; training computed with them as they are on disk.
-    with warnings.catch_warnings():
-        # that a part of tied weights was trained, which the merge unties
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
-    set_peft_model_state_dict(network, load_file(adapter / servable.WEIGHTS))
-    return network
-
-
-def trained_log_probs(settings: Settings, adapter: Path, batches: list[Any]) -> list[tuple[Any, Any]]:
-    """Those of the trained model, computed in the dtype of training."""
-    from lockstep import merging, reference
-
-    return list(reference.log_probs(load_trained(settings, adapter), batches, merging.trained_dtype(adapter)))
-
-
-def reference_gap(adapter: Path, trained: list[tuple[Any, Any]]) -> float:
-    """Mean distance, in nats, of the model as read back from what training remembers of itself.
-
-    Raises:
-        UserError: it is another model.
-    """
-    from lockstep import reference
-
-    gap = reference.gap(adapter, trained)
-    if gap > MAX_GAP:
-        raise UserError(
-            f"the adapter, read back, is {gap:.3f} nats a token from the model that was trained, by its {reference.FILE}: "
-            f"it was changed, or this machine computes otherwise; run `make train ARGS=--force` here"
-        )
-    return gap
-
-
-def eval_loss(found: list[tuple[Any, Any]]) -> float:
-    """Mean negative log-likelihood of the targets, in nats."""
-    total: float = -sum(one.gather(1, targets[:, None]).sum().item() for one, targets in found)
-    return total / sum(len(targets) for _, targets in found)
-
-
-def measure(folder: Path, batches: list[Any], trained: list[tuple[Any, Any]]) -> dict[str, float]:
-    """How far a merged model on disk is from the trained one, in nats per supervised position."""
-    import torch
-
-    from lockstep import merging, models, reference
-
-    network = models.load(folder, merging.DTYPE, models.device())
-    divergences, agreements, losses = [], [], []
-    for (wanted, targets), (found, _) in zip(
-        trained, reference.log_probs(network, batches, torch.float32), strict=True
-    ):
-        divergences.append((wanted.exp() * (wanted - found)).sum(dim=-1))
-        agreements.append(found.argmax(-1) == wanted.argmax(-1))
-        losses.append(-found.gather(1, targets[:, None]))
-    divergence = torch.cat(divergences)
-    return {
-        "kl_mean": divergence.mean().item(),
-        "kl_max": divergence.max().item(),
-        "top1_agreement": torch.cat(agreements).float().mean().item(),
-        "eval_loss": torch.cat(losses).mean().item(),
-    }
 
 
 def strategies_of(settings: Settings, adapter: Path) -> dict[str, Any]:
@@ -127,44 +41,60 @@ def strategies_of(settings: Settings, adapter: Path) -> dict[str, Any]:
 
 def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
     """Write the candidates, measure each, keep the closest in `work`. Returns the report."""
-    from datasets import disable_progress_bars
     from transformers import AutoTokenizer
 
-    from lockstep import merging, updates
+    from lockstep import adapterfile, certificate, merging, updates
 
-    disable_progress_bars()
-    full = settings.method == "full"
+    full, data = settings.method == "full", settings.run_dir / "data"
     strategies = strategies_of(settings, adapter)
-    base, trained_part = (adapter, updates.Adapter()) if full else (settings.model.folder, updates.read(adapter))
-    tokenizer = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
-    batches = probe_batches(settings.run_dir / "data", tokenizer.pad_token_id or 0)
-    trained = trained_log_probs(settings, adapter, batches)
-    gap = reference_gap(adapter, trained)
+    base, change = (adapter, updates.Adapter()) if full else (settings.model.folder, adapterfile.read(adapter))
+    merging.plan(base, change)  # refuses a foreign base before anything is loaded
+    pad = AutoTokenizer.from_pretrained(adapter, local_files_only=True).pad_token_id or 0
+    hand_over = work / "measuring"
+    hand_over.mkdir()
+    trained = certificate.in_fresh_process(certificate.measure_trained, settings, adapter, pad, hand_over)
     candidates: dict[str, Any] = {"original": None, "dequantized": None}
     for name, dequantizer in strategies.items():
         out = work / name
-        merging.write_weights(base, out, trained_part, dequantizer)
+        sums = merging.write_weights(base, out, change, dequantizer)
         merging.write_rest(base, adapter, out)
-        candidates[name] = measure(out, batches, trained)
+        candidates[name] = certificate.in_fresh_process(certificate.measure, out, sums, data, pad, hand_over)
         print(
             f"{'in bfloat16' if full else f'onto {name} weights'}: "
             + "  ".join(f"{k} {v:.5f}" for k, v in candidates[name].items())
         )
     best = min(strategies, key=lambda name: candidates[name]["kl_mean"])
-    for name in strategies:
-        if name == best:
-            for file in (work / name).iterdir():
-                file.rename(work / file.name)
+    for file in (work / best).iterdir():
+        file.rename(work / file.name)
+    for name in (*strategies, hand_over.name):
         shutil.rmtree(work / name)
     return {
         "candidates": candidates,
-        "trained": {"eval_loss": eval_loss(trained), "reference_gap": gap},
-        "rows": sum(len(batch["input_ids"]) for batch in batches),
-        "positions": sum(len(targets) for _, targets in trained),
+        "trained": {key: trained[key] for key in ("eval_loss", "reference_gap")},
+        "rows": trained["rows"],
+        "positions": trained["positions"],
         "strategy": best,
         "bound": settings.merge.max_kl,
         "passed": candidates[best]["kl_mean"] <= settings.merge.max_kl,
     }
+
+
+def refuse(report: dict[str, Any], settings: Settings, adapter: Path, failed: Path) -> NoReturn:
+    """Leave only a report that says why nothing ships, and what else can be done."""
+    best, bound = report["candidates"][report["strategy"]]["kl_mean"], report["bound"]
+    how = "the only merge asked for, onto" if settings.merge.strategy != "auto" else "the best merge, onto"
+    reason = f"{how} the {report['strategy']} weights, is {best:.4f} nats from the trained model, more than --merge.max_kl {bound}"
+    ways = []
+    if settings.method == "qlora" and settings.merge.strategy == "original":
+        ways.append("leave the choice to --merge.strategy auto")
+    if settings.method != "full":
+        route = servable.inspect(adapter, settings.model.folder)
+        no_adapter = f"vLLM serves this adapter merged only, as {route.reason}"
+        ways.append("serve the adapter (make serve-lora)" if route.mode == "lora" else no_adapter)
+    report |= {"reason": reason}
+    failed.mkdir(exist_ok=True)
+    manifest.write_json(failed / "merge_report.json", report)
+    raise UserError(f"{reason}: nothing ships; {', '.join([*ways, f'see {paths.label(failed)}/merge_report.json'])}")
 
 
 def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
@@ -172,16 +102,10 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
     failed, full = stage.folder.with_name("merged.failed"), settings.method == "full"
     with stage.writing() as work:
         report = merge(settings, adapter, work)
-        manifest.write_json(work / "merge_report.json", report)
         stage.metrics = report["candidates"][report["strategy"]]
         if not report["passed"]:
-            failed.mkdir(exist_ok=True)
-            manifest.write_json(failed / "merge_report.json", report)
-            otherwise = "" if full else "serve the adapter (make serve-lora), and "
-            raise UserError(
-                f"the best merge is {stage.metrics['kl_mean']:.4f} nats from the trained model, more than "
-                f"--merge.max_kl {report['bound']}: nothing ships; {otherwise}see {paths.label(failed)}/merge_report.json"
-            )
+            refuse(report, settings, adapter, failed)
+        manifest.write_json(work / "merge_report.json", report)
     shutil.rmtree(failed, ignore_errors=True)
     how = "all weights in bfloat16" if full else f"merged onto the {report['strategy']} weights"
     print(
@@ -191,17 +115,37 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
 
 def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
     """outputs/<run>/base/: the base with the weights that the adapter was trained on."""
-    from lockstep import merging, updates
+    from lockstep import certificate, merging, shards, updates
 
     with stage.writing() as work:
         dequantizer = merging.Dequantizer(adapter, settings.quantization)
-        merging.write_weights(settings.model.folder, work, updates.Adapter(), dequantizer)
+        sums = merging.write_weights(settings.model.folder, work, updates.Adapter(), dequantizer)
+        certificate.in_fresh_process(shards.verify, work, sums)
         merging.write_rest(settings.model.folder, adapter, work)
     print(f"{paths.label(stage.folder)} is complete: {len(dequantizer.hashes)} tensors as the adapter saw them")
 
 
+def take_in(settings: Settings, force: bool) -> None:
+    """outputs/<run>/adapter/ from a folder of PEFT's, where it is not there yet."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from lockstep import certificate, external
+
+    folder = paths.data_file(settings.adapter.path or "")
+    inputs = [settings.model.folder, settings.run_dir / "data", *external.files_of(folder)]
+    sections = settings.sections("model", "data", "method", "quantization", "adapter")
+    stage = Stage("train", settings.run_dir / "adapter", sections, inputs, force)
+    stage.origin = "external"
+    if found := stage.finished():
+        return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
+    if note := external.check(settings, folder):
+        print(f"note: {note}")
+    with stage.writing() as work:
+        stage.metrics = certificate.in_fresh_process(external.take_in, settings, folder, work)
+    print(f"{paths.label(stage.folder)} is complete: taken in from {paths.label(folder)}")
+
+
 def main() -> None:
-    parser = cli.parser(__doc__ or "", "merge")
+    parser = cli.parser(__doc__ or "", "adapter", "merge")
     cli.stage_options(parser)
     parser.add_argument("--base", action="store_true", help="write the dequantized base for serving the adapter")
     options = parser.parse_args()
@@ -212,6 +156,12 @@ def main() -> None:
         sys.exit(0 if manifest.looks_complete(folder) else 3)
 
     # --- inputs ---
+    if settings.adapter.path:
+        data = manifest.require(run_dir / "data", "data")
+        manifest.require(settings.model.folder, "download")
+        if settings.method == "full":
+            raise UserError("--adapter.path brings an adapter, and --method full has none: choose qlora or lora")
+        take_in(settings.inherit(data.config, paths.label(run_dir / "data")), options.force)
     adapter = manifest.require(run_dir / "adapter", "train")
     settings = settings.inherit(adapter.config, paths.label(run_dir / "adapter"))
     inputs = [run_dir / "adapter"]

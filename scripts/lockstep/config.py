@@ -90,7 +90,14 @@ def _column(value: str) -> str:
 
 FilePath = Annotated[str, AfterValidator(_inside_root)]
 FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_file_list)]
-FILE_KEYS = ("model.path", "data.train_file", "data.validation_file", "data.test_file", "lora.start_from")
+FILE_KEYS = (
+    "model.path",
+    "data.train_file",
+    "data.validation_file",
+    "data.test_file",
+    "lora.start_from",
+    "adapter.path",
+)
 
 
 class Section(BaseModel):
@@ -299,6 +306,13 @@ class Train(Section):
         return self
 
 
+class Adapter(Section):
+    path: FilePath | None = Field(
+        None,
+        description="folder of an adapter that was trained elsewhere with PEFT: stage 03 takes it in, and merges it",
+    )
+
+
 class Merge(Section):
     strategy: Literal["auto", "original", "dequantized"] = Field(
         "auto", description="weights to merge onto; auto: those closest to the trained model"
@@ -309,8 +323,9 @@ class Merge(Section):
 class Serve(Section):
     """Names are vLLM's long flags."""
 
-    mode: Literal["merged", "lora", "base"] = Field(
-        "merged", description="merged model, base + adapter, or the untouched base"
+    mode: Literal["merged", "lora", "base", "auto"] = Field(
+        "merged",
+        description="merged model, base + adapter, or the untouched base; auto: the adapter where vLLM can serve it",
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
@@ -366,6 +381,7 @@ class Settings(Section):
     lora: Lora = Field(default_factory=Lora)
     quantization: Quantization = Field(default_factory=Quantization)
     train: Train = Field(default_factory=Train)
+    adapter: Adapter = Field(default_factory=Adapter)
     merge: Merge = Field(default_factory=Merge)
     serve: Serve = Field(default_factory=Serve)
     sampling: Sampling = Field(default_factory=Sampling)

@@ -44,6 +44,7 @@ class Plan:
     url: str  # ends in /v1
     model: str  # the name that clients send
     mode: str  # merged, lora or base
+    route: str  # why this mode, where it was not asked for
     rules: admission.Rules
     prove: Callable[[gate.Server], dict[str, Any]]
     canary: list[int]  # a prompt
@@ -90,6 +91,7 @@ def plan(settings: Settings) -> Plan:
         UserError: a missing, stale or changed stage, an address that others could reach without a
             key, a busy port, or too little memory.
     """
+    settings, route = _routed(settings)
     serve = settings.serve
     for name in UNSAFE:
         if os.environ.get(name, "0") not in ("", "0"):
@@ -140,6 +142,7 @@ def plan(settings: Settings) -> Plan:
         url=url(settings),
         model=model_name(settings),
         mode=serve.mode,
+        route=route,
         rules=rules,
         prove=partial(gate.prove, mode=serve.mode, served=folders, base_name=subject.base_name, bounds=bounds),
         canary=gate.canary_prompt(subject.adapters[model_name(settings)]),
@@ -232,11 +235,33 @@ def _subject(settings: Settings) -> Subject:
     base = run_dir / "base" if made.method == "qlora" else made.model.folder
     _intact(base, "base" if made.method == "qlora" else "download")
     adapters = {name: adapter} | _others(settings, adapter)
-    ranks = [servable.inspect(folder) for folder in adapters.values()]
+    ranks = [_rank(served, folder) for served, folder in adapters.items()]
     words = ["--served-model-name", f"{name}-base", *template, "--enable-lora", "--lora-modules"]
     words += [f"{served}={folder}" for served, folder in adapters.items()]
     words += ["--max-lora-rank", str(max(ranks)), "--max-loras", str(len(adapters))]
     return Subject(base, words, adapter, adapters, f"{name}-base", made.data.allow_tokens)
+
+
+def _rank(name: str, adapter: Path) -> int:
+    """What vLLM must be started with for an adapter. Raises UserError where it cannot serve it as one."""
+    route = servable.inspect(adapter)
+    if route.max_lora_rank is None:
+        raise UserError(f"vLLM cannot serve the adapter {name} as one: {route.reason}; take --serve.mode merged")
+    return route.max_lora_rank
+
+
+def _routed(settings: Settings) -> tuple[Settings, str]:
+    """Mode auto made one of the others, and why."""
+    if settings.serve.mode != "auto":
+        return settings, ""
+    adapter = settings.run_dir / "adapter"
+    record = _intact(adapter, "train")
+    if record.config["method"] == "full":
+        mode, reason = "merged", "all weights were trained, there is no adapter"
+    else:
+        route = servable.inspect(adapter)
+        mode, reason = route.mode, route.reason
+    return settings.replace("serve", {"mode": mode}), f"mode {mode}: {reason}"
 
 
 def _intact(folder: Path, stage: str) -> manifest.Manifest:

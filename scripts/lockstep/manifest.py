@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -72,6 +72,7 @@ class Manifest(BaseModel):
     argv: list[str] = []
     git_commit: str | None = None
     revision: str | None = None  # of a download: the commit, or the wheel's checksum
+    origin: Literal["external"] | None = None  # of an adapter: external where it was trained elsewhere
     metrics: dict[str, Any] = {}
     versions: dict[str, str] = {}
     device: str = ""
@@ -275,9 +276,10 @@ def require(folder: Path, stage: str) -> Manifest:
             continue
         now = fingerprint(source)
         if now != digest:
+            anew = again(folder) if manifest.origin is None else "give stage 03 --adapter.path and --force again"
             raise UserError(
                 f"{paths.label(folder)} was made from {name} {short(digest)}, which is now "
-                f"{short(now)}: {again(folder)}, or take another --run"
+                f"{short(now)}: {anew}, or take another --run"
             )
     return manifest
 

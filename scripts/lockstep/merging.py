@@ -5,23 +5,25 @@ weights instead, as is usual, it is another model than the one that was trained.
 """
 
 import json
+import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from lockstep import manifest, models
+from lockstep import manifest, models, shards
 from lockstep.config import Quantization
 from lockstep.errors import UserError
-from lockstep.updates import Adapter
+from lockstep.updates import EMBEDDINGS, Adapter
 
-INDEX = "model.safetensors.index.json"
 DTYPE = torch.bfloat16  # of every merged model
 
 
@@ -70,109 +72,119 @@ class Dequantizer:
         return weight
 
 
-def shards(folder: Path) -> Iterator[Path]:
-    """The model's safetensors files, those of its index or the only one."""
-    index = folder / INDEX
-    if index.exists():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        yield from (folder / name for name in sorted(names))
-    else:
-        yield from sorted(folder.glob("*.safetensors"))
+@dataclass(frozen=True)
+class Plan:
+    """Which tensors a merge writes, known from names and shapes alone.
+
+    Attributes:
+        adapter: what is left of it where tied tensors stay one.
+        files: for each file of the base, the tensors to write there, each with the base's tensor that it is made of.
+        shapes: of all that is written.
+    """
+
+    adapter: Adapter
+    files: dict[Path, dict[str, str]]
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens the merged model knows; None where its embedding has a name of its own."""
+        return next((shape[0] for name, shape in self.shapes.items() if name.endswith(EMBEDDINGS)), None)
 
 
-def tensors_of(folder: Path) -> dict[str, Path]:
-    """The shard of each tensor, by the tensor's name."""
-    found: dict[str, Path] = {}
-    for shard in shards(folder):
-        with safe_open(shard, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), shard)
-    return found
+def plan(base: Path, adapter: Adapter) -> Plan:
+    """The merge of an adapter, an empty one too, into a base.
+
+    Raises:
+        UserError: the adapter changes a tensor that the base lacks, does not fit it, or lacks one itself.
+    """
+    there = {file: shards.shapes_of(file) for file in shards.files(base)}
+    shapes = {name: shape for some in there.values() for name, shape in some.items()}
+    apart: dict[str, list[str]] = {}
+    for pair in models.tied_weights(base).items():
+        kept, lacking = sorted(pair, key=lambda name: name not in shapes)
+        if lacking in shapes:
+            continue
+        if adapter.alike(kept, lacking):
+            adapter = adapter.without({lacking})
+        else:
+            apart.setdefault(kept, []).append(lacking)
+            shapes[lacking] = shapes[kept]
+            if kept in adapter.embeddings:  # brought in the place of both, while the two were one
+                adapter = replace(adapter, embeddings={lacking: adapter.embeddings[kept]} | adapter.embeddings)
+    adapter.check(shapes, base.name)
+    files = {
+        file: {target: name for name in some for target in (name, *apart.get(name, ()))} for file, some in there.items()
+    }
+    return Plan(adapter, files, {name: adapter.shape(name, shape) for name, shape in shapes.items()})
 
 
-def merged(base: Path, adapter: Adapter, dequantizer: Dequantizer | None) -> Iterator[tuple[str, str, Tensor]]:
-    """(shard, name, tensor) of the merged model, one after the other, not yet cast to its dtype.
+def pieces(made: Plan, dequantizer: Dequantizer | None) -> Iterator[tuple[Path, str, Iterator[Tensor]]]:
+    """(the base's file, tensor's name, its rows in blocks) of the merged model, not yet cast to its dtype.
 
     Args:
-        adapter: an empty one leaves the base as it is.
         dequantizer: gives the 4-bit weights' place to their dequantized ones; None keeps the
             original weights.
 
     Raises:
-        UserError: the adapter changes a tensor that the base lacks, or does not fit it.
+        UserError: a tensor is not the one that was trained on; an adapter's change is none.
     """
-    left = adapter.names
-    quantized_left = set(dequantizer.hashes) if dequantizer else set()
-    parted = _parted(base, adapter)
-    for shard in shards(base):
+    for shard, targets in made.files.items():
         with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
+            for target, name in targets.items():
                 weight = file.get_tensor(name)
                 if dequantizer:
                     weight = dequantizer(name, weight)
-                    quantized_left.discard(name)
-                for target in [name, *parted.get(name, ())]:
-                    yield shard.name, target, adapter.apply(target, weight)
-                    left.discard(target)
-    for missing in (left, quantized_left):
-        if missing:
-            raise UserError(f"the adapter belongs to another base: {min(missing)} is not in {base.name}")
+                yield shard, target, made.adapter.pieces(target, weight)
 
 
-def _parted(base: Path, adapter: Adapter) -> dict[str, list[str]]:
-    """Tied tensors that the adapter pulls apart: those that the base's files lack, by the one there.
+def write_weights(base: Path, out: Path, adapter: Adapter, dequantizer: Dequantizer | None) -> shards.Sums:
+    """The merged model's files and their index, a block of rows in memory at a time.
 
-    PEFT trains a copy of the head or of the embedding, and the other one stays as it was: a head
-    does not follow an embedding of modules_to_save.
-    """
-    there = tensors_of(base)
-    found: dict[str, list[str]] = {}
-    for pair in models.tied_weights(base).items():
-        kept, lacking = sorted(pair, key=lambda name: name not in there)
-        if lacking not in there and any(name in adapter.names or adapter.saves(name) for name in pair):
-            found.setdefault(kept, []).append(lacking)
-    return found
-
-
-def write_weights(base: Path, out: Path, adapter: Adapter, dequantizer: Dequantizer | None) -> None:
-    """The merged model's shards and their index, one shard in memory at a time; arguments as for `merged`.
+    Returns:
+        what `shards.verify` must find when it reads them back.
 
     Raises:
-        UserError: as `merged` does; or values are not finite, or do not read back as they were written.
+        UserError: as `plan` and `pieces` do; or values are not finite.
     """
+    made = plan(base, adapter)
+    if dequantizer and (missing := dequantizer.hashes.keys() - made.shapes.keys()):
+        raise UserError(f"the adapter belongs to another base: {min(missing)} is not in {base.name}")
     out.mkdir(parents=True, exist_ok=True)
-    weight_map: dict[str, str] = {}
-    size = 0
-    for shard, members in groupby(merged(base, adapter, dequantizer), key=itemgetter(0)):
-        tensors: dict[str, Tensor] = {}
-        for _, name, tensor in members:
-            tensors[name] = tensor.to(DTYPE).contiguous()
-            if not torch.isfinite(tensors[name]).all():
-                raise UserError(f"{name} would hold values that are not finite: what was trained is damaged")
-        save_file(tensors, out / shard, metadata={"format": "pt"})
-        _compare_with_disk(out / shard, tensors)
-        weight_map |= dict.fromkeys(tensors, shard)
-        size += sum(tensor.nbytes for tensor in tensors.values())
-    if (base / INDEX).exists():
-        manifest.write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+    sums: shards.Sums = {}
+    with ThreadPoolExecutor(1) as disk, _one_thread():
+        synced = []
+        for shard, members in groupby(pieces(made, dequantizer), key=itemgetter(0)):
+            shapes = {name: made.shapes[name] for name in made.files[shard]}
+            with shards.Writer(out / shard.name, shapes, DTYPE) as writer:
+                for _, name, blocks in members:
+                    writer.write(name, blocks)
+            sums[shard.name] = writer.sums
+            synced.append(disk.submit(manifest.fsync, out / shard.name))
+        for one in synced:
+            one.result()
+    if (base / shards.INDEX).exists():
+        shards.write_index(out, sums, sum(DTYPE.itemsize * math.prod(shape) for shape in made.shapes.values()))
+    return sums
 
 
-def _compare_with_disk(file: Path, tensors: dict[str, Tensor]) -> None:
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch on one thread: blocks are small, and the other thread writes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with safe_open(file, framework="pt") as written:
-            same = set(written.keys()) == set(tensors) and all(
-                torch.equal(written.get_tensor(name), tensor) for name, tensor in tensors.items()
-            )
-    except SafetensorError:
-        same = False
-    if not same:
-        raise UserError(f"{file.name} does not read back as it was written: check the disk, run again")
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_rest(base: Path, adapter: Path, out: Path) -> None:
     """Everything but the weights, which must be there: config, generation config, tokenizer, template, contract.
 
     The end-of-turn token that training supervised becomes a stop token of config and generation
-    config, so that every server stops at it. A head that is no longer the embedding is untied.
+    config, so that every server stops at it. A head that is no longer the embedding is untied, and a
+    vocabulary that grew is counted anew.
     """
     from lockstep import contract, template
 
@@ -190,12 +202,13 @@ def write_rest(base: Path, adapter: Path, out: Path) -> None:
     config.pop("torch_dtype", None)
     if not _still_tied(base, out):
         config["tie_word_embeddings"] = False
+    _count_vocabulary(config, out)
     manifest.write_json(out / "config.json", config)
     manifest.write_json(out / "generation_config.json", generation | {"eos_token_id": eos})
 
 
 def _still_tied(base: Path, out: Path) -> bool:
-    there = tensors_of(out)
+    there = shards.tensors_of(out)
 
     def read(name: str) -> Tensor:
         with safe_open(there[name], framework="pt") as file:
@@ -204,6 +217,14 @@ def _still_tied(base: Path, out: Path) -> bool:
 
     pairs = [pair for pair in models.tied_weights(base).items() if there.keys() >= set(pair)]
     return all(torch.equal(read(one), read(other)) for one, other in pairs)
+
+
+def _count_vocabulary(config: dict[str, Any], out: Path) -> None:
+    for file in shards.files(out):
+        for name, shape in shards.shapes_of(file).items():
+            if name.endswith(EMBEDDINGS):
+                part = config if "vocab_size" in config else config.get("text_config", config)
+                part["vocab_size"] = shape[0]
 
 
 def _ids(config: dict[str, Any]) -> list[int]:

@@ -1,14 +1,42 @@
 """What vLLM can serve of a training's result: asked before the training, not after it."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from lockstep import paths
-from lockstep.config import Settings
+from lockstep import manifest, paths
+from lockstep.config import Model, Settings
 from lockstep.errors import UserError
+
+if TYPE_CHECKING:
+    from lockstep.updates import Adapter
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of vLLM's --max-lora-rank; an adapter fits into the next larger
 WEIGHTS = "adapter_model.safetensors"
 CONVERTED = ("pissa", "olora")  # beginnings that change the base; saved as a plain adapter of twice the rank
+# Bases whose layers vLLM 0.32 can add adapters to, and the names of those layers.
+LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+BASES = {
+    **dict.fromkeys(("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM",
+                     "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GraniteForCausalLM"), LAYERS),
+    "Phi3ForCausalLM": frozenset({"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Route:
+    """How an adapter can be served.
+
+    Attributes:
+        mode: lora, as an adapter on its base; merged, only as a part of it.
+        reason: why, for messages.
+        max_lora_rank: what vLLM must be started with, of RANKS; None where it must be merged.
+    """
+
+    mode: Literal["lora", "merged"]
+    reason: str
+    max_lora_rank: int | None
 
 
 def rank_as_saved(settings: Settings) -> int:
@@ -70,8 +98,47 @@ def check_start(settings: Settings) -> None:
             raise UserError(f"--lora.{key} is {ours[key]}, and the adapter to start from has {theirs.get(key)}: they must be equal")  # fmt: skip
 
 
-def inspect(folder):
-    import json
+def inspect(folder: Path, base: Path | None = None) -> Route:
+    """Whether vLLM serves an adapter that is on disk, trained here or elsewhere, or only the merged model.
 
-    rank = json.loads((folder / "adapter_config.json").read_text())["r"]
-    return next(known for known in RANKS if known >= rank)
+    Args:
+        folder: holds adapter_model.safetensors and adapter_config.json.
+        base: the folder of its base; where not given, that of the adapter's manifest.
+
+    Raises:
+        UserError: it cannot be merged either: damaged, without effect, of another kind, or of another base.
+    """
+    from lockstep import adapterfile, merging
+
+    base = base or Model.model_validate(manifest.read(folder).config["model"]).folder
+    adapter = adapterfile.read(folder)
+    merging.plan(base, adapter)
+    architectures = json.loads((base / "config.json").read_text(encoding="utf-8")).get("architectures") or ["?"]
+    config = adapterfile.read_config(folder)
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])  # vLLM asks no further
+    if reason := _only_merged(adapter, architectures[0], rank):
+        return Route("merged", reason, None)
+    bucket = next(known for known in RANKS if known >= rank)
+    return Route("lora", f"plain LoRA of rank {rank}, which vLLM adds to {architectures[0]}", bucket)
+
+
+def _only_merged(adapter: "Adapter", architecture: str, rank: int) -> str | None:
+    """Why vLLM does not serve this adapter as one, or None."""
+    whole = [*adapter.whole, *adapter.embeddings]
+    ends = [name for name in adapter.low_rank if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    modules = {name.removesuffix(".weight").rpartition(".")[2] for name in adapter.low_rank}
+    known = BASES.get(architecture, frozenset())
+    reasons = {
+        "it is DoRA, which vLLM does not serve": any(one.magnitude is not None for one in adapter.low_rank.values()),
+        f"it holds {min(whole, default='')} whole, and vLLM serves low-rank updates only": bool(whole),
+        f"it has modules_to_save {', '.join(adapter.modules_to_save)}, which vLLM does not serve": bool(
+            adapter.modules_to_save
+        ),
+        f"it has bias {adapter.bias}, which vLLM does not serve": adapter.bias != "none",
+        "it holds rows of an embedding, and vLLM serves low-rank updates only": bool(adapter.rows),
+        f"it has rank {rank}, and vLLM serves up to {RANKS[-1]}": rank > RANKS[-1],
+        f"it changes {min(ends, default='')}, where vLLM takes no adapter of most models": bool(ends),
+        f"vLLM is not known to take adapters of {architecture}": not known,
+        f"it changes {min(modules - known, default='')}, where vLLM takes no adapter": bool(modules - known),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 
@@ -52,6 +52,7 @@ class Stage:
         self.metrics: dict[str, Any] = {}  # filled by the stage while it works
         self.device = "cpu"
         self.revision: str | None = None  # of a downloaded model or data set
+        self.origin: Literal["external"] | None = None  # of an adapter that was trained elsewhere
 
     def finished(self) -> Manifest | None:
         """The manifest of a complete output made from equal inputs with equal settings.
@@ -168,6 +169,7 @@ class Stage:
             argv=sys.argv,
             git_commit=_git_commit(),
             revision=self.revision,
+            origin=self.origin,
             metrics=self.metrics,
             versions=_versions(),
             device=self.device,

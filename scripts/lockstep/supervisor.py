@@ -113,6 +113,8 @@ def _launch(plan: Plan, secret: str, opened: Path, log: Path) -> subprocess.Pope
     }  # fmt: skip
     if key := os.environ.get(middleware.KEY):
         environment["VLLM_API_KEY"] = key.strip()  # a second lock behind ours
+    if plan.route:
+        print(plan.route)
     print(f"$ {shlex.join([f'{name}={value}' for name, value in plan.environment.items()] + plan.command)}")
     print(f"starting vLLM, which takes a minute; its log is {paths.label(log)}", flush=True)
     with log.open("wb") as stream:

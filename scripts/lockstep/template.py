@@ -58,7 +58,7 @@ def source(data: Data, model_dir: Path) -> str:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        inside = _template_in_config(model_dir) if setting == "model" else None
+        inside = of_folder(model_dir) if setting == "model" else None
         if inside is None:
             known = ", ".join(["model", *BUILT_IN])
             raise UserError(
@@ -70,8 +70,10 @@ def source(data: Data, model_dir: Path) -> str:
     return bake(text, data.system_prompt, data.thinking, data.date)
 
 
-def _template_in_config(model_dir: Path) -> str | None:
-    """The template of models saved before templates had a file of their own."""
+def of_folder(model_dir: Path) -> str | None:
+    """The chat template in a folder with a tokenizer; before templates had a file of their own it stood in another."""
+    if (model_dir / FILE).exists():
+        return (model_dir / FILE).read_text(encoding="utf-8")
     file = model_dir / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     text = settings.get("chat_template")

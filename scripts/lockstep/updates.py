@@ -1,30 +1,23 @@
-"""What an adapter does to its base: low-rank updates, and tensors that were trained as a whole.
+"""What an adapter does to its base: low-rank updates, and tensors or rows that were trained as a whole.
 
-Names, arithmetic and the rule by which a pattern picks a module's rank are those of PEFT 0.21.
+Names and arithmetic are those of PEFT 0.21. `lockstep/adapterfile.py` reads them from disk.
 """
 
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from lockstep.errors import UserError
-from lockstep.servable import WEIGHTS
 
-PREFIX = "base_model.model."
-UNSUPPORTED = (
-    "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication", "fan_in_fan_out",
-    "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora",
-)  # fmt: skip
-# These starts subtract the fresh adapter from the base, so the base on disk is not the one that was trained on.
-CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")  # PEFT saves these whole where a vocabulary grew
+BLOCK = 2**21  # elements that are computed at a time: they stay in a CPU's cache
+
+Shapes = Mapping[str, Sequence[int]]
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -36,33 +29,63 @@ class LowRank:
     scale: float
     magnitude: Tensor | None = None
 
-    def fits(self, weight: Tensor) -> bool:
-        """Whether the update has this weight's shape."""
-        rows = self.b if self.magnitude is None else self.magnitude
-        return weight.shape == (len(self.b), self.a.shape[1]) and len(rows) == len(weight)
+    @property
+    def rank(self) -> int:
+        return len(self.a)
 
-    def added_to(self, weight: Tensor) -> Tensor:
-        """The trained weight, in float32."""
-        total = weight.float() + self.scale * (self.b.float() @ self.a.float())
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether the update has a weight's shape."""
+        rows = self.b if self.magnitude is None else self.magnitude
+        return tuple(shape) == (len(self.b), self.a.shape[1]) and len(rows) == shape[0]
+
+    def added_to(self, weight: Tensor, rows: slice) -> Tensor:
+        """These rows of the trained weight, in float32, from the same rows of the base's."""
+        total = weight.to(torch.float32, copy=True)
+        total.addmm_(self.b[rows].float(), self.a.float(), alpha=self.scale)
         if self.magnitude is None:
             return total
-        scaled: Tensor = (self.magnitude.float() / torch.linalg.norm(total, dim=1))[:, None] * total
-        return scaled
+        return total.mul_((self.magnitude[rows].float() / torch.linalg.norm(total, dim=1))[:, None])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of an embedding that were trained alone: row `indices[i]` becomes `values[i]`."""
+
+    indices: Tensor
+    values: Tensor
+
+    def are(self, others: "Rows") -> bool:
+        return torch.equal(self.indices, others.indices) and torch.equal(self.values, others.values)
+
+    def put_into(self, weight: Tensor, rows: slice) -> Tensor:
+        """These rows of the trained weight, from the same rows of the base's."""
+        here = (self.indices >= rows.start) & (self.indices < rows.stop)
+        places, values = self.indices[here] - rows.start, self.values[here]
+        return weight.to(values.dtype).index_copy(0, places, values) if len(places) else weight
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What was trained, by the names of the base's tensors; without arguments, nothing."""
+    """What was trained, by the names of the base's tensors; without arguments, nothing.
+
+    Attributes:
+        whole: trained tensors that take the base tensors' place.
+        rows: single rows likewise.
+        embeddings: what the adapter was trained on instead of the base's embeddings, with more rows perhaps.
+        modules_to_save, bias: of its config; they say which whole tensors there must be.
+    """
 
     low_rank: dict[str, LowRank] = field(default_factory=dict)
-    whole: dict[str, Tensor] = field(default_factory=dict)  # these take the base tensors' place
+    whole: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Rows] = field(default_factory=dict)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
     bias: str = "none"
 
     @property
     def names(self) -> set[str]:
         """Every tensor that the adapter changes."""
-        return {*self.low_rank, *self.whole}
+        return {*self.low_rank, *self.whole, *self.rows, *self.embeddings}
 
     def saves(self, name: str) -> bool:
         """Whether PEFT saves this base tensor as a whole, by its rules for `bias` and `modules_to_save`."""
@@ -74,81 +97,95 @@ class Adapter:
         around = accumulate(module.split("."), "{}.{}".format)
         return any(outer.endswith(self.modules_to_save) for outer in around)
 
-    def apply(self, name: str, weight: Tensor) -> Tensor:
-        """What training made of a base tensor; the tensor itself where the adapter leaves it alone.
+    def alike(self, one: str, other: str) -> bool:
+        """Whether two tensors that are one in the base are one after training, too, as PEFT trains them.
+
+        It trains a copy of the head or of the embedding, and the other one stays as it was: a head does
+        not follow an embedding of modules_to_save. Rows that are trained alone are those of both.
+        """
+        if {one, other} & self.low_rank.keys() or self.saves(one) != self.saves(other):
+            return False
+        for found in (self.whole, self.embeddings):
+            given = [found[name] for name in (one, other) if name in found]
+            if len(given) == 1 or (given and not torch.equal(*given)):
+                return False
+        rows = [self.rows[name] for name in (one, other) if name in self.rows]
+        return len(rows) < 2 or rows[0].are(rows[1])
+
+    def without(self, names: Collection[str]) -> "Adapter":
+        """The same, with nothing done to these tensors."""
+
+        def left(part: dict[str, Done]) -> dict[str, Done]:
+            return {name: done for name, done in part.items() if name not in names}
+
+        return replace(
+            self,
+            low_rank=left(self.low_rank),
+            whole=left(self.whole),
+            rows=left(self.rows),
+            embeddings=left(self.embeddings),
+        )
+
+    def shape(self, name: str, base: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the trained tensor, from that of the base's."""
+        found = self.whole.get(name, self.embeddings.get(name))
+        return tuple(base if found is None else found.shape)
+
+    def check(self, shapes: Shapes, base: str) -> None:
+        """Compare names and shapes with those of a base.
+
+        Args:
+            shapes: of all its tensors; where the adapter pulls tied ones apart, of both.
+            base: its name, for messages.
 
         Raises:
-            UserError: the change has another shape, or is none, or is missing.
+            UserError: the adapter changes a tensor that the base lacks, does not fit it, or lacks one itself.
         """
-        if update := self.low_rank.get(name):
-            if not update.fits(weight):
-                raise UserError(f"the adapter belongs to another base: {name} has shape {tuple(weight.shape)} there")
-            return update.added_to(weight)
-        if name in self.whole:
-            trained = self.whole[name]
-            if trained.shape != weight.shape:
-                raise UserError(f"the adapter belongs to another base: {name} has shape {tuple(weight.shape)} there")
-            if torch.equal(trained, weight.to(trained.dtype)):
-                raise UserError(f"the adapter has no effect on {name}: it was not trained, or damaged")
-            return trained
-        if self.saves(name):
-            raise UserError(f"the adapter is incomplete: {name} is missing")
-        return weight
+        for missing in sorted(self.names - shapes.keys()):
+            raise UserError(f"the adapter belongs to another base: {missing} is not in {base}")
+        for name, shape in shapes.items():
+            under = self.embeddings.get(name)
+            wide = tuple(shape) if under is None else tuple(under.shape)
+            update, rows = self.low_rank.get(name), self.rows.get(name)
+            fits = update is None or update.fits(wide)
+            fits &= rows is None or (rows.values.shape[1:] == wide[1:] and int(rows.indices.max()) < wide[0])
+            now = self.shape(name, shape)
+            grown = name.endswith(EMBEDDINGS) and len(now) == 2
+            fits &= now[1:] == tuple(shape)[1:] if grown else now == tuple(shape)
+            # one vocabulary on both sides
+            fits &= now == tuple(shape) or all(
+                self.shape(other, size)[0] == now[0] for other, size in shapes.items() if other.endswith(EMBEDDINGS)
+            )
+            if not fits:
+                raise UserError(f"the adapter belongs to another base: {name} has shape {tuple(shape)} there")
+            if self.saves(name) and name not in self.whole:
+                raise UserError(f"the adapter is incomplete: {name} is missing")
+
+    def pieces(self, name: str, weight: Tensor) -> Iterator[Tensor]:
+        """What training made of a base tensor, in blocks of rows; the tensor itself where the adapter leaves it alone.
+
+        Raises:
+            UserError: the change is none.
+        """
+        weight = self.embeddings.get(name, weight)
+        trained = self.whole.get(name)
+        if trained is not None and _equal(trained, weight):
+            raise UserError(f"the adapter has no effect on {name}: it was not trained, or damaged")
+        update, rows = self.low_rank.get(name), self.rows.get(name)
+        if rows and _equal(rows.values, weight[rows.indices]):
+            raise UserError(f"the adapter has no effect on {name}: it was not trained, or damaged")
+        for part in _blocks(weight if trained is None else trained):
+            piece = (weight if trained is None else trained)[part]
+            piece = rows.put_into(piece, part) if rows else piece
+            yield update.added_to(piece, part) if update else piece
 
 
-def read(folder: Path) -> Adapter:
-    """An adapter as PEFT saved it.
-
-    Raises:
-        UserError: an option or a tensor that this merge does not know, a tensor without its
-            partner, or an adapter that changes nothing.
-    """
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    _refuse_unsupported(config)
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    modules = {name.rsplit(".lora_", 1)[0] for name in tensors if name.endswith((".lora_A.weight", ".lora_B.weight"))}
-    low_rank = {f"{module}.weight": _low_rank(module, tensors, config) for module in sorted(modules)}
-    whole = {name.replace(".base_layer.bias", ".bias"): tensor for name, tensor in tensors.items()}
-    adapter = Adapter(low_rank, whole, tuple(config.get("modules_to_save") or ()), config.get("bias", "none"))
-    saved = {name for name in whole if adapter.saves(name)}
-    if config.get("ensure_weight_tying"):  # the one tensor stands there under each of its names
-        saved |= {name for name in whole if any(torch.equal(whole[name], whole[other]) for other in saved)}
-    if unknown := sorted(whole.keys() - (saved - low_rank.keys())):
-        raise UserError(f"the adapter holds {unknown[0]}, which this merge does not know")
-    if not adapter.names:
-        raise UserError("the adapter holds no tensors: it was not trained, or damaged")
-    return adapter
+def _blocks(tensor: Tensor) -> Iterator[slice]:
+    """Slices of a tensor's rows, each of about BLOCK elements."""
+    count = max(1, BLOCK * len(tensor) // max(1, tensor.numel()))
+    yield from (slice(start, start + count) for start in range(0, len(tensor), count))
 
 
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    used = [key for key in UNSUPPORTED if config.get(key)]
-    if str(config.get("init_lora_weights", True)).startswith(CHANGE_THE_BASE):
-        used.append(f"init_lora_weights {config['init_lora_weights']}")
-    if config.get("peft_type", "LORA") != "LORA":
-        used.append(f"peft_type {config['peft_type']}")
-    if used:
-        raise UserError(f"the adapter uses {', '.join(used)}, which this merge does not know")
-
-
-def _low_rank(module: str, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> LowRank:
-    """Take one module's update out of `tensors`."""
-    from peft.utils.other import get_pattern_key
-
-    def setting(default: str, pattern: str) -> int:
-        patterns: dict[str, int] = config.get(pattern) or {}
-        value: int = patterns.get(get_pattern_key(list(patterns), module), config[default])
-        return value
-
-    try:
-        a, b = tensors.pop(f"{module}.lora_A.weight"), tensors.pop(f"{module}.lora_B.weight")
-        magnitude = tensors.pop(f"{module}.lora_magnitude_vector") if config.get("use_dora") else None
-    except KeyError as error:
-        raise UserError(f"the adapter is incomplete: {error.args[0]} is missing") from error
-    if not (b.any() and a.any()):
-        raise UserError(f"the adapter has no effect on {module}: it was not trained, or damaged")
-    rank = setting("r", "rank_pattern")
-    if not len(a) == b.shape[1] == rank:
-        raise UserError(f"the adapter is damaged: {module} has rank {len(a)}, and rank {rank} in its config")
-    alpha = setting("lora_alpha", "alpha_pattern")
-    return LowRank(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), magnitude)
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether the second, in the dtype of the first, is the first; block by block."""
+    return one.shape == other.shape and all(torch.equal(one[p], other[p].to(one.dtype)) for p in _blocks(one))

@@ -103,7 +103,7 @@ def test_two_adapters_on_the_base_that_they_were_trained_on(home: Home, tmp_path
     both.stage(
         "02_train_qlora.py", *more, "--train.max_steps", "6", "--train.learning_rate", "2e-2", "--train.seed", "7"
     )
-    with served(both, "--serve.mode", "lora", "--serve.adapters", "second") as server:
+    with served(both, "--serve.mode", "auto", "--serve.adapters", "second") as server:
         found = report(both)
         assert found["passed"] and found["differs_from_base"] and found["others"]["second"]["differs_from_base"]
         names = {card["id"] for card in ask(f"{server.url}/v1/models")[1]["data"]}

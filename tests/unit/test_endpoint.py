@@ -1,10 +1,14 @@
 import json
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
 
-from lockstep import configfile, endpoint, paths
+from lockstep import configfile, endpoint, manifest, paths, servable
 from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -32,9 +36,18 @@ def settings(**changes: str) -> Settings:
     return configfile.load(None, given | {key.replace("__", "."): value for key, value in changes.items()})
 
 
+def adapter(folder: Path, rank: int) -> None:
+    """A LoRA adapter of one layer, as PEFT writes it."""
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(rank, 64), f"{layer}.lora_B.weight": torch.ones(128, rank)}
+    save_file(tensors, folder / servable.WEIGHTS)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "lora_alpha": 8, "peft_type": "LORA"}))
+
+
 def build(home: Path, rank: int = 24, method: str = "qlora", run: str = "r", template: str = "t") -> None:
     """Folders with manifests, as far as a plan looks at them."""
     made = settings(method=method)
+    tiny_model = home / "tiny" if (home / "tiny").exists() else tiny.model(home / "tiny")
     sections = made.sections("model", "data", "method", "lora", "quantization")
     outputs = home / "outputs" / run
     folders = {
@@ -47,8 +60,10 @@ def build(home: Path, rank: int = 24, method: str = "qlora", run: str = "r", tem
         if folder.exists():
             continue
         with Stage(name, folder, sections, inputs).writing() as work:
-            (work / "config.json").write_text(json.dumps({"max_position_embeddings": 512, "vocab_size": 300}))
-            (work / "adapter_config.json").write_text(json.dumps({"r": rank}))
+            if name != "train":
+                for file in ("config.json", "model.safetensors"):
+                    shutil.copyfile(tiny_model / file, work / file)
+            adapter(work, rank)
             (work / "contract.json").write_text(json.dumps({"conversations": [{"prompt_ids": [1, 2]}]}))
             (work / "base_tensors.json").write_text("{}")
             (work / "generation_config.json").write_text('{"eos_token_id": [2]}')
@@ -91,6 +106,28 @@ def test_an_adapter_trained_without_quantization_is_served_on_the_base_itself(ho
     assert flag(endpoint.plan(settings(serve__mode="lora")), "--model") == str(home / "models/m")
 
 
+def test_auto_takes_the_adapter_where_vllm_can_serve_it(home: Path) -> None:
+    build(home)
+    plan = endpoint.plan(settings(serve__mode="auto"))
+    assert (plan.mode, plan.route) == ("lora", "mode lora: plain LoRA of rank 24, which vLLM adds to LlamaForCausalLM")
+    record = manifest.read(home / "outputs/r/adapter")
+    file = home / "outputs/r/adapter/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"bias": "all"}))
+    files = manifest.hash_files(home / "outputs/r/adapter")
+    changed = record.model_copy(update={"files": files})
+    changed = changed.model_copy(update={"digest": changed.content_digest()})
+    manifest.write_json(home / "outputs/r/adapter/manifest.json", changed.model_dump(by_alias=True))
+    shutil.rmtree(home / "outputs/r/merged")
+    shutil.rmtree(home / "outputs/r/base")
+    build(home)
+    plan = endpoint.plan(settings(serve__mode="auto"))
+    assert (plan.mode, plan.route) == ("merged", "mode merged: it has bias all, which vLLM does not serve")
+    with pytest.raises(
+        UserError, match=r"vLLM cannot serve the adapter r as one: it has bias all, .*take --serve\.mode merged"
+    ):
+        endpoint.plan(settings(serve__mode="lora"))
+
+
 def test_the_base_is_served_with_the_runs_template(home: Path) -> None:
     build(home)
     plan = endpoint.plan(settings(serve__mode="base"))
@@ -125,7 +162,7 @@ def test_the_guard_and_the_gate_are_told_what_they_need(home: Path) -> None:
     build(home)
     plan = endpoint.plan(settings(serve__max_queue="5", serve__max_num_seqs="3", serve__max_n="2"))
     assert flag(plan, "--middleware") == "lockstep.middleware.Guard"
-    assert (plan.rules.max_requests, plan.rules.max_n, plan.rules.vocabulary) == (8, 2, 300)
+    assert (plan.rules.max_requests, plan.rules.max_n, plan.rules.vocabulary) == (8, 2, 512)
     assert plan.rules.tokenizer == str(home / "outputs/r/merged") and plan.rules.prompt_logprobs
     assert plan.canary == [1, 2]
     lora = endpoint.plan(settings(serve__mode="lora"))

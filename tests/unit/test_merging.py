@@ -1,15 +1,15 @@
 import json
-import runpy
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from conftest import ROOT, Run
+from conftest import Run
 from safetensors.torch import load_file, save_file
 
-from lockstep import manifest, merging, models, paths, reference, template, updates
+from lockstep import adapterfile, certificate, manifest, merging, models, paths, reference, shards, template, updates
 from lockstep.config import Model, Quantization, Settings
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -55,7 +55,7 @@ def logits(network: torch.nn.Module) -> torch.Tensor:
 
 
 def merge(base: Path, lora: Path, out: Path, dequantizer: merging.Dequantizer | None = None) -> Path:
-    merging.write_weights(base, out, updates.read(lora), dequantizer)
+    shards.verify(out, merging.write_weights(base, out, adapterfile.read(lora), dequantizer))
     merging.write_rest(base, lora, out)
     return out
 
@@ -64,7 +64,7 @@ def config(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())
 
 
-BASES = [("llama", True), ("llama", False), ("qwen2", True)]
+BASES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False), ("gemma", True)]
 KINDS = {
     "plain": {},
     "rslora": {"use_rslora": True},
@@ -98,7 +98,8 @@ def test_the_merge_equals_pefts_own(tmp_path: Path, monkeypatch, kind: str, tied
     lora = save(network, tmp_path / "adapter")
     plain = models.load(base, torch.float32, "cpu")
     assert (logits(network) - logits(plain)).abs().max() > 0.05
-    ours = {name: tensor for _, name, tensor in merging.merged(base, updates.read(lora), None)}
+    made = merging.plan(base, adapterfile.read(lora))
+    ours = {name: torch.cat(list(blocks)) for _, name, blocks in merging.pieces(made, None)}
     theirs = PeftModel.from_pretrained(models.load(base, torch.float32, "cpu"), lora).merge_and_unload().eval()
     reference = theirs.state_dict()
     for name, tensor in ours.items():
@@ -156,10 +157,10 @@ def test_a_head_that_is_no_longer_the_embedding_is_untied(
     out = merge(base, save(network, tmp_path / "adapter"), tmp_path / "out")
     assert config(out)["tie_word_embeddings"] is not untied
     torch.testing.assert_close(logits(models.load(out, torch.float32, "cpu")), logits(network), rtol=1e-5, atol=1e-5)
-    there = merging.tensors_of(out)
+    there = shards.tensors_of(out)
     assert there.keys() >= {"lm_head.weight", "model.embed_tokens.weight"} or not untied
     if shard == "50KB":
-        index = json.loads((out / merging.INDEX).read_text())
+        index = json.loads((out / shards.INDEX).read_text())
         assert index["weight_map"] == {name: file.name for name, file in there.items()}
         assert index["metadata"]["total_size"] == sum(
             t.nbytes for file in set(there.values()) for t in load_file(file).values()
@@ -183,19 +184,37 @@ def test_an_adapter_is_merged_onto_the_4_bit_weights_that_it_was_trained_on(
     assert (logits(models.load(usual, torch.float32, "cpu")) - logits(network)).abs().max() > 1e-2
 
 
-def test_a_sharded_base_gives_the_same_weights(tmp_path: Path) -> None:
-    one = tiny.model(tmp_path / "one")
-    many = tiny.model(tmp_path / "many", shard="50KB")
-    assert len(list(merging.shards(many))) > 2
-    lora = updates.read(adapter(tmp_path / "adapter", one))
+@pytest.mark.parametrize(("kind", "tied"), BASES)
+def test_a_sharded_base_gives_the_same_weights(tmp_path: Path, kind: str, tied: bool) -> None:
+    one = tiny.model(tmp_path / "one", kind=kind, tied=tied)
+    many = tiny.model(tmp_path / "many", kind=kind, tied=tied, shard="50KB")
+    assert len(list(shards.files(many))) > 2
+    lora = adapterfile.read(adapter(tmp_path / "adapter", one))
     for base in (one, many):
         merging.write_weights(base, tmp_path / f"out-{base.name}", lora, None)
     whole = load_file(tmp_path / "out-one/model.safetensors")
     parts: dict[str, torch.Tensor] = {}
-    for shard in merging.shards(tmp_path / "out-many"):
+    for shard in shards.files(tmp_path / "out-many"):
         parts |= load_file(shard)
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_what_does_not_read_back_is_refused(tmp_path: Path) -> None:
+    base = tiny.model(tmp_path / "base")
+    sums = merging.write_weights(base, tmp_path / "out", updates.Adapter(), None)
+    certificate.in_fresh_process(shards.verify, tmp_path / "out", sums)
+    file = tmp_path / "out/model.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-3] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(UserError, match=r"model\.safetensors does not read back as it was written"):
+        certificate.in_fresh_process(shards.verify, tmp_path / "out", sums)
+
+
+def test_a_measuring_process_that_is_killed_is_one_line() -> None:
+    with pytest.raises(UserError, match="ended with -9: most likely this machine's memory ran out"):
+        certificate.in_fresh_process(signal.raise_signal, signal.SIGKILL)
 
 
 def edit(folder: Path, change) -> Path:
@@ -217,10 +236,10 @@ DORA, SAVED, ALL = {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias"
         ({}, lambda t: t.pop(f"{Q}.lora_A.weight"), r"incomplete: .*q_proj\.lora_A\.weight is missing"),
         ({}, lambda t: t[f"{Q}.lora_B.weight"].zero_(), r"no effect on .*layers\.0\.self_attn\.q_proj"),
         ({}, lambda t: t.clear(), "holds no tensors"),
-        ({}, lambda t: t.update({HEAD: torch.ones(512, 64)}), r"holds lm_head\.weight, which this merge does not know"),
+        ({}, lambda t: t.update({f"{Q}.weight": torch.ones(128, 64)}), r"holds .*q_proj\.weight, which this merge does not"),
         ({}, lambda t: t.update({BIAS: torch.ones(128)}), r"holds .*q_proj\.bias, which this merge does not know"),
         ({}, lambda t: t.update({f"{Q}.lora_magnitude_vector": torch.ones(128)}), "lora_magnitude_vector, which"),
-        ({}, lambda t: t.update({f"{Q}.lora_embedding_A": torch.ones(4, 2)}), "lora_embedding_A, which"),
+        ({}, lambda t: t.update({f"{Q}.lora_embedding_A": torch.ones(4, 2)}), r"incomplete: .*q_proj\.lora_embedding_B is missing"),
         ({}, lambda t: t.update({n.replace("layers.0", "layers.9"): v.clone() for n, v in t.items()}), "another base"),
         ({}, lambda t: t[f"{Q}.lora_A.weight"].fill_(float("inf")), "q_proj.weight would hold values that are not finite"),
         ({}, lambda t: t.update({f"{Q}.lora_{x}.weight": torch.ones(s) for x, s in (("A", (2, 64)), ("B", (128, 2)))}),
@@ -239,7 +258,7 @@ def test_a_damaged_adapter_is_refused_by_name(tmp_path: Path, changes: dict, cha
     base = tiny.model(tmp_path / "base", kind="qwen2")
     lora = edit(adapter(tmp_path / "adapter", base, **changes), change)
     with pytest.raises(UserError, match=says) as refusal:
-        merging.write_weights(base, tmp_path / "out", updates.read(lora), None)
+        merging.write_weights(base, tmp_path / "out", adapterfile.read(lora), None)
     assert "\n" not in str(refusal.value)
 
 
@@ -248,20 +267,19 @@ def test_a_saved_module_that_did_not_change_is_refused(tmp_path: Path) -> None:
     embedding = load_file(base / "model.safetensors")["model.embed_tokens.weight"].float()
     lora = edit(adapter(tmp_path / "adapter", base, **SAVED), lambda t: t.update({HEAD: embedding}))
     with pytest.raises(UserError, match=r"no effect on lm_head\.weight"):
-        merging.write_weights(base, tmp_path / "out", updates.read(lora), None)
+        merging.write_weights(base, tmp_path / "out", adapterfile.read(lora), None)
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
     lora = adapter(tmp_path / "adapter", tiny.model(tmp_path / "wide", hidden_size=96))
     with pytest.raises(UserError, match=r"another base: .* has shape"):
-        merging.write_weights(tiny.model(tmp_path / "base"), tmp_path / "out", updates.read(lora), None)
+        merging.write_weights(tiny.model(tmp_path / "base"), tmp_path / "out", adapterfile.read(lora), None)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"trainable_token_indices": [1, 2]}, "uses trainable_token_indices"),
-        ({"target_modules": ["q_proj", "embed_tokens"]}, "holds .*lora_embedding_A"),
+        ({"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}, "uses DoRA on .*embed_tokens"),
         ({"init_lora_weights": "pissa"}, "uses init_lora_weights pissa"),
         ({"init_lora_weights": "olora"}, "uses init_lora_weights olora"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "uses layer_replication"),
@@ -270,14 +288,14 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_what_this_merge_does_not_know_is_refused(tmp_path: Path, changes: dict, says: str) -> None:
     lora = adapter(tmp_path / "adapter", tiny.model(tmp_path / "base"), **changes)
     with pytest.raises(UserError, match=f"{says}.*, which this merge does not know"):
-        updates.read(lora)
+        adapterfile.read(lora)
 
 
-@pytest.mark.parametrize("key", updates.UNSUPPORTED)
+@pytest.mark.parametrize("key", adapterfile.UNSUPPORTED)
 def test_options_that_this_merge_does_not_know_are_refused_by_name(tmp_path: Path, key: str) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, key: True}))
     with pytest.raises(UserError, match=f"the adapter uses {key}, which"):
-        updates.read(tmp_path)
+        adapterfile.read(tmp_path)
 
 
 def test_the_dequantized_base_is_proved_tensor_by_tensor(tmp_path: Path) -> None:
@@ -324,7 +342,7 @@ def test_the_merge_is_measured_against_the_weights_of_training_unrounded(
     network = trained(base, settings.quantization if method == "qlora" else None, torch.bfloat16, **changes)
     lora = save(network, tmp_path / "adapter")
     (lora / "base_tensors.json").write_text(json.dumps({"dequantized": {}, "dtype": "bfloat16"}))
-    loaded = runpy.run_path(str(ROOT / "scripts/03_merge_lora.py"))["load_trained"](settings, lora)
+    loaded = certificate.load_trained(settings, lora, torch.bfloat16)
     found = dict(loaded.named_parameters())
     for name, weight in network.named_parameters():
         if weight.requires_grad:
@@ -375,8 +393,8 @@ def test_full_training_ships_all_its_weights(tmp_path: Path, monkeypatch, stage:
     report = json.loads((out / "merge_report.json").read_text())
     assert report["strategy"] == "original" and report["candidates"]["dequantized"] is None
     assert 0 < report["candidates"]["original"]["kl_mean"] < 0.01 and report["passed"]
-    there = merging.tensors_of(out)
-    assert len(set(there.values())) > 2 and there.keys() == merging.tensors_of(tmp_path / "outputs/r/adapter").keys()
+    there = shards.tensors_of(out)
+    assert len(set(there.values())) > 2 and there.keys() == shards.tensors_of(tmp_path / "outputs/r/adapter").keys()
     wanted = network.to(torch.bfloat16).state_dict()
     assert all(torch.equal(load_file(file)[name], wanted[name]) for name, file in there.items())
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 2

@@ -52,7 +52,7 @@ report = {"passed": passes == "yes", "reasons": ["the adapter is not in it"], "w
           "logprob_gap": None, "adapter_effect": None, "stop_rate": None}
 plan = endpoint.Plan(
     command=[sys.executable, "-c", sys.argv[2], port, mode], environment={}, folder=Path(home, "outputs/r/serve"),
-    url=f"http://127.0.0.1:{port}/v1", model="r", mode="merged",
+    url=f"http://127.0.0.1:{port}/v1", model="r", mode="merged", route="",
     rules=admission.Rules("t", [], 1, 1, 1024, 1, True, True), prove=lambda server: report, canary=[1],
     timeout=float(timeout), canary_seconds=0.3,
 )

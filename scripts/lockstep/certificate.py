@@ -1,0 +1,182 @@
+"""The merge certificate: the trained model and each merged one are read from disk and compared, each in a process of its own.
+
+So one model is in memory at a time, and nothing that a process remembers can flatter it. What the
+trained model says is handed over in a file that the others map.
+"""
+
+import logging
+import multiprocessing
+import signal
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from lockstep import adapterfile, merging, models, reference, shards
+from lockstep.collator import IGNORE, Collator
+from lockstep.config import Settings
+from lockstep.errors import UserError
+
+MAX_GAP = 0.05  # nats a token between the trained model's own record and the model that is read back
+LOG_PROBS = "trained.f32"  # of the trained model, float32 [positions, vocabulary]
+TOGETHER = 512  # supervised positions in a pass, and rows of logits in memory
+
+Answer = TypeVar("Answer")
+
+
+def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What `work`, a function of a module, returns in a new process.
+
+    Raises:
+        UserError: its own, or the process was killed, as where memory runs out.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_report, args=(sender, work, arguments), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+        child.join()
+    except EOFError as error:
+        child.join()
+        raise UserError(
+            f"the process that loads the model to measure it ended with {child.exitcode}: most likely this machine's "
+            f"memory ran out (a merge needs room for one model); stop other programs and run again"
+        ) from error
+    finally:
+        child.kill()  # where this process was interrupted
+        child.join()
+    if isinstance(found, UserError):
+        raise found
+    answer: Answer = found
+    return answer
+
+
+def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends this process
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in cli.run
+    try:
+        sender.send(work(*arguments))
+    except UserError as error:
+        sender.send(error)
+    except (RuntimeError, MemoryError) as error:
+        from lockstep.trainer import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        sender.send(UserError(f"out of memory while a model is measured ({error}): stop other programs and run again"))
+
+
+def probes(data: Path, pad: int) -> list[reference.Batch]:
+    """The held-out rows that a model is measured on, as batches of a few rows.
+
+    Args:
+        pad: the id that rows are padded with.
+    """
+    batches: list[list[dict[str, Any]]] = []
+    together = 0
+    for row in reference.probe_rows(data):
+        positions = len(row["labels"]) - row["labels"].count(IGNORE)
+        if not batches or len(batches[-1]) == 8 or together + positions > TOGETHER:
+            batches.append([])
+            together = 0
+        batches[-1].append(row)
+        together += positions
+    return [Collator(pad)(rows) for rows in batches]
+
+
+def load_trained(settings: Settings, adapter: Path, dtype: torch.dtype) -> Any:
+    """The trained model itself: all its weights, or the base as training loaded it, with the adapter.
+
+    Args:
+        dtype: that training computed in.
+    """
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    from lockstep.servable import WEIGHTS
+
+    on = models.device()
+    if settings.method == "full":
+        return models.load(adapter, torch.float32, on)
+    quantization = settings.quantization if settings.method == "qlora" else None
+    base = models.load(settings.model.folder, dtype, on, quantization)
+    made = merging.plan(settings.model.folder, adapterfile.read(adapter))
+    if (rows := made.vocabulary) and rows != base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    # PEFT rounds DoRA's tensors to the base's dtype while it loads, and without low_cpu_mem_usage
+    # saved modules, too; training computed with them as they are on disk.
+    with warnings.catch_warnings():
+        # that a part of tied weights was trained, which the merge unties
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
+    set_peft_model_state_dict(network, load_file(adapter / WEIGHTS))
+    return network
+
+
+def measure_trained(settings: Settings, adapter: Path, pad: int, work: Path) -> dict[str, float]:
+    """Write what the trained model says to the held-out rows, in the dtype of training; for `measure` to compare with.
+
+    Args:
+        work: a folder for the file LOG_PROBS.
+
+    Returns:
+        its loss and how far it is, read back, from what training remembers of itself, in nats a token.
+
+    Raises:
+        UserError: it is another model than training remembers.
+    """
+    batches = probes(settings.run_dir / "data", pad)
+    dtype = merging.trained_dtype(adapter)
+    network, kept = load_trained(settings, adapter, dtype), []
+    with (work / LOG_PROBS).open("wb") as stream:
+        for found, targets in reference.log_probs(network, batches, dtype):
+            stream.write(found.numpy().data)
+            kept.append(found.gather(1, targets[:, None])[:, 0])
+    said = torch.cat(kept)
+    gap = reference.gap(adapter, said)
+    if gap > MAX_GAP:
+        raise UserError(
+            f"the adapter, read back, is {gap:.3f} nats a token from the model that was trained, by its {reference.FILE}: "
+            f"it was changed, or this machine computes otherwise; run `make train ARGS=--force` here"
+        )
+    return {
+        "eval_loss": -said.mean().item(),
+        "reference_gap": gap,
+        "positions": len(said),
+        "rows": sum(len(batch["input_ids"]) for batch in batches),
+    }
+
+
+def measure(folder: Path, sums: shards.Sums, data: Path, pad: int, work: Path) -> dict[str, float]:
+    """How far a merged model on disk is from the trained one, in nats per supervised position.
+
+    Args:
+        sums: of its files, as `merging.write_weights` gave them.
+        work: the folder where `measure_trained` wrote.
+
+    Raises:
+        UserError: the files do not hold what was written.
+    """
+    shards.verify(folder, sums)
+    network = models.load(folder, merging.DTYPE, models.device())
+    start = 0
+    divergences, agreements, losses = [], [], []
+    for found, targets in reference.log_probs(network, probes(data, pad), torch.float32):
+        end = start + found.numel()
+        wanted = torch.from_file(str(work / LOG_PROBS), size=end, dtype=torch.float32)[start:].view(found.shape)
+        start = end
+        divergences.append(torch.nn.functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1))
+        agreements.append(found.argmax(-1) == wanted.argmax(-1))
+        losses.append(-found.gather(1, targets[:, None]))
+    divergence = torch.cat(divergences)
+    return {
+        "kl_mean": divergence.mean().item(),
+        "kl_max": divergence.max().item(),
+        "top1_agreement": torch.cat(agreements).float().mean().item(),
+        "eval_loss": torch.cat(losses).mean().item(),
+    }

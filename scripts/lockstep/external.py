@@ -1,0 +1,115 @@
+"""An adapter that was trained elsewhere with PEFT, taken in as if stage 02 had made it.
+
+Nobody recorded what it was trained on, so its own record is made here: the base as this machine
+loads it, its hashes, and what the model with the adapter says.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lockstep import adapterfile, contract, manifest, merging, models, paths, reference, template
+from lockstep.config import Settings
+from lockstep.errors import UserError
+from lockstep.servable import WEIGHTS
+from lockstep.template import Template
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # one of them makes a folder's tokenizer complete
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a foreign adapter that are taken in.
+
+    Raises:
+        UserError: it is no adapter that can be merged.
+    """
+    adapterfile.read(folder)
+    names = [WEIGHTS, "adapter_config.json"]
+    if own_tokenizer(folder):
+        names += [*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", template.FILE]
+    return [folder / name for name in names if (folder / name).exists()]
+
+
+def own_tokenizer(folder: Path) -> bool:
+    """Whether the adapter brings a tokenizer of its own."""
+    return (folder / "tokenizer_config.json").exists() and any((folder / name).exists() for name in TOKENIZERS)
+
+
+def check(settings: Settings, folder: Path) -> str | None:
+    """Compare the adapter with the base by names and shapes.
+
+    Returns:
+        a note where the adapter names another base than the one that it is merged into, else None.
+
+    Raises:
+        UserError: it belongs to another base.
+    """
+    base = settings.model.folder
+    merging.plan(base, adapterfile.read(folder))
+    named = adapterfile.read_config(folder).get("base_model_name_or_path")
+    known = {name.rstrip("/").rpartition("/")[2].lower() for name in (settings.model.origin, base.name)}
+    if not named or named.rstrip("/").rpartition("/")[2].lower() in known:
+        return None
+    return (
+        f"the adapter names {named} as its base, and is taken for one of {settings.model.origin}: names and shapes fit"
+    )
+
+
+def chat(settings: Settings, folder: Path) -> Template:
+    """The tokenizer that the adapter was trained with, and the template of the run's data.
+
+    Raises:
+        UserError: the adapter's own tokenizer or template makes other prompts than those of the data.
+    """
+    data = settings.run_dir / "data"
+    text = (data / template.FILE).read_text(encoding="utf-8")
+    if not own_tokenizer(folder):
+        return template.load(settings.model.folder, text, settings.data.allow_tokens)
+    own = template.of_folder(folder)
+    if own is not None:
+        own = template.bake(own, settings.data.system_prompt, settings.data.thinking, settings.data.date)
+    known = json.loads((data / contract.FILE).read_text(encoding="utf-8"))["conversations"]
+    theirs = template.load(folder, own or text, settings.data.allow_tokens)
+    for one in known:
+        if theirs.prompt_ids(one["messages"], one.get("tools")) != one["prompt_ids"]:
+            raise UserError(
+                f"the adapter's own {'template' if own else 'tokenizer'} renders the conversation {one['name']!r} to other ids "
+                f"than {paths.label(data)}: make the data with the template that the adapter was trained with, "
+                f"--data.template {paths.label(folder)}/{template.FILE}"
+            )
+    return template.load(folder, text, settings.data.allow_tokens)
+
+
+def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
+    """Everything that later stages need of an adapter, in `work`. Loads the model: run it in a fresh process.
+
+    Returns:
+        metrics.
+    """
+    from lockstep import adapters, certificate
+
+    data, on = settings.run_dir / "data", models.device()
+    for name in (WEIGHTS, "adapter_config.json"):
+        shutil.copyfile(folder / name, work / name)
+    made = chat(settings, folder)
+    made.tokenizer.save_pretrained(work)
+    shutil.copyfile(data / contract.FILE, work / contract.FILE)
+    manifest.write_json(work / "generation_config.json", {"eos_token_id": made.stop_ids})
+    dtype = models.compute_dtype(settings.train.dtype, on)
+    named = str(dtype).split(".")[-1]
+    network = certificate.load_trained(settings, work, dtype)
+    manifest.write_json(work / "base_tensors.json", {"dequantized": adapters.base_hashes(network), "dtype": named})
+    record = reference.record(
+        network,
+        json.loads((data / contract.FILE).read_text(encoding="utf-8"))["conversations"],
+        reference.probe_rows(data),
+        dtype,
+        without_adapter=network.disable_adapter(),
+        longest=network.config.get_text_config().max_position_embeddings,
+    )
+    manifest.write_json(work / reference.FILE, record)
+    said = [value for row in record["rows"] for value in row["trained"]]
+    metrics = {"eval_loss": -sum(said) / len(said), "device": on, "dtype": named}
+    manifest.write_json(work / "metrics.json", metrics)
+    return metrics

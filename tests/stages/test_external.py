@@ -1,0 +1,172 @@
+"""Adapters trained elsewhere with PEFT: taken in, merged and measured, or refused, by stage 03 as a program."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from conftest import Run
+from test_pipeline import common, refused, run_in
+
+from lockstep import models, shards
+
+
+def foreign(folder: Path, base: Path, tokenizer=None, more: int = 0, **changes) -> torch.nn.Module:
+    """An adapter whose every trainable tensor has moved, saved by PEFT alone; its base with `more` tokens."""
+    from peft import LoraConfig, get_peft_model
+
+    network = models.load(base, torch.float32, "cpu")
+    if more:
+        network.resize_token_embeddings(network.config.vocab_size + more, mean_resizing=False)
+        network.get_input_embeddings().weight.data[-more:] += 0.3
+    options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changes
+    network = get_peft_model(network, LoraConfig(**options))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.requires_grad:
+                weight.data = weight.float() + 0.05 * torch.randn(weight.shape)
+    network.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return network.eval()
+
+
+def outliers(base: Path) -> None:
+    """Make the 4-bit error of a base large: in each block one value sets the scale of all others."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(base / "model.safetensors")
+    for name, weight in tensors.items():
+        if name.endswith("proj.weight"):
+            weight.view(-1)[::64] *= 20
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home where stages 00 and 01 are done, with their sources beside it."""
+    home = tmp_path_factory.mktemp("home")
+    outliers(tiny.model(home / "source/tiny"))
+    tiny.rows(home / "source/rows.jsonl", 40)
+    for script in ("00_download_model.py", "01_data_collator.py"):
+        done = run_in(home, script, *common(home / "source"))
+        assert done.returncode == 0, done.stderr
+    return home
+
+
+@pytest.fixture
+def words(made: Path, tmp_path: Path) -> tuple[str, ...]:
+    """Settings of a run whose data is made, in a home of its own."""
+    for folder in ("models", "outputs"):
+        shutil.copytree(made / folder, tmp_path / folder, copy_function=shutil.copy2)
+    return (*common(made / "source"), "--method", "lora", "--train.dtype", "float32")
+
+
+def report(home: Path) -> dict:
+    return json.loads((home / "outputs/r/merged/merge_report.json").read_text())
+
+
+def test_a_foreign_adapter_is_taken_in_and_merged(tmp_path: Path, stage: Run, words: tuple[str, ...]) -> None:
+    foreign(tmp_path / "theirs", tmp_path / "models/tiny")
+    words += ("--adapter.path", str(tmp_path / "theirs"))
+    done = stage("03_merge_lora.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "outputs/r/adapter is complete: taken in from" in done.stdout and "note:" not in done.stdout
+    adapter = tmp_path / "outputs/r/adapter"
+    assert {path.name for path in adapter.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "generation_config.json", "metrics.json",
+        "manifest.json", "contract.json", "reference.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    }  # fmt: skip
+    made = json.loads((adapter / "manifest.json").read_text())
+    assert (made["stage"], made["origin"]) == ("train", "external")
+    assert (adapter / "contract.json").read_bytes() == (tmp_path / "outputs/r/data/contract.json").read_bytes()
+    assert report(tmp_path)["passed"] and report(tmp_path)["candidates"]["original"]["kl_mean"] < 1e-3
+    assert report(tmp_path)["trained"]["reference_gap"] < 1e-5
+    again = stage("03_merge_lora.py", *words)
+    assert again.stdout.count("is up to date") == 2
+    foreign(tmp_path / "theirs", tmp_path / "models/tiny", r=8)
+    assert "was made with other inputs" in refused(stage("03_merge_lora.py", *words))
+    assert "give stage 03 --adapter.path and --force again" in refused(stage("03_merge_lora.py", *words[:-2]))
+
+
+def test_tokens_added_to_the_vocabulary_come_along(tmp_path: Path, stage: Run, words: tuple[str, ...]) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens([f"<extra_{number}>" for number in range(520 - len(tokenizer))])
+    network = foreign(tmp_path / "theirs", tmp_path / "models/tiny", tokenizer, 8, modules_to_save=["embed_tokens"])
+    done = stage("03_merge_lora.py", *words, "--adapter.path", str(tmp_path / "theirs"))
+    assert done.returncode == 0, done.stderr
+    merged = tmp_path / "outputs/r/merged"
+    config = json.loads((merged / "config.json").read_text())
+    assert config["vocab_size"] == 520 and "<extra_1>" in (merged / "tokenizer.json").read_text()
+    assert report(tmp_path)["candidates"]["original"]["kl_mean"] < 2e-3
+    ids = torch.arange(500, 520)[None]
+    with torch.no_grad():
+        apart = models.load(merged, torch.float32, "cpu")(input_ids=ids).logits - network(input_ids=ids).logits
+    assert apart.abs().max() < 0.05
+
+
+def test_what_cannot_be_taken_in_is_one_line(tmp_path: Path, stage: Run, words: tuple[str, ...]) -> None:
+    base, theirs = tmp_path / "models/tiny", tmp_path / "theirs"
+
+    def said(*more: str) -> str:
+        return refused(stage("03_merge_lora.py", *words, "--adapter.path", str(theirs), *more))
+
+    theirs.mkdir()
+    assert "holds no adapter: adapter_config.json cannot be read" in said()
+    foreign(theirs, base)
+    (theirs / "adapter_model.safetensors").rename(theirs / "adapter_model.bin")
+    assert "adapter_model.bin there is a pickle" in said()
+    (theirs / "adapter_model.bin").unlink()
+    assert "run `make data` first" in said("--run", "other")
+    foreign(theirs, tiny.model(tmp_path / "wide", hidden_size=96))
+    assert "the adapter belongs to another base" in said()
+    foreign(theirs, base, init_lora_weights="pissa")
+    assert "save it again with PEFT's path_initial_model_for_weight_conversion" in said()
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = tiny.CHATML.replace("assistant", "bot")
+    foreign(theirs, base, tokenizer)
+    assert "the adapter's own template renders the conversation" in said()
+    assert not (tmp_path / "outputs/r/adapter").exists()
+
+
+def test_an_adapter_of_another_base_of_equal_shape_is_named(tmp_path: Path, stage: Run, words: tuple[str, ...]) -> None:
+    foreign(tmp_path / "theirs", tiny.model(tmp_path / "somebodys-model", seed=5))
+    done = stage("03_merge_lora.py", *words, "--adapter.path", str(tmp_path / "theirs"))
+    assert done.returncode == 0 and "note: the adapter names" in done.stdout and "somebodys-model" in done.stdout
+
+
+def test_a_trained_adapter_is_not_replaced_unasked(tmp_path: Path, stage: Run, words: tuple[str, ...]) -> None:
+    trained = stage("02_train_qlora.py", *words, "--train.max_steps", "2", "--train.learning_rate", "1e-2")
+    assert trained.returncode == 0, trained.stderr
+    before = (tmp_path / "outputs/r/adapter/adapter_model.safetensors").read_bytes()
+    foreign(tmp_path / "theirs", tmp_path / "models/tiny")
+    said = refused(stage("03_merge_lora.py", *words, "--adapter.path", str(tmp_path / "theirs")))
+    assert "outputs/r/adapter was made with other inputs" in said and "another --run keeps both" in said
+    assert (tmp_path / "outputs/r/adapter/adapter_model.safetensors").read_bytes() == before
+
+
+def test_where_the_4_bit_error_is_large_the_usual_merge_is_measured_and_refused(
+    tmp_path: Path, stage: Run, words: tuple[str, ...]
+) -> None:
+    foreign(tmp_path / "theirs", tmp_path / "models/tiny", lora_alpha=1)
+    words = (*words, "--method", "qlora", "--adapter.path", str(tmp_path / "theirs"), "--merge.max_kl", "0.002")
+    said = refused(stage("03_merge_lora.py", *words, "--merge.strategy", "original"))
+    assert "onto the original weights" in said and "nothing ships" in said and "make serve-lora" in said
+    assert not (tmp_path / "outputs/r/merged").exists()
+    failed = json.loads((tmp_path / "outputs/r/merged.failed/merge_report.json").read_text())
+    assert (
+        failed["passed"] is False and failed["strategy"] == "original" and failed["candidates"]["dequantized"] is None
+    )
+    assert "nats from the trained model, more than --merge.max_kl" in failed["reason"]
+    done = stage("03_merge_lora.py", *words)
+    assert done.returncode == 0, done.stderr
+    hashes = json.loads((tmp_path / "outputs/r/adapter/base_tensors.json").read_text())["dequantized"]
+    assert len(hashes) == 14
+    found = report(tmp_path)
+    assert found["strategy"] == "dequantized" and found["passed"] and "reason" not in found
+    closer, usual = (found["candidates"][name] for name in ("dequantized", "original"))
+    assert usual["kl_mean"] > 5 * closer["kl_mean"] and usual["kl_mean"] == failed["candidates"]["original"]["kl_mean"]
+    assert len(shards.tensors_of(tmp_path / "outputs/r/merged")) == len(shards.tensors_of(tmp_path / "models/tiny"))

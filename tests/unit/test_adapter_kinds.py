@@ -1,0 +1,189 @@
+"""Kinds of adapters that people have, each made by PEFT or spoilt on disk: how it is served, or why it is refused.
+
+Those that merge are merged, too, and the result computes what PEFT computes.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from test_merging import merge
+
+from lockstep import merging, models, servable
+from lockstep.errors import UserError
+
+LINEAR = "all-linear"
+HEADS = ["embed_tokens", "lm_head"]
+
+
+def by_peft(folder: Path, base: Path, more: int = 0, **changes: Any) -> torch.nn.Module:
+    """An adapter as PEFT saves it when nobody tells it otherwise; returns the trained model, in float32."""
+    from peft import LoraConfig, get_peft_model
+
+    network = models.load(base, torch.float32, "cpu")
+    if more:
+        network.resize_token_embeddings(network.config.vocab_size + more, mean_resizing=False)
+        network.get_input_embeddings().weight.data[-more:] += 0.3
+    options = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM"} | changes
+    made = get_peft_model(network, LoraConfig(**options))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in made.parameters():
+            if weight.requires_grad:
+                weight.data = weight.float() + 0.1 * torch.randn(weight.shape)
+    made.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    (folder / "contract.json").write_text("{}\n")
+    return made.eval()
+
+
+MERGED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    # kind: (the base, the adapter, why it is served merged; or the rank that vLLM is started with)
+    "plain": ({}, {}, "8"),
+    "rank 24": ({}, {"r": 24}, "32"),
+    "rsLoRA": ({}, {"use_rslora": True}, "8"),
+    "ranks and alphas of their own": ({}, {"rank_pattern": {"q_proj": 40}, "alpha_pattern": {"up_proj": 3}}, "64"),
+    "two targets, untied": ({"tied": False}, {"target_modules": ["q_proj", "v_proj"]}, "8"),
+    "gaussian start": ({}, {"init_lora_weights": "gaussian"}, "8"),
+    "rank above vLLM's": ({}, {"r": 600, "target_modules": ["q_proj"]}, "rank 600, and vLLM serves up to 512"),
+    "DoRA": ({}, {"use_dora": True}, "it is DoRA"),
+    "modules_to_save": ({"tied": False}, {"modules_to_save": ["lm_head"]}, "lm_head.weight whole"),
+    "biases": ({"kind": "qwen2"}, {"bias": "all"}, "bias whole"),
+    "bias asked for, none there": ({}, {"bias": "all"}, "bias all"),
+    "head": ({"tied": False}, {"target_modules": ["q_proj", "lm_head"]}, "lm_head.weight whole"),
+    "embedding": ({}, {"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens.weight whole"),
+    "embedding, untied": ({"tied": False}, {"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens.weight whole"),
+    "extra tokens, tied": ({}, {"more": 8}, "whole"),
+    "extra tokens, untied": ({"tied": False}, {"more": 8}, "whole"),
+    "extra tokens, embeddings trained": ({}, {"more": 8, "modules_to_save": HEADS}, "whole"),
+    "extra tokens, untied, embeddings trained": ({"tied": False}, {"more": 8, "modules_to_save": HEADS}, "whole"),
+    "extra tokens, rows trained": ({}, {"more": 8, "trainable_token_indices": [3, 512, 519]}, "whole"),
+    "extra tokens, embedding targeted": ({}, {"more": 8, "target_modules": ["q_proj", "embed_tokens"]}, "whole"),
+    "rows trained, tied": ({}, {"trainable_token_indices": [1, 2]}, "rows of an embedding"),
+    "rows trained, untied": (
+        {"tied": False}, {"trainable_token_indices": {"embed_tokens": [1, 2], "lm_head": [3]}}, "rows of an embedding"
+    ),
+    "a base that vLLM is not known to serve adapters on": ({"kind": "olmo2"}, {"target_modules": ["q_proj"]}, "adapters of Olmo2"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("base", "changes", "wanted"), MERGED.values(), ids=MERGED.keys())
+def test_each_kind_has_its_route_and_merges_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: dict[str, Any], changes: dict[str, Any], wanted: str
+) -> None:
+    folder = tiny.model(tmp_path / "base", **base)
+    network = by_peft(tmp_path / "adapter", folder, **changes)
+    route = servable.inspect(tmp_path / "adapter", folder)
+    if wanted.isdigit():
+        assert (route.mode, route.max_lora_rank) == ("lora", int(wanted))
+    else:
+        assert (route.mode, route.max_lora_rank) == ("merged", None) and wanted in route.reason
+    monkeypatch.setattr(merging, "DTYPE", torch.float32)
+    out = models.load(merge(folder, tmp_path / "adapter", tmp_path / "out"), torch.float32, "cpu")
+    ids = torch.arange(10, 512 + changes.get("more", 0), 11)[None]
+    with torch.no_grad():
+        found, theirs = out(input_ids=ids).logits, network(input_ids=ids).logits
+    torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-5)
+    assert out.config.vocab_size == 512 + changes.get("more", 0)
+    if base.get("tied", True) and "embed_tokens" in changes.get("target_modules", ()):
+        return  # PEFT's own merge changes the head with the embedding, which training did not
+    with torch.no_grad():  # and what PEFT itself makes of it, tensor by tensor
+        reference = network.merge_and_unload().state_dict()
+    for name, tensor in out.state_dict().items():
+        torch.testing.assert_close(tensor, reference[name], rtol=1e-5, atol=1e-5)
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / servable.WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / servable.WEIGHTS)
+
+
+def rename(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.replace(old, new)] = tensors.pop(name)
+
+    return change
+
+
+def zero(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if "lora_B" in name:
+            tensor.zero_()
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+REFUSED: dict[str, tuple[dict[str, Any], Callable[[dict[str, torch.Tensor]], object] | None, str]] = {
+    "no prefix": ({}, rename("base_model.model.", ""), r"PEFT's names begin with base_model\.model\."),
+    "a prefix twice": ({}, rename("base_model.model.", "base_model.model.base_model.model."), "belongs to another base"),
+    "a prefix of a multimodal model": ({}, rename("model.layers", "language_model.model.layers"), "another base"),
+    "zeroed": ({}, zero, "has no effect on"),
+    "half of a pair": ({}, lambda t: t.pop(f"{Q}.lora_B.weight"), r"incomplete: .*lora_B\.weight is missing"),
+    "empty": ({}, lambda t: t.clear(), "holds no tensors"),
+    "an unknown tensor": ({}, lambda t: t.update({f"{Q}.scaler": torch.ones(1)}), r"holds .*scaler, which this merge"),
+    "a base with more layers": ({}, rename("layers.1.", "layers.7."), "another base: .*layers.7"),
+    "no matrix": ({}, lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(4)}), "that are no matrices"),
+    "PiSSA, not converted": ({"init_lora_weights": "pissa"}, None, "save it again with PEFT's path_initial_model"),
+    "OLoRA, not converted": ({"init_lora_weights": "olora"}, None, "save it again with PEFT's path_initial_model"),
+    "layers repeated": ({"layer_replication": [[0, 2], [1, 2]]}, None, "uses layer_replication"),
+    "a bias in the adapter": ({"lora_bias": True}, None, "uses lora_bias"),
+    "a vocabulary that grew on one side": (
+        {"modules_to_save": ["lm_head"]}, lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(520, 64)}),
+        r"another base: lm_head\.weight has shape \(512, 64\) there",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("changes", "change", "says"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_no_adapter_of_this_base_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], change: Callable[[dict[str, torch.Tensor]], object] | None, says: str
+) -> None:
+    base = tiny.model(tmp_path / "base")
+    by_peft(tmp_path / "adapter", base, **changes)
+    if change:
+        edit(tmp_path / "adapter", change)
+    with pytest.raises(UserError, match=says) as refusal:
+        servable.inspect(tmp_path / "adapter", base)
+    assert "\n" not in str(refusal.value)
+
+
+def test_other_files_than_those_of_a_lora_adapter_are_refused(tmp_path: Path) -> None:
+    base = tiny.model(tmp_path / "base")
+    with pytest.raises(UserError, match=r"holds no adapter: adapter_config\.json cannot be read"):
+        servable.inspect(base, base)
+    by_peft(tmp_path / "adapter", base)
+    file = tmp_path / "adapter" / servable.WEIGHTS
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        servable.inspect(tmp_path / "adapter", base)
+    file.rename(file.with_name("adapter_model.bin"))
+    with pytest.raises(UserError, match=r"adapter_model\.bin there is a pickle"):
+        servable.inspect(tmp_path / "adapter", base)
+    note = tmp_path / "adapter/adapter_config.json"
+    note.write_text(json.dumps({"peft_type": "PROMPT_TUNING"}))
+    with pytest.raises(UserError, match="describes PROMPT_TUNING"):
+        servable.inspect(tmp_path / "adapter", base)
+    wide = tiny.model(tmp_path / "wide", hidden_size=96)
+    by_peft(tmp_path / "wider", wide)
+    with pytest.raises(UserError, match=r"another base: .* has shape"):
+        servable.inspect(tmp_path / "wider", base)
+
+
+def test_what_is_known_of_vllm_is_what_the_installed_one_says() -> None:
+    registry = pytest.importorskip("vllm.model_executor.models.registry")
+    for architecture, layers in servable.BASES.items():
+        model = registry.ModelRegistry._try_load_model_cls(architecture)
+        packed = {part for parts in model.packed_modules_mapping.values() for part in parts} or {
+            *model.packed_modules_mapping
+        }
+        assert model.supports_lora, architecture
+        assert packed <= layers, architecture
