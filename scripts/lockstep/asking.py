@@ -116,7 +116,7 @@ class Endpoint:
                 if error.shown or error.fault != "moment" or attempt == self.retries or (error.pause or 0) > PATIENCE:
                     raise
                 backoff = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.8, 1.2)
-                pause = backoff if error.pause is None else error.pause
+                pause = max(backoff, error.pause or 0)  # many that were sent away come back one by one
                 self.notice(f"{error}; trying again in {pause:.1f} s ({attempt + 1} of {self.retries})")
                 time.sleep(pause)
         raise AssertionError("the last attempt answers or raises")
@@ -259,9 +259,11 @@ def _refused(error: Any) -> NoAnswer:
     said = " ".join(str(said or error.message).split())[:500]
     try:
         pause = max(0.0, float(error.response.headers.get("retry-after")))
-    except (TypeError, ValueError):  # none, or a date
+    except (TypeError, ValueError):  # there is none, or it is a date
         pause = None
     if status == 503 and "gate has not opened" in said:
         return NoAnswer(f"the server is still being checked and opens when it has passed: {said}", "moment", pause)
+    if pause and pause > PATIENCE:
+        said += f" (it asks to wait {pause:.0f} s)"
     words = {429: "the server is flooded", 503: "the server is not ready"}.get(status, "the server refused")
     return NoAnswer(f"{words} ({status}): {said}", "moment" if status in BUSY else "request", pause)

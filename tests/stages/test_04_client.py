@@ -5,6 +5,7 @@ import os
 import pty
 import random
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -279,7 +280,14 @@ def start(server: Server, home: Path, *words: str) -> subprocess.Popen[str]:
         server.url,
         *words,
     ]
-    return subprocess.Popen(command, env=script_environment(home), cwd=home, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=script_environment(home), cwd=home, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    )
+
+
+def hear_interrupts() -> None:
+    """Programs that a shell starts in the background are deaf to SIGINT, and so is what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -400,7 +408,7 @@ def test_the_commands_of_a_chat(stage: Run, server: Server, tmp_path: Path) -> N
 def start_chat(server: Server, home: Path, *words: str, **streams: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "scripts/04_client_openai.py"), "--run", "r", "--base-url", server.url, "--chat", *QUIET, *words],
-        env=script_environment(home, TERM="xterm"), text=True,
+        env=script_environment(home, TERM="xterm"), text=True, preexec_fn=hear_interrupts,
         **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
     )  # fmt: skip
 
@@ -417,6 +425,7 @@ def test_a_terminal_takes_a_paste_as_one_question_and_ctrl_c_stops_only_the_answ
     def until(wanted: bytes) -> None:
         nonlocal seen
         while wanted not in seen:
+            assert select.select([main], [], [], 30)[0], seen
             seen += os.read(main, 4096)
         seen = seen.split(wanted, 1)[1]
 
