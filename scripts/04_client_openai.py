@@ -25,17 +25,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lockstep import asking, cli, endpoint, manifest, paths, records, repetition, template
+from lockstep import asking, cli, endpoint, manifest, paths, questions, records, repetition, template
 from lockstep.asking import Answer, Endpoint, NoAnswer
 from lockstep.batchfile import BatchFile, Row, key_of
 from lockstep.config import Settings
 from lockstep.conversation import Conversation
 from lockstep.errors import INTERRUPTED, UserError
-from lockstep.template import Message
+from lockstep.questions import Question
 
 note = partial(print, file=sys.stderr, flush=True)  # all that is no answer
 POST: dict[str, Callable[[str], str]] = {"dedupe": repetition.remove}
-Question = tuple[list[Message], str | None]  # and the reference answer, where the row has one
 
 
 # ---- one question ----
@@ -129,37 +128,21 @@ def typed_lines() -> Iterator[str]:
 # ---- a file of questions ----
 
 
-def batch_rows(file: Path, style: str, system: str | None) -> Iterator[Question]:
-    """Each line's messages and reference: Alpaca fields, or `messages` up to the answer at their end."""
-    before = [{"role": "system", "content": system}] if system else []
-    for number, row in records.json_lines(file):
-        try:
-            if "messages" in row:
-                said = list(row["messages"])
-                reference = said.pop()["content"] if said[-1]["role"] == "assistant" else None
-                yield [*(before if said[0]["role"] != "system" else []), *said], reference
-            else:
-                content = template.fold(row["instruction"], row.get("input") or "", style)
-                yield [*before, {"role": "user", "content": content}], row.get("output")
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(f"{file}:{number} has neither `instruction` nor `messages`") from error
-
-
 def answer_batch(server: Endpoint, settings: Settings, model: str, style: str, chosen: argparse.Namespace) -> None:
     """Answer all rows, each with its answer or its error; the file appears when whole."""
-    questions = list(batch_rows(chosen.batch, style, chosen.system))
-    if not questions:
+    asked = list(questions.read(chosen.batch, style, chosen.system))
+    if not asked:
         raise UserError(f"{chosen.batch} holds no rows")
     paths.make_parent(chosen.output)
     body = asking.request(settings.sampling, model, [])
-    key = key_of([body, questions, chosen.post, served_weights(settings, chosen.base_url)])
-    with BatchFile(chosen.output, key, len(questions), chosen.force) as file:
+    key = key_of([body, asked, chosen.post, served_weights(settings, chosen.base_url)])
+    with BatchFile(chosen.output, key, len(asked), chosen.force) as file:
         if file.finished:
             return print(f"{chosen.output} is up to date")
         if file.news:
             note(file.news)
         started = time.monotonic()
-        rows = fill(file, lambda number: record(server, body, questions[number], chosen.post), chosen.concurrency)
+        rows = fill(file, lambda number: record(server, body, asked[number], chosen.post), chosen.concurrency)
         file.publish()
     if chosen.stats and rows:
         note(f"[{totals(rows, time.monotonic() - started)}]")
@@ -223,14 +206,6 @@ def served_weights(settings: Settings, base_url: str | None) -> Any:
 # ---- the command line ----
 
 
-def style_of(settings: Settings) -> str:
-    """The template that folds instruction and input: the run's, where its data is here."""
-    data = settings.run_dir / "data"
-    if not (data / manifest.FILE).exists():
-        return settings.data.template
-    return str(manifest.read(data).config["data"]["template"])
-
-
 def options() -> argparse.Namespace:
     parser = cli.parser(__doc__ or "", "serve", "sampling")
     parser.add_argument("question", nargs="?", help="what to ask")
@@ -285,12 +260,13 @@ def seldom(say: Callable[[str], None], seconds: float = 5) -> Callable[[str], No
 
 
 def main() -> int | None:
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # terminals that lack a character show a ?
     chosen = options()
     settings = cli.settings_from(chosen)
     url = chosen.base_url or endpoint.url(settings)
     model = chosen.model or endpoint.model_name(settings)
     check(chosen)
-    style = style_of(settings)
+    style = questions.style_of(settings)
     talk = Conversation(settings.sampling, chosen.system, chosen.stats)
     connect = partial(Endpoint, url, chosen.retries, chosen.timeout)
 
