@@ -117,11 +117,10 @@ def load(model: str, url: str, tokenizer: Path, questions: Path, concurrency: in
     return {"concurrency": concurrency} | {ours: found[theirs] for ours, theirs in FIGURES.items()}
 
 
-def measure(options: argparse.Namespace, settings: list[str], folder: Path) -> list[dict[str, Any]]:
-    """All measurements: one server for each mode and set of flags."""
+def measure(options: argparse.Namespace, settings: list[str], folder: Path) -> Iterator[dict[str, Any]]:
+    """The measurements one by one: a server for each mode and set of flags, and each number of clients."""
     questions = folder / "questions.jsonl"
     questions.write_text(python(QUESTIONS, *settings), encoding="utf-8")
-    found = []
     for mode in options.modes.split(","):
         tokenizer = folder.parent / ("merged" if mode == "merged" else "adapter")
         for flags in ["", *options.flags]:
@@ -129,9 +128,7 @@ def measure(options: argparse.Namespace, settings: list[str], folder: Path) -> l
             with served([*settings, "--serve.mode", mode, *shlex.split(flags)]) as (model, url):
                 for concurrency in map(int, options.concurrency.split(",")):
                     figures = load(model, url, tokenizer, questions, concurrency, options)
-                    found.append({"mode": mode, "flags": flags, **figures})
-                    print(line_of(found[-1]), flush=True)
-    return found
+                    yield {"mode": mode, "flags": flags, **figures}
 
 
 HEADER = (f"{'mode':7} {'clients':>7} {'requests':>8} {'failed':>6} {'tokens/s':>9} {'TTFT p50':>9} {'p99':>7} "
@@ -222,11 +219,14 @@ def main() -> None:
 
     folder = Path(python(RUN_DIR, *settings).strip()) / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    found = measure(options, settings, folder)
-    result = {"settings": settings, "output_tokens": options.output_tokens, "seed": options.seed, "cores": os.cpu_count(),
-              "measurements": found, "best": best_of(found)}  # fmt: skip
-    for file in (folder / "bench.json", *([options.json] if options.json else [])):
-        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result: dict[str, Any] = {"settings": settings, "output_tokens": options.output_tokens, "seed": options.seed,
+                              "cores": os.cpu_count(), "measurements": []}  # fmt: skip
+    for one in measure(options, settings, folder):
+        print(line_of(one), flush=True)
+        result["measurements"].append(one)
+        result["best"] = best_of(result["measurements"])
+        for file in (folder / "bench.json", *([options.json] if options.json else [])):  # what is measured is kept
+            file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     report(result, folder / "bench.png")
 
 
