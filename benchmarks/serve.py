@@ -217,6 +217,7 @@ def main() -> None:
     if options.report:
         return report(json.loads(options.report.read_text(encoding="utf-8")), options.report.with_suffix(".png"))
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # by way of `served`, which stops the server
     folder = Path(python(RUN_DIR, *settings).strip()) / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"settings": settings, "output_tokens": options.output_tokens, "seed": options.seed,
