@@ -26,7 +26,7 @@ parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS='$(RUN)' ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl demo test test-e2e test-faults lint format lock lock-check clean
+.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop bench client curl demo test test-e2e test-faults lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,11 @@ curl: setup ## the same with curl, in Chinese
 demo: setup ## the whole pipeline on the embedded model, with base and tuned answers side by side
 	$(if $(ARGS),$(error make demo takes no ARGS: run the stages one by one, with CONFIG=$(CONFIG)))
 	ACCEL=$(ACCEL) $(PY) scripts/demo.py
+
+bench: setup ## put the server under load, merged and as base + adapter: tokens/s, TTFT, ITL, latency
+	$(call need,scripts/03_merge_lora.py,merge)
+	$(PY) scripts/03_merge_lora.py --base $(UPSTREAM)
+	ACCEL=$(ACCEL) $(PY) benchmarks/serve.py $(FLAGS)
 
 test: .venv/dev.stamp ## the tests (CPU, no network)
 	$(PY) -m pytest -m "not slow and not e2e and not gpu and not faults" $(ARGS)

@@ -3,213 +3,207 @@
 Reads   the endpoint of make serve (or --base-url)
 Writes  nothing, or --output FILE with one JSON line per row of --batch FILE
 Run     make client ARGS='"Who are you?" --stream'
-        python scripts/04_client_openai.py --config configs/demo.yaml "Who are you?"
+        python scripts/04_client_openai.py --config configs/demo.yaml "Who are you?" --stream --stats
         python scripts/04_client_openai.py --config configs/demo.yaml "请以沈清漪的口吻回答。" --input "你是谁？"
         python scripts/04_client_openai.py --config configs/demo.yaml --chat
         python scripts/04_client_openai.py --config configs/demo.yaml --batch data/toy/test.jsonl --output answers.jsonl
 
-A server with a key wants LOCKSTEP_API_KEY in the environment.
+A batch that was stopped, in whatever way, goes on when the same command runs again; when it has ended,
+that asks the rows again that have an error. A server with a key wants LOCKSTEP_API_KEY in the environment.
 """
 
 import argparse
-import functools
+import contextlib
 import json
 import os
+import select
 import shlex
 import sys
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lockstep import cli, endpoint, manifest, paths, records, template
+from lockstep import asking, cli, endpoint, manifest, paths, questions, records, repetition, template
+from lockstep.asking import Answer, Endpoint, NoAnswer
+from lockstep.batchfile import BatchFile, Row, key_of
 from lockstep.config import Settings
-from lockstep.errors import UserError
-from lockstep.template import Message
+from lockstep.conversation import Conversation
+from lockstep.errors import INTERRUPTED, UserError
+from lockstep.questions import Question
 
-if TYPE_CHECKING:
-    from openai import OpenAI
-
-
-def is_local(url: str) -> bool:
-    return urllib.parse.urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+note = partial(print, file=sys.stderr, flush=True)  # all that is no answer
+POST: dict[str, Callable[[str], str]] = {"dedupe": repetition.remove}
 
 
-def connect(url: str) -> "OpenAI":
-    """A client that speaks to loopback directly, whatever proxy the environment names."""
-    from openai import DefaultHttpxClient, OpenAI
-
-    key = (os.environ.get("LOCKSTEP_API_KEY") or "EMPTY").strip()
-    if not key.isascii():
-        raise UserError("LOCKSTEP_API_KEY must be plain ASCII")
-    return OpenAI(base_url=url, api_key=key, http_client=DefaultHttpxClient(trust_env=not is_local(url)))
+# ---- one question ----
 
 
-def request(settings: Settings, model: str, messages: list[Message]) -> dict[str, Any]:
-    """The body of a chat request; what OpenAI's API lacks goes into vLLM's extra fields."""
-    sampling = settings.sampling.model_dump(exclude_none=True)
-    extra = {key: sampling.pop(key) for key in ("top_k", "repetition_penalty")}
-    return {"model": model, "messages": messages, **sampling, "extra_body": extra}
+def show(piece: str) -> None:
+    print(records.printable(piece), end="", flush=True)
 
 
-def explained(work: Callable[[], Any], client: "OpenAI", model: str) -> Any:
-    """Run a request; every way in which it can fail becomes one line."""
-    import openai
-
+def answer(server: Endpoint, body: dict[str, Any], stream: bool, post: str | None, stats: bool) -> str:
+    """Ask, print the answer and what is to be said about it; returns it."""
     try:
-        return work()
-    except openai.APIConnectionError as error:
-        raise UserError(f"no server answers at {client.base_url}: start one with `make serve`") from error
-    except openai.AuthenticationError as error:
-        raise UserError("the server wants a key: set LOCKSTEP_API_KEY") from error
-    except openai.NotFoundError as error:
-        raise UserError(f"the server has no model {model!r}; {served_models(client)}") from error
-    except openai.APIStatusError as error:
-        raise UserError(f"the server refused ({error.status_code}): {error.message}") from error
-    except openai.APIError as error:
-        raise UserError(f"the server failed: {error.message}") from error
+        found = server.ask(body, stream, show if stream and not post else None)
+    except NoAnswer as error:
+        if error.shown:
+            print()
+        raise
+    text = POST[post](found.text) if post else found.text
+    if not stream or post:
+        show(text)
+    print()
+    if text != found.text:
+        note("[repeated phrases were taken out]")
+    if found.finish_reason == "length":
+        note(f"[cut off at {body['max_tokens']} tokens: raise --sampling.max_tokens]")
+    if stats:
+        note(f"[{statistics_of(found)}]")
+    return text
 
 
-def served_models(client: "OpenAI") -> str:
-    """What the server offers, for the message that a name is not among it."""
-    import openai
-
-    try:
-        names = ", ".join(card.id for card in client.models.list())
-    except (openai.OpenAIError, AttributeError):
-        return f"{client.base_url} may be no OpenAI endpoint: its address ends in /v1"
-    return f"it serves {names}: choose one with --model"
-
-
-def read_stream(events: Any) -> tuple[str, str | None]:
-    """Print an answer while it comes; returns it, and the finish reason if one came."""
-    import openai
-
-    pieces, reason = [], None
-    try:
-        for event in events:
-            for choice in event.choices:
-                pieces.append(choice.delta.content or "")
-                reason = choice.finish_reason or reason
-                print(pieces[-1], end="", flush=True)
-    except openai.APIError:
-        if not any(pieces):
-            raise
-        reason = None  # what was shown is a part of an answer
-    return "".join(pieces), reason
-
-
-def ask(client: "OpenAI", body: dict[str, Any], stream: bool, show: bool = True) -> tuple[str, str]:
-    """(answer, finish reason). Raises UserError if the answer ended without a finish reason."""
-    if stream:
-        answer, reason = read_stream(client.chat.completions.create(**body, stream=True))
-    else:
-        response = client.chat.completions.create(**body)
-        if isinstance(response, str):  # the SDK hands on what is no JSON
-            raise UserError(f"{client.base_url} is no OpenAI endpoint: its address ends in /v1")
-        choice = response.choices[0]
-        answer, reason = choice.message.content or "", choice.finish_reason
-        if show:
-            print(answer, end="")
-    if show:
-        print()
-    if reason is None:
-        raise UserError("the answer broke off: the server or the connection failed before its end")
-    if reason == "length" and show:
-        print(f"[cut off at {body['max_tokens']} tokens: raise --sampling.max_tokens]", file=sys.stderr)
-    return answer, reason
-
-
-def chat(client: "OpenAI", settings: Settings, model: str, history: list[Message]) -> None:
-    """A conversation in the terminal; Ctrl-D ends it. A failed turn leaves the history as it was."""
-    import openai
-
-    print(f"chatting with {model}; Ctrl-D ends it")
-    while True:
-        try:
-            question = input("> ")
-        except EOFError:
-            return print()
-        if not question.strip():
-            continue
-        turn: list[Message] = [*history, {"role": "user", "content": question}]
-        try:
-            body = request(settings, model, turn)
-            answer, _ = explained(functools.partial(ask, client, body, True), client, model)
-        except (UserError, openai.OpenAIError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            continue
-        history = [*turn, {"role": "assistant", "content": answer}]
-
-
-def batch_rows(file: Path, style: str, system: list[Message]) -> Iterator[tuple[list[Message], str | None]]:
-    """(messages, reference answer or None) of each line: Alpaca fields, or `messages`."""
-    for number, row in records.json_lines(file):
-        try:
-            if "messages" in row:
-                yield row["messages"], None
-            else:
-                content = template.fold(row["instruction"], row.get("input") or "", style)
-                yield [*system, {"role": "user", "content": content}], row.get("output")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file}:{number} has neither `instruction` nor `messages`") from error
-
-
-def batch(
-    client: "OpenAI", settings: Settings, model: str, questions: list[Any], output: Path, concurrency: int
-) -> None:
-    """Answer all rows, in order, each with its answer or its error; the file appears when whole."""
-    import openai
-    from tqdm import tqdm
-
-    def one(row: tuple[list[Message], str | None]) -> dict[str, Any]:
-        messages, reference = row
-        started = time.monotonic()
-        record: dict[str, Any] = {"messages": messages, "reference": reference}
-        try:
-            body = request(settings, model, messages)
-            record["answer"], record["finish_reason"] = ask(client, body, stream=False, show=False)
-        except (openai.APIConnectionError, openai.NotFoundError, openai.AuthenticationError):
-            raise  # every other row would fail in the same way
-        except (openai.OpenAIError, UserError) as error:
-            record["error"] = str(error)
-        return record | {"seconds": round(time.monotonic() - started, 3)}
-
-    temporary = output.with_name(f".{output.name}.partial")
-    failed = 0
-    with ThreadPoolExecutor(concurrency) as pool, temporary.open("w", encoding="utf-8") as stream:
-        try:
-            for record in tqdm(pool.map(one, questions), total=len(questions), unit=" rows", disable=None):
-                failed += "error" in record
-                stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    temporary.replace(output)
-    print(f"{output}: {len(questions) - failed} answers, {failed} errors")
-    if failed:
-        raise UserError(f"{failed} of {len(questions)} rows have no answer: see `error` in {output}")
+def statistics_of(found: Answer) -> str:
+    parts = [f"prompt {found.prompt_tokens} tokens"] if found.prompt_tokens is not None else []
+    if found.completion_tokens is not None:
+        parts.append(f"answer {found.completion_tokens} tokens at {found.completion_tokens / found.seconds:.1f}/s")
+    if found.first_token_seconds is not None:
+        parts.append(f"first token after {found.first_token_seconds:.2f} s")
+    return ", ".join([*parts, f"{found.seconds:.2f} s in all"])
 
 
 def as_curl(url: str, body: dict[str, Any]) -> str:
     """The same request for a shell."""
     flat = {k: v for k, v in body.items() if k != "extra_body"} | body["extra_body"]
     words = ["curl", "--silent", "--show-error", f"{url}/chat/completions", "-H", "Content-Type: application/json"]
-    words += ["--noproxy", "*"] if is_local(url) else []
+    words += ["--noproxy", "*"] if asking.is_local(url) else []
     words += ["-d", json.dumps(flat, ensure_ascii=False)]
     # bash hands the key over as a file, so that it stands in no process list
     key = """ -H @<(printf 'Authorization: Bearer %s' "$LOCKSTEP_API_KEY")"""
     return shlex.join(words) + (key if os.environ.get("LOCKSTEP_API_KEY") else "")
 
 
-def style_of(settings: Settings) -> str:
-    """The template that folds instruction and input: the run's, where its data is here."""
-    data = settings.run_dir / "data"
-    if not (data / manifest.FILE).exists():
-        return settings.data.template
-    return str(manifest.read(data).config["data"]["template"])
+# ---- a chat ----
+
+
+def chat(server: Endpoint, talk: Conversation, model: str, post: str | None) -> None:
+    """A conversation in the terminal. A turn that fails or is stopped leaves the history as it was."""
+    note(f"chatting with {model}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
+    for line in typed_lines():
+        try:
+            said = talk.command(line)
+            if said is not None:
+                note(said)
+                continue
+            question = talk.last_question() if line.strip() == "/retry" else line
+            body = asking.request(talk.sampling, model, talk.messages(question))
+            talk.add(question, answer(server, body, True, post, talk.stats))
+        except UserError as error:
+            note(f"error: {' '.join(str(error).split())}")
+        except KeyboardInterrupt:
+            note("\n[stopped: this turn does not count]")
+
+
+def typed_lines() -> Iterator[str]:
+    """What the user types, until Ctrl-D; lines that are pasted together are one."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - input() edits with it, Chinese, too, and takes a paste as one line
+    terminal = sys.stdin.isatty()
+    while True:
+        try:
+            lines = [input("> " if terminal else "")]
+            while terminal and select.select([sys.stdin], [], [], 0.05)[0]:
+                lines.append(input())
+        except EOFError:
+            return print() if terminal else None
+        except KeyboardInterrupt:
+            note()
+            continue
+        if any(line.strip() for line in lines):
+            yield "\n".join(lines)
+
+
+# ---- a file of questions ----
+
+
+def answer_batch(server: Endpoint, settings: Settings, model: str, style: str, chosen: argparse.Namespace) -> None:
+    """Answer all rows, each with its answer or its error; the file appears when whole."""
+    asked = list(questions.read(chosen.batch, style, chosen.system))
+    if not asked:
+        raise UserError(f"{chosen.batch} holds no rows")
+    paths.make_parent(chosen.output)
+    body = asking.request(settings.sampling, model, [])
+    key = key_of([body, asked, chosen.post, served_weights(settings, chosen.base_url)])
+    with BatchFile(chosen.output, key, len(asked), chosen.force) as file:
+        if file.finished:
+            return print(f"{chosen.output} is up to date")
+        if file.news:
+            note(file.news)
+        started = time.monotonic()
+        rows = fill(file, lambda number: record(server, body, asked[number], chosen.post), chosen.concurrency)
+        file.publish()
+    if chosen.stats and rows:
+        note(f"[{totals(rows, time.monotonic() - started)}]")
+    summarize(chosen.output)
+
+
+def record(server: Endpoint, body: dict[str, Any], question: Question, post: str | None) -> Row:
+    """A question's line of the output."""
+    messages, reference = question
+    row = {"messages": messages, "reference": reference} | server.record(body | {"messages": messages})
+    if post and "answer" in row and (text := POST[post](row["answer"])) != row["answer"]:
+        row |= {"answer": text, "answer_raw": row["answer"]}
+    return row
+
+
+def fill(file: BatchFile, work: Callable[[int], Row], concurrency: int) -> list[Row]:
+    """Have the missing rows answered, with a bar; returns what `totals` needs of them."""
+    from tqdm import tqdm
+
+    figures = ("answer", "prompt_tokens", "completion_tokens", "seconds")
+    try:
+        with tqdm(total=file.rows, initial=len(file.done), unit=" rows", disable=None) as bar:
+            rows = []
+            for row in file.fill(work, concurrency):
+                bar.update()
+                rows.append({key: row.get(key) for key in figures})
+    except UserError as error:
+        done = f"{len(file.done)} of {file.rows} rows are done"
+        raise UserError(f"{error}; {done}, and the same command goes on") from error
+    return rows
+
+
+def totals(rows: list[Row], seconds: float) -> str:
+    """Tokens, speed and latency of the rows that were answered now."""
+    times = sorted(row["seconds"] for row in rows if row["answer"] is not None) or [0.0]
+    p50, p95 = (times[round(share * (len(times) - 1))] for share in (0.5, 0.95))
+    prompt, completion = (sum(row[key] or 0 for row in rows) for key in ("prompt_tokens", "completion_tokens"))
+    return (f"{len(rows)} rows in {seconds:.1f} s: prompts {prompt} tokens, answers {completion} tokens at "
+            f"{completion / seconds:.1f}/s; latency p50 {p50:.2f} s, p95 {p95:.2f} s")  # fmt: skip
+
+
+def summarize(output: Path) -> None:
+    """Count what the finished file holds; errors in it end the program as one."""
+    cut = failed = count = 0
+    for _, row in records.json_lines(output):
+        count, failed, cut = count + 1, failed + ("error" in row), cut + (row.get("finish_reason") == "length")
+    print(f"{output}: {count - failed} answers, {failed} errors" + (f", {cut} cut off at max_tokens" if cut else ""))
+    if failed:
+        raise UserError(
+            f"{failed} of {count} rows have no answer: see `error` in {output}; the same command asks them again"
+        )
+
+
+def served_weights(settings: Settings, base_url: str | None) -> Any:
+    """What tells the model behind a name from another: the run's own by its bytes, a foreign one by its address."""
+    folders = (settings.run_dir / "adapter", settings.run_dir / "merged")
+    own = [manifest.read(folder).digest for folder in folders if (folder / manifest.FILE).exists()]
+    return base_url or [settings.serve.mode, own]
+
+
+# ---- the command line ----
 
 
 def options() -> argparse.Namespace:
@@ -218,10 +212,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--input", default="", help="Alpaca's input field, folded into the question as in training")
     parser.add_argument("--system", help="a system message")
     parser.add_argument("--stream", action="store_true", help="show the answer while it is made")
-    parser.add_argument("--chat", action="store_true", help="talk, with history")
+    parser.add_argument("--chat", action="store_true", help="talk, with history; /help lists its commands")
     parser.add_argument("--batch", type=Path, metavar="FILE", help="JSONL: Alpaca fields, or messages")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where --batch writes its answers")
+    parser.add_argument("--force", action="store_true", help="let --batch replace other answers in --output")
     parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests at a time in --batch [16]")
+    parser.add_argument("--post", choices=POST, help="dedupe: take phrases out that an answer repeats in a loop")
+    parser.add_argument("--stats", action="store_true", help="tokens, speed and latency, on stderr")
+    parser.add_argument("--retries", type=int, default=asking.RETRIES, metavar="N",
+                        help=f"tries after the first, while nothing of an answer is shown [{asking.RETRIES}]")  # fmt: skip
+    parser.add_argument("--timeout", type=float, default=asking.TIMEOUT, metavar="SECONDS",
+                        help=f"silence after which the server counts as hung [{asking.TIMEOUT:g}]")  # fmt: skip
     parser.add_argument("--model", help="the served model's name [the run's name]")
     parser.add_argument("--base-url", help="the endpoint, ending in /v1 [from serve.host and serve.port]")
     parser.add_argument("--curl", action="store_true", help="print the request as a curl command and send nothing")
@@ -234,40 +235,57 @@ def check(chosen: argparse.Namespace) -> None:
         raise UserError("give one of: a question, --chat, --batch FILE")
     if (chosen.input or chosen.stream or chosen.curl) and not chosen.question:
         raise UserError("--input, --stream and --curl belong to a single question")
+    if chosen.stream and chosen.post:
+        raise UserError("--post needs a whole answer, and --stream shows it before it is: leave one of them out")
     if bool(chosen.batch) != bool(chosen.output):
         raise UserError("--batch needs --output FILE, and --output needs --batch FILE")
-    if chosen.concurrency < 1:
-        raise UserError("--concurrency must be at least 1")
+    if chosen.force and not chosen.batch:
+        raise UserError("--force belongs to --batch")
+    if chosen.concurrency < 1 or chosen.retries < 0 or not 0 < chosen.timeout < 1e6:
+        raise UserError("--concurrency must be at least 1, --retries at least 0, and --timeout above 0")
     if chosen.batch and (chosen.output.is_dir() or chosen.output.absolute() == chosen.batch.absolute()):
         raise UserError(f"--output {chosen.output} must be a new file")
 
 
-def main() -> None:
+def seldom(say: Callable[[str], None], seconds: float = 5) -> Callable[[str], None]:
+    """The same, but silent for some seconds after each line: many requests meet the same trouble."""
+    last = [-seconds]
+
+    def saying(line: str) -> None:
+        if time.monotonic() - last[0] >= seconds:
+            last[0] = time.monotonic()
+            say(line)
+
+    return saying
+
+
+def main() -> int | None:
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # terminals that lack a character show a ?
     chosen = options()
     settings = cli.settings_from(chosen)
     url = chosen.base_url or endpoint.url(settings)
     model = chosen.model or endpoint.model_name(settings)
-    system: list[Message] = [{"role": "system", "content": chosen.system}] if chosen.system else []
     check(chosen)
-    style = style_of(settings)
+    style = questions.style_of(settings)
+    talk = Conversation(settings.sampling, chosen.system, chosen.stats)
+    connect = partial(Endpoint, url, chosen.retries, chosen.timeout)
 
     if chosen.batch:
-        questions = list(batch_rows(chosen.batch, style, system))
-        if not questions:
-            raise UserError(f"{chosen.batch} holds no rows")
-        paths.make_parent(chosen.output)
-        client = connect(url)
-        work = functools.partial(batch, client, settings, model, questions, chosen.output, chosen.concurrency)
-        explained(work, client, model)
+        answer_batch(connect(seldom(note)), settings, model, style, chosen)
         return None
     if chosen.chat:
-        return chat(connect(url), settings, model, system)
-    question: Message = {"role": "user", "content": template.fold(chosen.question, chosen.input, style)}
-    body = request(settings, model, [*system, question])
+        chat(connect(note), talk, model, chosen.post)
+        return None
+    question = template.fold(chosen.question, chosen.input, style)
+    body = asking.request(settings.sampling, model, talk.messages(question))
     if chosen.curl:
         return print(as_curl(url, body))
-    client = connect(url)
-    explained(lambda: ask(client, body, chosen.stream), client, model)
+    try:
+        answer(connect(note), body, chosen.stream, chosen.post, chosen.stats)
+    except KeyboardInterrupt:
+        note("\n[stopped: the answer is incomplete]")
+        return INTERRUPTED
+    return None
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def ask(mode: str, output: Path, questions: str) -> float:
     with served(mode, port):
         run(
             "scripts/04_client_openai.py", "--config", str(CONFIG), "--serve.port", str(port), "--batch", questions,
-            "--output", str(output), *GREEDY.split(), *LONGEST.split(),
+            "--output", str(output), "--force", *GREEDY.split(), *LONGEST.split(),
         )  # fmt: skip
     return round(time.monotonic() - started, 1)
 

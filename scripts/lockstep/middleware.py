@@ -71,7 +71,7 @@ class Guard:
     def _at_the_door(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
         """The route, if it may be asked at all."""
         if not self.open.exists():
-            raise Refusal(503, "the endpoint is not open: it is being checked, or does not answer (make status)")
+            raise Refusal(503, "the gate has not opened: the server is being checked, or does not answer (make status)")
         route: str = scope["path"]
         if self.rules.routes.get(route) != scope["method"]:
             raise Refusal(404, f"{scope['method']} {route:.80} is not served here")

@@ -84,9 +84,9 @@ def test_no_setting_is_read_by_nothing() -> None:
     for name, _ in config.leaves():
         section, _, leaf = name.rpartition(".")
         if section in whole:
-            assert re.search(
-                rf"settings\.{section}\.model_dump\(|{section} and BitsAndBytesConfig|\*\*{section}", sources
-            ), name
+            assert re.search(rf"\b{section}\.model_dump\(|{section} and BitsAndBytesConfig|\*\*{section}", sources), (
+                name
+            )
         else:
             assert re.search(rf"\.{leaf}\b", sources), name
 

@@ -203,8 +203,10 @@ def test_any_other_flag_of_vllm_passes_through_and_none_past_the_door(home: Path
     assert words[at:] == [
         "--block-size", "64", "--no-enable-prefix-caching", "--compilation-config", '{"level": 0}', "--x", "1", "2",
     ]  # fmt: skip
-    sizes = endpoint.plan(settings(serve__data_parallel_size="2", serve__pipeline_parallel_size="3"))
-    assert (flag(sizes, "--data-parallel-size"), flag(sizes, "--pipeline-parallel-size")) == ("2", "3")
+    sizes = endpoint.plan(settings(serve__data_parallel_size="2"))
+    assert flag(sizes, "--data-parallel-size") == "2" and "--tensor-parallel-size" not in sizes.command
+    with pytest.raises(UserError, match="1000 workers share a model"):
+        endpoint.plan(settings(serve__pipeline_parallel_size="1000"))
     for name in ("trust-remote-code", "middleware", "host", "no_enable_lora", "chat_template", "config"):
         with pytest.raises(UserError, match=f"{name} is not open to change"):
             endpoint.plan(settings(serve__vllm_args=json.dumps({name: True})))

@@ -1,0 +1,235 @@
+"""How fast a run is served: output tokens/s, TTFT, ITL and latency under load, merged and as base + adapter.
+
+Run     make bench
+        .venv/bin/python benchmarks/serve.py --config configs/demo.yaml
+        .venv/bin/python benchmarks/serve.py --config configs/demo.yaml --modes merged --concurrency 1,16 \\
+            --flags "--serve.enforce_eager false" --flags "--serve.max_num_seqs 16" --json FILE
+        .venv/bin/python benchmarks/serve.py --report outputs/demo/bench/bench.json
+
+Writes outputs/<run>/bench/bench.json and bench.png. For each mode and each set of flags (the config's own
+settings first), the server is started as a user does, and vLLM's own `bench serve` puts it under load: the
+run's own test questions, answers of a fixed length (the end token is ignored), greedy, fixed seeds, one
+warm-up, and at each concurrency up to eight requests per client. Questions repeat where there are fewer, and
+vLLM's prefix cache is on, as in use. --report only shows again what was measured.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = {
+    "output_tokens_per_second": "output_throughput",
+    **{f"{ours}_{p}": f"{p}_{theirs}_ms" for ours, theirs in (("ttft_ms", "ttft"), ("itl_ms", "itl"), ("latency_ms", "e2el"))
+       for p in ("p50", "p99")},
+    "requests": "completed", "failures": "failed", "seconds": "duration",
+}  # fmt: skip
+# The `vllm` command of the CPU wheel does not start, so its benchmark is called here.
+BENCH = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+RUN_DIR = """
+from lockstep import cli
+cli.run(lambda: print(cli.settings_from(cli.parser("").parse_args()).run_dir))
+"""
+QUESTIONS = """
+import json
+from lockstep import cli, layouts, paths, records
+def main():
+    data = cli.settings_from(cli.parser("").parse_args()).data
+    for file in data.test_file or data.validation_file or data.train_file:
+        for record in records.read(paths.data_file(file)):
+            row = layouts.parse(record, data)
+            if isinstance(row, layouts.Row):
+                said = [one["content"] for one in row.messages if one["role"] == "user"]
+                print(json.dumps({"prompt": said[-1]}))
+cli.run(main)
+"""
+
+
+def python(code: str, *words: str) -> str:
+    """What a few lines of Python print, with the project's modules at hand."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
+    answer = subprocess.run(
+        [sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True, check=False
+    )
+    if answer.returncode:
+        print(answer.stderr.strip()[-3000:], file=sys.stderr)
+        raise SystemExit(answer.returncode)
+    return answer.stdout
+
+
+@contextmanager
+def served(words: list[str]) -> Iterator[tuple[str, str]]:
+    """(model's name, address) of a server, for as long as the block lasts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [str(ROOT / "scripts/serve_vllm.sh"), *words, "--serve.port", port]
+    server = subprocess.Popen(
+        command, env=os.environ | {"PYTHON": sys.executable}, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert server.stdout
+    try:
+        line = next((line for line in server.stdout if line.startswith("serving ")), "")
+        if not line:
+            raise SystemExit(f"the server did not start: {shlex.join(command)}")
+        yield line.split()[1], f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=120)
+
+
+def load(model: str, url: str, tokenizer: Path, questions: Path, concurrency: int, options: argparse.Namespace) -> Any:
+    """One measurement: the figures of vLLM's benchmark at a concurrency."""
+    count = min(options.requests, 8 * concurrency)
+    with tempfile.TemporaryDirectory() as scratch:
+        words = {
+            "backend": "openai-chat", "endpoint": "/v1/chat/completions", "base-url": url, "model": model,
+            "tokenizer": str(tokenizer), "dataset-name": "custom", "dataset-path": str(questions),
+            "output-len": str(options.output_tokens), "num-prompts": str(count), "max-concurrency": str(concurrency),
+            "num-warmups": "1", "temperature": "0", "seed": str(options.seed), "percentile-metrics": "ttft,itl,e2el",
+            "metric-percentiles": "50,99", "result-dir": scratch, "result-filename": "result.json",
+        }  # fmt: skip
+        flags = ["--skip-chat-template", "--ignore-eos", "--save-result", "--disable-tqdm"]
+        environment = {"NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
+        if key := os.environ.get("LOCKSTEP_API_KEY"):
+            environment["OPENAI_API_KEY"] = key
+        command = [sys.executable, "-c", BENCH, *flags, *(word for k, v in words.items() for word in (f"--{k}", v))]
+        answer = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+        if answer.returncode:
+            raise SystemExit(f"vLLM's benchmark failed:\n{answer.stderr[-3000:]}")
+        found = json.loads((Path(scratch) / "result.json").read_text(encoding="utf-8"))
+    return {"concurrency": concurrency} | {ours: found[theirs] for ours, theirs in FIGURES.items()}
+
+
+def measure(options: argparse.Namespace, settings: list[str], folder: Path) -> Iterator[dict[str, Any]]:
+    """The measurements one by one: a server for each mode and set of flags, and each number of clients."""
+    questions = folder / "questions.jsonl"
+    questions.write_text(python(QUESTIONS, *settings), encoding="utf-8")
+    for mode in options.modes.split(","):
+        tokenizer = folder.parent / ("merged" if mode == "merged" else "adapter")
+        for flags in ["", *options.flags]:
+            print(f"{mode} {flags or '(as configured)'}: starting the server …", flush=True)
+            with served([*settings, "--serve.mode", mode, *shlex.split(flags)]) as (model, url):
+                for concurrency in map(int, options.concurrency.split(",")):
+                    figures = load(model, url, tokenizer, questions, concurrency, options)
+                    yield {"mode": mode, "flags": flags, **figures}
+
+
+HEADER = (f"{'mode':7} {'clients':>7} {'requests':>8} {'failed':>6} {'tokens/s':>9} {'TTFT p50':>9} {'p99':>7} "
+          f"{'ITL p50':>8} {'p99':>7} {'latency p50':>12} {'p99':>7}  flags")  # fmt: skip
+
+
+def line_of(one: dict[str, Any]) -> str:
+    """A row of the table; times in milliseconds."""
+    return (f"{one['mode']:7} {one['concurrency']:7} {one['requests']:8} {one['failures']:6} "
+            f"{one['output_tokens_per_second']:9.1f} {one['ttft_ms_p50']:9.0f} {one['ttft_ms_p99']:7.0f} "
+            f"{one['itl_ms_p50']:8.1f} {one['itl_ms_p99']:7.1f} {one['latency_ms_p50']:12.0f} "
+            f"{one['latency_ms_p99']:7.0f}  {one['flags']}")  # fmt: skip
+
+
+def best_of(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """For each mode the flags with the most output tokens/s at any concurrency, of those without failures."""
+    best: dict[str, Any] = {}
+    for mode in dict.fromkeys(one["mode"] for one in found):
+        sound = [one for one in found if one["mode"] == mode and not one["failures"]]
+        if not sound:
+            continue
+        top = max(sound, key=lambda one: one["output_tokens_per_second"])
+        own = [one["output_tokens_per_second"] for one in sound if not one["flags"]]
+        gain = top["output_tokens_per_second"] / max(own) if own else None
+        best[mode] = {key: top[key] for key in ("flags", "concurrency", "output_tokens_per_second")} | {"ratio": gain}
+    return best
+
+
+def draw(found: list[dict[str, Any]], picture: Path) -> None:
+    """Throughput, TTFT, ITL and latency over the number of clients: p50 as lines, p99 dotted."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(2, 2, figsize=(11, 7), dpi=110, layout="constrained")
+    panels = (("output_tokens_per_second", "output tokens/s"), ("ttft_ms", "TTFT, ms"), ("itl_ms", "ITL, ms"),
+              ("latency_ms", "end-to-end latency, ms"))  # fmt: skip
+    names = list(dict.fromkeys((one["mode"], one["flags"]) for one in found))
+    for axes, (key, label) in zip(grid.flat, panels, strict=True):
+        for number, (mode, flags) in enumerate(names):
+            points = [one for one in found if (one["mode"], one["flags"]) == (mode, flags)]
+            clients = [one["concurrency"] for one in points]
+            for suffix, style in (("", "o-"),) if key in points[0] else (("_p50", "o-"), ("_p99", "o:")):
+                name = f"{mode} {flags}".strip() if suffix != "_p99" else None
+                axes.plot(clients, [one[key + suffix] for one in points], style, color=f"C{number}", label=name,
+                          markersize=4, linewidth=1.2)  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(clients, [str(one) for one in clients])
+        axes.set_xlabel("clients at a time")
+        axes.set_ylabel(label + (": p50, p99 dotted" if key != "output_tokens_per_second" else ""))
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+    grid[0][0].legend()
+    figure.savefig(picture, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def report(result: dict[str, Any], picture: Path) -> None:
+    """The table, the best flags and the picture."""
+    print(f"\n{result['output_tokens']} tokens an answer, {result['cores']} cores; times in ms\n{HEADER}")
+    for one in result["measurements"]:
+        print(line_of(one))
+    for mode, top in best_of(result["measurements"]).items():
+        gain = f", {top['ratio']:.2f} × as configured" if top["ratio"] else ""
+        print(f"best for {mode}: {top['flags'] or 'as configured'}: {top['output_tokens_per_second']:.1f} output tokens/s "
+              f"with {top['concurrency']} clients{gain}")  # fmt: skip
+    draw(result["measurements"], picture)
+    print(f"drawn in {picture}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="Other arguments are settings, as for scripts/serve_vllm.sh.")  # fmt: skip
+    parser.add_argument("--modes", default="merged,lora", help="of merged, lora and base [merged,lora]")
+    parser.add_argument(
+        "--flags", action="append", default=[], help="settings to try beside the config's own; repeatable"
+    )
+    parser.add_argument("--concurrency", default="1,4,16,64", help="clients at a time [1,4,16,64]")
+    parser.add_argument("--requests", type=int, default=256, help="at most so many at each concurrency [256]")
+    parser.add_argument("--output-tokens", type=int, default=64, help="length of every answer [64]")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the result here, too")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="show a bench.json again; measure nothing")
+    options, settings = parser.parse_known_args()
+    if options.report:
+        return report(json.loads(options.report.read_text(encoding="utf-8")), options.report.with_suffix(".png"))
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # by way of `served`, which stops the server
+    folder = Path(python(RUN_DIR, *settings).strip()) / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"settings": settings, "output_tokens": options.output_tokens, "seed": options.seed,
+                              "cores": os.cpu_count(), "measurements": []}  # fmt: skip
+    for one in measure(options, settings, folder):
+        print(line_of(one), flush=True)
+        result["measurements"].append(one)
+        result["best"] = best_of(result["measurements"])
+        for file in (folder / "bench.json", *([options.json] if options.json else [])):  # what is measured is kept
+            file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    report(result, folder / "bench.png")
+
+
+if __name__ == "__main__":
+    main()

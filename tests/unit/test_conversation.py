@@ -1,0 +1,51 @@
+"""A conversation's commands."""
+
+import pytest
+
+from lockstep.config import Sampling
+from lockstep.conversation import COMMANDS, Conversation
+from lockstep.errors import UserError
+
+
+@pytest.fixture
+def talk() -> Conversation:
+    return Conversation(Sampling(), "你是甄嬛")
+
+
+def test_history_and_system_message(talk: Conversation) -> None:
+    talk.add("你好", "免礼")
+    assert [one["content"] for one in talk.messages("?")] == ["你是甄嬛", "你好", "免礼", "?"]
+    talk.command("/system none")
+    assert [one["role"] for one in talk.messages("?")] == ["user", "assistant", "user"]
+    assert talk.last_question() == "你好" and not talk.turns
+    with pytest.raises(UserError):
+        talk.last_question()
+    talk.add("a", "b")
+    talk.command("/system two\nlines")
+    talk.command("/reset")
+    assert talk.messages("?")[0]["content"] == "two\nlines" and not talk.turns
+
+
+@pytest.mark.parametrize("name", Sampling.model_fields)
+def test_every_sampling_setting_can_be_set_and_is_checked(talk: Conversation, name: str) -> None:
+    assert talk.command(f"/set {name} 1") and getattr(talk.sampling, name) == 1
+    talk.command(f"/set sampling.{name}=2" if name != "top_p" else "/set top_p=0.5")
+    assert getattr(talk.sampling, name) == (2 if name != "top_p" else 0.5)
+    with pytest.raises(UserError, match=rf"^{name}: .* \(got 'x'\)$"):
+        talk.command(f"/set {name} x")
+    with pytest.raises(UserError, match=name):
+        talk.command(f"/set {name} -1000")
+    assert getattr(talk.sampling, name) in (2, 0.5)
+
+
+@pytest.mark.parametrize("line", ["hello", "/etc/passwd", " /你好", "/ reset", "1/2", "/retry"])
+def test_what_is_no_command_is_a_question(talk: Conversation, line: str) -> None:
+    assert talk.command(line) is None
+
+
+def test_help_lists_what_there_is(talk: Conversation) -> None:
+    for name in COMMANDS:
+        assert name in str(talk.command("/help"))
+    for wrong in ("/nonsense", "/stats maybe", "/set heat 1"):
+        with pytest.raises(UserError):
+            talk.command(wrong)
