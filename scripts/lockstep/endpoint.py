@@ -167,7 +167,7 @@ def _device_arguments(settings: Settings, model: Path, cuda: bool) -> list[str]:
 def _cpu_environment(workers: int) -> dict[str, str]:
     """All cores answer, each worker on its share of them."""
     found = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-    if workers > 1:
+    if workers > 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
         cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
         if len(cores) < workers:
             raise UserError(f"{workers} workers share a model, and there are {len(cores)} cores for them")
