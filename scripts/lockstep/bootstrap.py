@@ -110,7 +110,7 @@ def difference(base: Measure, tuned: Measure, seed: int = 0, draws: int = DRAWS,
     value = tuned.value - base.value
     p = _exchanged(rows, of, value, seed, draws)
     drawn = _drawn(rows, of, seed, draws)
-    ci = _paired_interval(base, rows, value, drawn, of(rows.sum(axis=0) - rows), level)
+    ci = _paired_interval(base, rows, drawn, level)
     if ci is not None and p > 1 - level:
         ci = min(ci[0], 0.0), max(ci[1], 0.0)
     side = 0 if ci is None else int(ci[0] > 0) - int(ci[1] < 0)
@@ -132,16 +132,16 @@ def rows_needed(value: float, error: float, rows: int, level: float = VERDICT) -
     return max(FEWEST, math.ceil(min(rows * (proportions.quantile(level) * error / value) ** 2, 1e15)))
 
 
-def _paired_interval(
-    base: Measure, rows: Array, value: float, drawn: Array, without: Array, level: float
-) -> Interval | None:
+def _paired_interval(base: Measure, rows: Array, drawn: Array, level: float) -> Interval | None:
+    """Tango's for proportions, else the percentile interval: differences are about symmetric, and there BCa's
+    correction for skew follows the one extreme row."""
     if base.proportion and (rows[:, 1] == rows[:, 3]).all():
         gained, lost = ((rows[:, 2] > rows[:, 0]).sum(), (rows[:, 2] < rows[:, 0]).sum())
         return proportions.tango(float(gained), float(lost), len(rows), level)
     if len(rows) < FEWEST:
         return None
     limits = None if base.bounds is None else (base.bounds[0] - base.bounds[1], base.bounds[1] - base.bounds[0])
-    return _widened(corrected(drawn, value, without, level), base.bounds, len(rows), level, limits)
+    return _widened(percentile(drawn, len(rows), level), base.bounds, len(rows), level, limits)
 
 
 def _widened(found: Interval, bounds: Interval | None, rows: int, level: float, limits: Interval | None) -> Interval:
@@ -152,25 +152,29 @@ def _widened(found: Interval, bounds: Interval | None, rows: int, level: float, 
     return max(limits[0], found[0] - room), min(limits[1], found[1] + room)
 
 
+def percentile(drawn: Array, rows: int, level: float) -> Interval:
+    """The interval of the middle draws, at the level that makes up for few rows.
+
+    Source: Hesterberg, What teachers should know about the bootstrap (2015), for the level.
+    """
+    tail = _tail(rows, level)
+    low, high = numpy.nanquantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def corrected(drawn: Array, value: float, without: Array, level: float) -> Interval:
-    """Efron's BCa interval, at the level that makes up for few rows.
+    """Efron's BCa interval: `percentile`, corrected for bias and skew.
 
     Args:
         drawn: the figure of each draw; value: of the rows themselves; without: (rows,) without each row.
 
-    The plain percentile interval is too narrow by sqrt((rows − 1) / rows), and by the normal
-    quantile where Student's belongs; BCa corrects bias and skew besides.
-    Source: Efron, Better bootstrap confidence intervals (1987); Hesterberg, What teachers should
-    know about the bootstrap (2015), for the level.
+    Source: Efron, Better bootstrap confidence intervals (1987).
     """
     normal, rows = NormalDist(), len(without)
     drawn, without = drawn[~numpy.isnan(drawn)], without[~numpy.isnan(without)]
-    if not len(drawn):
-        return value, value
-    tail = normal.cdf(-math.sqrt(rows / (rows - 1)) * _student((1 + level) / 2, rows - 1))
     below = float((drawn < value - 1e-12).mean() + (abs(drawn - value) <= 1e-12).mean() / 2)
     bias = normal.inv_cdf(min(max(below, 1 / (len(drawn) + 1)), len(drawn) / (len(drawn) + 1)))
-    parts = without.mean() - without if len(without) else numpy.zeros(1)
+    parts = without.mean() - without
     spread = float((parts**2).sum())
     skew = float((parts**3).sum()) / (6 * spread**1.5) if spread > 1e-200 else 0.0
 
@@ -178,8 +182,16 @@ def corrected(drawn: Array, value: float, without: Array, level: float) -> Inter
         scale = 1 - skew * (bias + z)
         return normal.cdf(bias + (bias + z) / scale) if scale > 0 else float(z > 0)
 
-    low, high = numpy.quantile(drawn, [place(normal.inv_cdf(tail)), place(-normal.inv_cdf(tail))])
+    edge = normal.inv_cdf(_tail(rows, level))
+    low, high = numpy.quantile(drawn, [place(edge), place(-edge)])
     return float(low), float(high)
+
+
+def _tail(rows: int, level: float) -> float:
+    """The share of draws to leave out at each end: the draws' spread is too small by sqrt((rows − 1) / rows), and
+    the normal quantile where Student's belongs."""
+    student = _student((1 + level) / 2, rows - 1)
+    return NormalDist().cdf(-math.sqrt(rows / (rows - 1)) * student)
 
 
 def _student(share: float, freedom: int) -> float:
