@@ -1,0 +1,83 @@
+"""Answers that are JSON objects: whether they parse, and which fields are right, wrong, missing or too many."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy
+
+from lockstep import measures, records
+from lockstep.measures import HIGHER, LOWER, Measure
+
+Fields = dict[str, str]  # path → value, written as JSON
+RIGHT, WRONG, MISSING, EXTRA = "right", "wrong", "missing", "extra"
+
+
+def fields(text: str) -> Fields | None:
+    """The fields of a text that is a JSON object and nothing else (a fence around it is something else).
+
+    A nested field's name is its path, as `address.city` or `items[0].name`; an empty object or list
+    is a field of its own. Values are compared as JSON writes them: 1, 1.0, true and "1" differ, and
+    so do an absent field and null. None where it is no object, or says a key twice.
+    """
+    try:
+        value = records.loads(text)
+        return dict(_leaves(value, "")) if isinstance(value, Mapping) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, records.Object) and value.twice is not None:
+        raise ValueError(value.twice)
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            name = key.replace("\\", "\\\\").replace(".", "\\.").replace("[", "\\[")
+            yield from _leaves(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list) and value:
+        for place, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}[{place}]")
+    else:
+        yield path, json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def compare(said: Fields | None, wanted: Fields) -> dict[str, str]:
+    """path → RIGHT, WRONG, MISSING or EXTRA. Of what is no object all is missing."""
+    said = {} if said is None else said
+    found = {path: MISSING if path not in said else RIGHT if said[path] == value else WRONG
+             for path, value in wanted.items()}  # fmt: skip
+    return found | {path: EXTRA for path in said if path not in wanted}
+
+
+def measure(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
+    """json_valid, field_accuracy (right ÷ wanted), field_missing and field_extra (÷ wanted, too).
+
+    Nothing where a wanted answer is no JSON object.
+    """
+    wanted = [fields(text) for text in references]
+    if not wanted or any(one is None for one in wanted):
+        return {}
+    said = [fields(text) for text in predictions]
+    counts = [Counter(compare(one, other or {}).values()) for one, other in zip(said, wanted, strict=True)]
+    total = [len(other or {}) for other in wanted]
+
+    def part(kind: str, better: int, bounds: tuple[float, float] | None) -> Measure:
+        return measures.ratio(numpy.array([count[kind] for count in counts]), total, better, bounds)
+
+    return {
+        "json_valid": measures.share([one is not None for one in said]),
+        "field_accuracy": part(RIGHT, HIGHER, (0.0, 1.0)),
+        "field_missing": part(MISSING, LOWER, (0.0, 1.0)),
+        "field_extra": part(EXTRA, LOWER, None),
+    }
+
+
+def by_field(predictions: Sequence[str], references: Sequence[str]) -> dict[str, dict[str, int]]:
+    """path → how often it was right, wrong, missing and extra, over all rows whose wanted answer is an object."""
+    found: dict[str, Counter[str]] = {}
+    for said, reference in zip(predictions, references, strict=True):
+        if (wanted := fields(reference)) is not None:
+            for path, kind in compare(fields(said), wanted).items():
+                found.setdefault(path, Counter())[kind] += 1
+    return {path: dict(counts) for path, counts in found.items()}
