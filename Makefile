@@ -26,7 +26,7 @@ parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS='$(RUN)' ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop bench client curl demo test test-e2e test-faults lint format lock lock-check clean
+.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report demo bench test test-e2e test-faults lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,14 @@ client: setup ## 04 ask the server; ARGS='"a question" --stream', --chat, --batc
 curl: setup ## the same with curl, in Chinese
 	@set -e; line=$$($(PY) scripts/04_client_openai.py $(FLAGS) --curl "请以沈清漪的口吻回答。" --input "你是谁？"); \
 	    echo "$$line"; eval "$$line"; echo
+
+evaluate: setup ## 05 base and tuned model on the test rows: verdict and report
+	$(call parse,$(PY) scripts/05_evaluate.py)
+	$(call need,scripts/03_merge_lora.py,merge)
+	ACCEL=$(ACCEL) $(PY) scripts/05_evaluate.py $(FLAGS)
+
+report: setup ## write the report again, from what is there
+	$(PY) scripts/05_evaluate.py --report $(FLAGS)
 
 demo: setup ## the whole pipeline on the embedded model, with base and tuned answers side by side
 	$(if $(ARGS),$(error make demo takes no ARGS: run the stages one by one, with CONFIG=$(CONFIG)))

@@ -9,15 +9,16 @@ import os
 import random
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lockstep.config import Sampling
 from lockstep.errors import UserError
 from lockstep.template import Message
 
+T = TypeVar("T")
 ENDS = ("stop", "length", "tool_calls")  # and not `abort` or `error`, with which vLLM gives up
 BUSY = (408, 409, 429, 500, 502, 503, 504)  # that the same request may not meet again
 RETRIES, TIMEOUT = 5, 120.0
@@ -109,9 +110,30 @@ class Endpoint:
         Raises:
             NoAnswer: there is none, or only a part of one.
         """
+        return self._again(lambda: self._stream(body, show) if stream else self._whole(body))
+
+    def prompt_log_probs(self, model: str, ids: Sequence[int]) -> list[float]:
+        """The log-probability, in nats, of each token after the first; for servers of vLLM that give them.
+
+        Raises:
+            NoAnswer: they are not given.
+        """
+
+        def asked() -> list[float]:
+            with self._explained(model):
+                found = self.client.completions.create(
+                    model=model, prompt=list(ids), max_tokens=1, temperature=0, extra_body={"prompt_logprobs": 0}
+                )
+                places: Any = found.choices[0].model_dump()["prompt_logprobs"][1:]
+            return [place[str(token)]["logprob"] for token, place in zip(ids[1:], places, strict=True)]
+
+        return self._again(asked)
+
+    def _again(self, work: Callable[[], T]) -> T:
+        """Do it, and once more where it may go better the next time."""
         for attempt in range(self.retries + 1):
             try:
-                return self._stream(body, show) if stream else self._whole(body)
+                return work()
             except NoAnswer as error:
                 if error.shown or error.fault != "moment" or attempt == self.retries or (error.pause or 0) > PATIENCE:
                     raise

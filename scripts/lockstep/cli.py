@@ -58,6 +58,17 @@ def settings_from(options: argparse.Namespace) -> Settings:
     return configfile.load(options.config, overrides)
 
 
+def words_of(options: argparse.Namespace, *sections: str) -> list[str]:
+    """The settings of a parsed command line as words again, for a program that is started with the same ones.
+
+    Args:
+        sections: to leave out.
+    """
+    known = {key for key, _ in config.leaves() if key.split(".")[0] not in sections}
+    words = ["--config", str(options.config)] if options.config else []
+    return words + [word for key, text in vars(options).items() if key in known for word in (f"--{key}", text)]
+
+
 def stage_options(made: argparse.ArgumentParser) -> None:
     """--force and --check, which every stage that writes a folder has."""
     made.add_argument("--force", action="store_true", help="make the output again, replacing what is there")

@@ -97,6 +97,7 @@ FILE_KEYS = (
     "data.test_file",
     "lora.start_from",
     "adapter.path",
+    "evaluate.panel",
 )
 
 
@@ -359,6 +360,22 @@ class Serve(Section):
     )
 
 
+class Evaluate(Section):
+    rows: int | None = Field(None, ge=1, description="test rows that are asked; where not set, all")
+    max_tokens: int = Field(512, ge=1, description="longest answer, in tokens")
+    greedy: bool = Field(True, description="the likeliest token each time; false: as `sampling` says")
+    concurrency: int = Field(16, ge=1, description="requests at a time")
+    base_url: str | None = Field(None, description="endpoint of the base, ending in /v1; where not set, one is started")
+    tuned_url: str | None = Field(None, description="the same of the tuned model")
+    runs: StringList = Field((), description="other runs whose merged models answer the same rows, for one table")
+    sampling_rows: int = Field(0, ge=0, description="test rows on which ways of sampling are compared")
+    panel: FilePath | None = Field(
+        None, description="questions and texts that show what was forgotten; where not set, Lockstep's own"
+    )
+    sheet_rows: int = Field(12, ge=0, description="answers on the sheet that a person accepts or rejects")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the bootstrap, and of which rows the sheet holds")
+
+
 class Sampling(Section):
     temperature: float = Field(0.5, ge=0, le=2, description="0: greedy")
     top_p: float = Field(0.8, gt=0, le=1, description="nucleus")
@@ -385,6 +402,7 @@ class Settings(Section):
     merge: Merge = Field(default_factory=Merge)
     serve: Serve = Field(default_factory=Serve)
     sampling: Sampling = Field(default_factory=Sampling)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
 
     _explicit: dict[str, str] = PrivateAttr(default_factory=dict)
 

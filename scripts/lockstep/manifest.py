@@ -32,6 +32,7 @@ MAKERS = {
     "train": "make train",
     "merge": "make merge",
     "base": "python scripts/03_merge_lora.py --base",
+    "evaluate": "make evaluate",
 }
 
 
@@ -41,7 +42,7 @@ def maker_of(folder: Path) -> str:
         return MAKERS["download"]
     if folder.parent == paths.DATASETS:
         return MAKERS["dataset"]
-    return MAKERS[{"adapter": "train", "merged": "merge", "base": "base"}.get(folder.name, "data")]
+    return MAKERS[{"adapter": "train", "merged": "merge", "base": "base", "eval": "evaluate"}.get(folder.name, "data")]
 
 
 def again(folder: Path) -> str:
