@@ -79,26 +79,25 @@ def served_model(one: Contestant) -> Contestant:
 
 def tasks(settings: Settings, asked: list[Case], panel: Any, name: str, recorded: list[Any]) -> list[Task]:
     """All that a contestant is asked."""
-    from lockstep import forgetting
-
     evaluate, longest = settings.evaluate, settings.serve.max_model_len
-    sampling = GREEDY if evaluate.greedy else settings.sampling
     fit = [case for case in asked if len(case.input_ids) < longest]
+    general = [contest.question(one.question) for one in panel.questions]
+    prose = contest.encoded(settings.run_dir / "adapter", [one.text for one in panel.prose])
+    everywhere = [range(1, len(ids)) for ids in prose]
     made = [
-        contest.answers(asked, sampling, evaluate, longest),
+        contest.answers(asked, GREEDY if evaluate.greedy else settings.sampling, evaluate, longest),
         contest.likelihoods([case.input_ids for case in fit], [case.places for case in fit], "likelihood"),
-        forgetting.questions(panel, GREEDY, evaluate),
-        forgetting.texts(panel),
+        contest.answers(general, GREEDY, evaluate, longest, "general"),
+        contest.likelihoods(prose, everywhere, "prose"),
     ]
     if name == "tuned":
         rows = [row for row in recorded if len(row["input_ids"]) < longest]
         made.append(
             contest.likelihoods([row["input_ids"] for row in rows], [row["places"] for row in rows], "reference")
         )
-        made += [
-            contest.answers(asked[: evaluate.sampling_rows], one, evaluate, longest, f"sampling-{number}")
-            for number, one in enumerate(samplings(settings) if evaluate.sampling_rows else ())
-        ]
+        ways = samplings(settings) if evaluate.sampling_rows else []
+        some = asked[: evaluate.sampling_rows]
+        made += [contest.answers(some, way, evaluate, longest, f"sampling-{n}") for n, way in enumerate(ways)]
     return made
 
 
@@ -132,32 +131,43 @@ def measured(asked: list[Case], found: dict[str, list[Row]]) -> Any:
     )
 
 
+def remembered(panel: Any, found: dict[str, list[Row]]) -> Any:
+    """The measures of what must not be forgotten."""
+    from lockstep import forgetting, measures
+
+    said = [row.get("answer", "") for row in found["general"]]
+    known = [row for row in found["prose"] if row["nats"] is not None]
+    return {
+        "general_questions": forgetting.measure(panel, said),
+        "prose_perplexity": measures.perplexity([row["nats"] for row in known], [row["tokens"] for row in known]),
+    }
+
+
 def metrics_of(
     settings: Settings, asked: list[Case], found: dict[str, dict[str, list[Row]]], recorded: list[Any], panel: Any
-) -> Any:
+) -> dict[str, Any]:
     """eval/metrics.json."""
-    from lockstep import bootstrap, forgetting, overlap
+    from lockstep import bootstrap, overlap
 
     evaluate, seed = settings.evaluate, settings.evaluate.seed
     figures = {name: measured(asked, one) for name, one in found.items()}
-    kept = {name: forgetting.measured(panel, one["panel"], one["texts"]) for name, one in found.items()}
-    result = bootstrap.report(figures["base"], figures["tuned"], seed)
-    result |= {
+    kept = {name: remembered(panel, found[name]) for name in ("base", "tuned")}
+    seen = overlap.find(contest.pairs(settings.run_dir / "data" / "train"), contest.pairs_of(asked))
+    result = bootstrap.report(figures["base"], figures["tuned"], seed) | {
         "rows": len(asked),
         "sampling": (GREEDY if evaluate.greedy else settings.sampling).model_dump(exclude_none=True),
         "errors": {name: sum("error" in row for row in one["answers"]) for name, one in found.items()},
         "forgetting": bootstrap.report(kept["base"], kept["tuned"], seed),
-        "overlap": overlap.of_run(settings.run_dir / "data"),
+        "overlap": seen.summary(),
         "serving": serving_gap(recorded, found["tuned"]["reference"]),
     }
-    others = [name for name in found if name not in ("base", "tuned")]
-    if others:
+    if others := [name for name in found if name not in ("base", "tuned")]:
         result["runs"] = {name: bootstrap.report(figures["tuned"], figures[name], seed)["tuned"] for name in others}
     if evaluate.sampling_rows:
         result["samplings"] = [
-            {"sampling": one.model_dump(exclude_none=True, exclude={"seed", "max_tokens"})}
+            {"sampling": way.model_dump(exclude_none=True, exclude={"seed", "max_tokens"})}
             | sampled(asked, found["tuned"][f"sampling-{number}"])
-            for number, one in enumerate(samplings(settings))
+            for number, way in enumerate(samplings(settings))
         ]
     return result
 
@@ -214,7 +224,8 @@ def evaluate(settings: Settings, words: list[str], work: Path) -> dict[str, Any]
 
     run_dir = settings.run_dir
     asked = contest.cases(run_dir / "data", settings.evaluate.rows)
-    panel = forgetting.load(settings.evaluate.panel and paths.data_file(settings.evaluate.panel))
+    own = settings.evaluate.panel
+    panel = forgetting.load(paths.data_file(own)) if own else forgetting.load()
     recorded = json.loads((run_dir / "adapter" / "reference.json").read_text(encoding="utf-8"))["rows"]
     recorded = [row for row in recorded if len(row["input_ids"]) < settings.serve.max_model_len]
     found = {

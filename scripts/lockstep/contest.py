@@ -118,6 +118,33 @@ def cases(data: Path, most: int | None) -> list[Case]:
     return found
 
 
+def question(text: str) -> Case:
+    """A question by itself."""
+    return Case("", [{"role": "user", "content": text}], None, "", [], [], 0)
+
+
+def encoded(folder: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of plain texts, as the tokenizer of a folder begins and ends them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return [list(tokenizer(text)["input_ids"]) for text in texts]
+
+
+def pairs(split: Path) -> Iterator[tuple[str, str]]:
+    """(what is asked, the wanted answer) of each row of a split on disk."""
+    from datasets import load_from_disk
+
+    for row in load_from_disk(str(split)):
+        *before, last = row["messages"]
+        yield "\n".join(one["content"] or "" for one in before), last["content"] or ""
+
+
+def pairs_of(asked: Sequence[Case]) -> list[tuple[str, str]]:
+    """The same of cases."""
+    return [("\n".join(one["content"] or "" for one in case.messages), case.wanted) for case in asked]
+
+
 def answers(asked: Sequence[Case], sampling: Sampling, evaluate: Evaluate, longest: int, kind: str = "answers") -> Task:
     """Have each row answered.
 
