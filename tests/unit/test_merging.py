@@ -97,7 +97,7 @@ def test_the_merge_equals_pefts_own(tmp_path: Path, monkeypatch, kind: str, tied
     network = trained(base, **changes)
     lora = save(network, tmp_path / "adapter")
     plain = models.load(base, torch.float32, "cpu")
-    assert (logits(network) - logits(plain)).abs().max() > 0.05
+    assert (logits(network) - logits(plain)).abs().max() > 0.02
     made = merging.plan(base, adapterfile.read(lora))
     ours = {name: torch.cat(list(blocks)) for _, name, blocks in merging.pieces(made, None)}
     theirs = PeftModel.from_pretrained(models.load(base, torch.float32, "cpu"), lora).merge_and_unload().eval()
