@@ -145,7 +145,10 @@ def _paired_interval(base: Measure, rows: Array, drawn: Array, level: float) -> 
 
 
 def _widened(found: Interval, bounds: Interval | None, rows: int, level: float, limits: Interval | None) -> Interval:
-    """The interval, but of no width 0: where all rows are alike, a share of `unseen` rows could be anything else."""
+    """The interval, but of no width 0: where all rows are alike, a share of `unseen` rows could be anything else.
+
+    A measure without bounds keeps it: nothing says how far off an unseen row could be.
+    """
     if bounds is None or limits is None or found[1] - found[0] > 1e-12 * (bounds[1] - bounds[0]):
         return found
     room = proportions.unseen(rows, level) * (bounds[1] - bounds[0])
