@@ -10,6 +10,12 @@ models were the same, the two answers of each row could change places, and the d
 would be an ordinary one among those of all such exchanges. This holds exactly for any measure, any
 number of rows and any tail; the bootstrap alone is too narrow for few rows and heavy tails.
 For rows that are right or wrong it is McNemar's exact test.
+
+Measured on 1,000 simulated pairs of answer sets of one model, of 20, 60 and 200 rows each (the
+simulations of tests/unit/test_bootstrap.py): a verdict in 0 to 1.5 % of them, in any measure; by
+the plain percentile interval alone in up to 3.3 %. The 95 % intervals hold the truth in 94 to
+99 % for means and proportions (plain percentile: 16 to 95 %), in 90 to 92 % for BLEU, and in 85
+to 88 % for a perplexity with heavy tails, whose few worst rows a small sample mostly lacks.
 """
 
 import math
@@ -145,7 +151,10 @@ def _paired_interval(base: Measure, rows: Array, drawn: Array, level: float) -> 
 
 
 def _widened(found: Interval, bounds: Interval | None, rows: int, level: float, limits: Interval | None) -> Interval:
-    """The interval, but of no width 0: where all rows are alike, a share of `unseen` rows could be anything else."""
+    """The interval, but of no width 0: where all rows are alike, a share of `unseen` rows could be anything else.
+
+    A measure without bounds keeps it: nothing says how far off an unseen row could be.
+    """
     if bounds is None or limits is None or found[1] - found[0] > 1e-12 * (bounds[1] - bounds[0]):
         return found
     room = proportions.unseen(rows, level) * (bounds[1] - bounds[0])

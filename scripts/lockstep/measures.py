@@ -72,10 +72,10 @@ def share(flags: Sequence[bool | None], better: int = HIGHER) -> Measure:
     return Measure(found.rows, ratio_of, better, (0.0, 1.0), found.values, proportion=True)
 
 
-def ratio(above: ArrayLike, below: ArrayLike, better: int, bounds: tuple[float, float] | None) -> Measure:
-    """A sum over a sum, as of right fields over wanted fields."""
+def ratio(above: ArrayLike, below: ArrayLike, better: int) -> Measure:
+    """A part of a whole, both summed over rows, as right fields of wanted fields."""
     rows = numpy.stack([numpy.asarray(above, numpy.float64), numpy.asarray(below, numpy.float64)], axis=1)
-    return Measure(rows, ratio_of, better, bounds, ratio_of(rows))
+    return Measure(rows, ratio_of, better, (0.0, 1.0), ratio_of(rows))
 
 
 def perplexity(nats: ArrayLike, tokens: ArrayLike) -> Measure:

@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy
-
 from lockstep import measures, records
 from lockstep.measures import HIGHER, LOWER, Measure
 
@@ -51,7 +49,7 @@ def compare(said: Fields | None, wanted: Fields) -> dict[str, str]:
 
 
 def measure(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
-    """json_valid, field_accuracy (right ÷ wanted), field_missing and field_extra (÷ wanted, too).
+    """json_valid; field_accuracy and field_missing, shares of the wanted fields; field_extra, of the fields said.
 
     Nothing where a wanted answer is no JSON object.
     """
@@ -60,16 +58,17 @@ def measure(predictions: Sequence[str], references: Sequence[str]) -> dict[str, 
         return {}
     said = [fields(text) for text in predictions]
     counts = [Counter(compare(one, other or {}).values()) for one, other in zip(said, wanted, strict=True)]
-    total = [len(other or {}) for other in wanted]
+    wants = [len(other or {}) for other in wanted]
+    says = [len(one or {}) for one in said]
 
-    def part(kind: str, better: int, bounds: tuple[float, float] | None) -> Measure:
-        return measures.ratio(numpy.array([count[kind] for count in counts]), total, better, bounds)
+    def part(kind: str, of: list[int], better: int) -> Measure:
+        return measures.ratio([count[kind] for count in counts], of, better)
 
     return {
         "json_valid": measures.share([one is not None for one in said]),
-        "field_accuracy": part(RIGHT, HIGHER, (0.0, 1.0)),
-        "field_missing": part(MISSING, LOWER, (0.0, 1.0)),
-        "field_extra": part(EXTRA, LOWER, None),
+        "field_accuracy": part(RIGHT, wants, HIGHER),
+        "field_missing": part(MISSING, wants, LOWER),
+        "field_extra": part(EXTRA, says, LOWER),
     }
 
 

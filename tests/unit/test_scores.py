@@ -191,7 +191,7 @@ def test_fields_of_json_answers() -> None:
     assert found["field_accuracy"].value == pytest.approx((4 + 0 + 7) / 21)
     assert found["field_accuracy"].values == pytest.approx([4 / 7, 0, 1])
     assert found["field_missing"].value == pytest.approx((2 + 7) / 21)
-    assert found["field_extra"].value == pytest.approx(1 / 21)
+    assert found["field_extra"].value == pytest.approx(1 / 13)
     assert objects.by_field([said], [wanted])["address.zip"] == {"extra": 1}
     assert "json_valid" not in scores.measure([wanted], ["no object"])
 
