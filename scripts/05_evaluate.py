@@ -223,6 +223,7 @@ def evaluate(settings: Settings, words: list[str], work: Path) -> dict[str, Any]
     from lockstep import forgetting, report, sheet
 
     run_dir = settings.run_dir
+    people = sheet.read(run_dir / "sheet.csv")
     asked = contest.cases(run_dir / "data", settings.evaluate.rows)
     own = settings.evaluate.panel
     panel = forgetting.load(paths.data_file(own)) if own else forgetting.load()
@@ -243,7 +244,7 @@ def evaluate(settings: Settings, words: list[str], work: Path) -> dict[str, Any]
     with (work / "predictions.jsonl").open("w", encoding="utf-8") as stream:
         for row in predictions(asked, found):
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    metrics["people"] = sheet.read(run_dir / "sheet.csv")
+    metrics["people"] = people
     sheet.write(run_dir / "sheet.csv", work / "predictions.jsonl", settings.evaluate.sheet_rows, settings.evaluate.seed)
     manifest.write_json(work / "metrics.json", metrics)
     report.write(run_dir, work, work / "report.html")

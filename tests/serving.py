@@ -55,8 +55,8 @@ class Home:
         subprocess.run(command, env=script_environment(self.folder), check=True, capture_output=True)
 
 
-def finished_run(folder: Path, *extra: str) -> Home:
-    """All stages, the dequantized base too."""
+def finished_run(folder: Path, *extra: str, base: bool = True) -> Home:
+    """All stages, and the dequantized base if it is wanted."""
     home = Home(folder)
     tiny.model(folder / "tiny")
     tiny.rows(folder / "rows.jsonl", 40)
@@ -64,7 +64,8 @@ def finished_run(folder: Path, *extra: str) -> Home:
     home.stage("01_data_collator.py", *extra)
     home.stage("02_train_qlora.py", *extra, "--train.max_steps", "6", "--train.learning_rate", "2e-2", "--lora.r", "8")
     home.stage("03_merge_lora.py")
-    home.stage("03_merge_lora.py", "--base")
+    if base:
+        home.stage("03_merge_lora.py", "--base")
     return home
 
 

@@ -34,6 +34,7 @@ ANSWERS = 16  # held-out prompts that are answered
 LONGEST_ANSWER = 256  # tokens
 FEW_STOPS = 0.8  # a stop rate below this is worth a warning
 AT_ONCE = 16  # requests
+NOISE = 0.02  # nats a token by which equal models may differ, computed in bfloat16 by another program
 
 
 class Unanswered(UserError):
@@ -211,36 +212,42 @@ def _probabilities(
 
     served = _all(lambda where: log_prob(name, *where), places)
     trained = on_record("trained")
+    base = on_record("base") if rows[0]["base"] else None
+    effect = _distance(trained, base) if base else math.inf  # one of small size leaves less room for error
+    bound = min(bounds.logprob_gap, max(NOISE, 0.25 * effect))
     gap = _distance(served, trained)
     ends = [at for at, (row, place) in enumerate(places) if place == rows[row]["places"][-1]]
     end_gap = _distance([served[at] for at in ends], [trained[at] for at in ends])
-    found.report |= {
-        "positions": len(places),
-        "logprob_gap": gap,
-        "end_token_gap": end_gap,
-        "bound": bounds.logprob_gap,
-    }
-    _against_base(served, trained, on_record("base") if rows[0]["base"] else None, found)
-    if base_name:
-        few = places[:: math.ceil(len(places) / BENEATH)]
-        beneath = _all(lambda where: log_prob(base_name, *where), few)
-        base = [rows[row]["base"][rows[row]["places"].index(place)] for row, place in few]
-        base_gap = _distance(beneath, base)
-        found.report["base_gap"] = base_gap
-        # the base is surprised by these answers, and rounding grows with the surprise
-        if not base_gap <= max(bounds.logprob_gap, 0.05 * _distance(base, [0.0] * len(base))):
-            found.reasons.append(
-                f"the base beneath the adapter is {base_gap:.3f} nats a token from the one it was trained on"
-            )
-    if not found.reasons and not gap <= bounds.logprob_gap:
+    found.report |= {"positions": len(places), "logprob_gap": gap, "end_token_gap": end_gap, "bound": bound}
+    if base_name and base:
+        _beneath(places, base, effect, lambda where: log_prob(base_name, *where), found)
+    _against_base(served, trained, base, found)
+    if not found.reasons and not gap <= bound:
         found.reasons.append(
-            f"its log-probabilities are {gap:.3f} nats a token from the trained model's (bound {bounds.logprob_gap}): these are other weights"
+            f"its log-probabilities are {gap:.3f} nats a token from the trained model's (bound {bound:.3f}): these are other weights"
         )
-    if not found.reasons and not end_gap <= bounds.logprob_gap:
+    if not found.reasons and not end_gap <= bound:
         found.reasons.append(
             f"after whole answers the end-of-turn token's log-probability is {end_gap:.3f} nats from the trained model's "
-            f"(bound {bounds.logprob_gap}): it would stop elsewhere"
+            f"(bound {bound:.3f}): it would stop elsewhere"
         )
+
+
+def _beneath(
+    places: list[tuple[int, int]],
+    base: list[float],
+    effect: float,
+    ask: Callable[[tuple[int, int]], float],
+    found: Findings,
+) -> None:
+    """Whether the base beneath the adapter is the one on record, at some of the places."""
+    some = range(0, len(places), math.ceil(len(places) / BENEATH))
+    recorded = [base[at] for at in some]
+    gap = _distance(_all(ask, [places[at] for at in some]), recorded)
+    found.report["base_gap"] = gap
+    surprise = _distance(recorded, [0.0] * len(recorded))  # at these answers, with which rounding grows
+    if not gap <= max(NOISE, min(0.03 * surprise, 0.25 * effect)):
+        found.reasons.append(f"the base beneath the adapter is {gap:.3f} nats a token from the one it was trained on")
 
 
 def _chosen(rows: list[Any], most: int) -> list[tuple[int, int]]:
@@ -284,6 +291,10 @@ def _against_base(served: list[float], trained: list[float], base: list[float] |
     if slope <= 0.5:
         found.reasons.append(
             f"it answers as the base does (effect of the training {slope:.2f}, which should be 1): the adapter is not in it"
+        )
+    elif abs(slope - 1) > 0.25 + 3 * error:
+        found.reasons.append(
+            f"the effect of the training is {slope:.2f} of what it should be: the adapter is scaled otherwise"
         )
     elif not differs:
         found.reasons.append(

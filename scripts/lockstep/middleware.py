@@ -60,6 +60,8 @@ class Guard:
                 self._room_for(route)  # others may have come while the body did
         except Refusal as refusal:
             return await _refuse(refusal, send)
+        if route == "/health":  # the canary has answered; vLLM's own would hang with its engine
+            return await _answer(200, {"status": "open"}, [], send)
         if route not in GENERATING:
             return await self.app(scope, receive, send)
         self.running += 1
@@ -127,13 +129,19 @@ class Guard:
 async def _refuse(refusal: Refusal, send: Send) -> None:
     """Answer as OpenAI's API words its errors."""
     kind = "invalid_request_error" if refusal.status < 500 and refusal.status != 429 else "unavailable"
-    body = json.dumps({"error": {"message": refusal.reason, "type": kind, "param": None, "code": refusal.status}})
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body.encode())).encode())]
+    headers = []
     if refusal.status in (429, 503):
         headers.append((b"retry-after", b"2"))
     if refusal.status in (408, 413):
         headers.append((b"connection", b"close"))
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body.encode()})
+    error = {"message": refusal.reason, "type": kind, "param": None, "code": refusal.status}
+    await _answer(refusal.status, {"error": error}, headers, send)
+
+
+async def _answer(status: int, value: Any, headers: list[tuple[bytes, bytes]], send: Send) -> None:
+    body = json.dumps(value).encode()
+    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": own + headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,139 @@
+"""Stage 05 on a finished tiny run, with two stand-ins for the servers whose answers are known."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, script_environment
+from misbehaving import Handler, Server
+from serving import Home, finished_run
+
+
+class Known(Handler):
+    """Answers from a table, right or wrong; its tokens all have the same log-probability."""
+
+    server: Any
+
+    def do_POST(self) -> None:
+        if self.path == "/v1/chat/completions":
+            return super().do_POST()
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        places = [None] + [{str(token): {"logprob": self.server.logprob}} for token in body["prompt"][1:]]
+        choice = {"index": 0, "text": "", "finish_reason": "length", "prompt_logprobs": places}
+        self.send({"id": "1", "object": "text_completion", "created": 1, "model": "r", "choices": [choice]})
+
+    def stream(self, answer: str, fault: str) -> None:
+        question = answer[::-1]
+        super().stream(self.server.table.get(question, "no idea"), fault)
+
+
+@contextmanager
+def answering(table: dict[str, str], logprob: float) -> Iterator[Any]:
+    server: Any = Server(("127.0.0.1", 0), Known)
+    server.table, server.logprob = table, logprob
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return finished_run(tmp_path_factory.mktemp("home"), base=False)
+
+
+@pytest.fixture(scope="module")
+def wanted(home: Home) -> dict[str, str]:
+    """Question → wanted answer, of the test split."""
+    from datasets import load_from_disk
+
+    rows = load_from_disk(str(home.run / "data/test"))
+    return {row["messages"][0]["content"]: row["messages"][-1]["content"] for row in rows}
+
+
+def evaluate(home: Home, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts/05_evaluate.py"), *home.words, *words]
+    return subprocess.run(command, env=script_environment(home.folder), capture_output=True, text=True, check=False)
+
+
+def urls(base: Any, tuned: Any) -> tuple[str, ...]:
+    return ("--evaluate.base_url", base.url, "--evaluate.tuned_url", tuned.url)
+
+
+def test_figures_report_and_sheet(home: Home, wanted: dict[str, str]) -> None:
+    table = dict(list(wanted.items())[:-1])  # all but one right
+    with answering({}, -2.0) as base, answering(table, -0.5) as tuned:
+        answer = evaluate(home, *urls(base, tuned))
+        assert answer.returncode == 0, answer.stderr
+        asked = len(tuned.seen)
+        again = evaluate(home, *urls(base, tuned))
+        assert "outputs/r/eval is up to date" in again.stdout and len(tuned.seen) == asked
+    folder = home.run / "eval"
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    rows = len(wanted)
+    assert metrics["rows"] == rows
+    assert metrics["base"]["exact_match"]["value"] == 0
+    assert metrics["tuned"]["exact_match"]["value"] == pytest.approx((rows - 1) / rows)
+    assert metrics["tuned"]["perplexity"]["value"] == pytest.approx(math.exp(0.5))
+    assert metrics["base"]["perplexity"]["value"] == pytest.approx(math.exp(2.0))
+    assert metrics["verdict"].keys() == {name for name in metrics["base"] if name in metrics["verdict"]}
+    for name in ("perplexity", "exact_match", "rouge_l", "bleu", "chrf", "distinct_2", "repetition_rate", "stop_rate"):
+        assert {"value", "ci95"} <= metrics["tuned"][name].keys() and name in metrics["verdict"], name
+    assert metrics["forgetting"]["base"]["prose_perplexity"]["value"] == pytest.approx(math.exp(2.0))
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["tuned"]["answer"] == line["wanted"] for line in lines].count(True) == rows - 1
+
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in page.replace("http://127.0.0.1", "").replace("http://www.w3.org", "") and "src=" not in page
+    assert all(line["row"] in page for line in lines)
+
+    sheet = home.run / "sheet.csv"
+    text = sheet.read_text(encoding="utf-8-sig").splitlines()
+    assert text[0] == "row,question,answer,wanted,accept,remark" and len(text) > rows // 2
+    marked = sheet.read_text(encoding="utf-8-sig").replace(",,\n", ",yes,\n", 1).replace(",,\n", ",否,\n", 1)
+    sheet.write_text(marked, encoding="utf-8")
+    assert evaluate(home, "--report").returncode == 0
+    people = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["people"]
+    assert (people["rows"], people["accepted"]) == (2, 1)
+    assert "1 of 2 tuned answers accepted" in (folder / "report.html").read_text(encoding="utf-8")
+    sheet.write_text(marked.replace(",yes,", ",perhaps,"), encoding="utf-8")
+    failed = evaluate(home, "--report")
+    assert failed.returncode == 2 and "accept is 'perhaps', and must be yes or no" in failed.stderr
+    assert evaluate(home, *urls(base, tuned)).stdout.strip().endswith(")")  # what was there still verifies
+
+
+def test_a_server_that_dies_loses_no_answer_and_is_not_asked_twice(
+    home: Home, wanted: dict[str, str], tmp_path: Path
+) -> None:
+    again = home.copy(tmp_path / "home")
+    shutil.rmtree(again.run / "eval", ignore_errors=True)
+    shutil.rmtree(again.run / "answers", ignore_errors=True)
+    (again.run / "sheet.csv").unlink(missing_ok=True)
+    with answering({}, -2.0) as base, answering(wanted, -0.5) as tuned:
+        tuned.fault = lambda question, attempt: "reset" if len(tuned.seen) > 2 else ""
+        stopped = evaluate(again, *urls(base, tuned), "--evaluate.concurrency", "1")
+        assert stopped.returncode == 2 and "error: " in stopped.stderr
+        assert not (again.run / "eval").exists()
+        questions = len(base.seen)
+        tuned.fault = lambda question, attempt: ""
+        done = evaluate(again, *urls(base, tuned), "--evaluate.concurrency", "1")
+        assert done.returncode == 0, done.stderr
+        assert len(base.seen) == questions  # the base's answers were all there
+
+
+def test_what_is_missing_is_named(home: Home, tmp_path: Path) -> None:
+    bare = home.copy(tmp_path / "home")
+    shutil.rmtree(bare.run / "merged")
+    answer = evaluate(bare)
+    assert answer.returncode == 2 and "outputs/r/merged is missing" in answer.stderr and "make merge" in answer.stderr
+    shutil.rmtree(bare.run / "eval", ignore_errors=True)
+    made = evaluate(bare, "--report")
+    assert made.returncode == 0 and "report.html is written, without an evaluation" in made.stdout
+    assert "Nothing was evaluated yet" in (bare.run / "report.html").read_text(encoding="utf-8")
