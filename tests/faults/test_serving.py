@@ -109,9 +109,9 @@ def an_adapter_of_zeros(home: Home) -> tuple[str, str]:
 
 
 def an_adapter_at_another_scale(home: Home) -> tuple[str, str]:
-    edit(home.run / "adapter/adapter_config.json", lambda c: c | {"lora_alpha": 3 * c["lora_alpha"]})
+    edit(home.run / "adapter/adapter_config.json", lambda c: c | {"lora_alpha": c["lora_alpha"] // 16})
     seal_adapter(home)
-    return "lora", "its log-probabilities are .* nats a token from the trained model's"
+    return "lora", "it answers as the base does|the effect of the training is"
 
 
 def another_base_beneath_the_adapter(home: Home) -> tuple[str, str]:
@@ -130,7 +130,7 @@ def a_merge_that_left_the_adapter_out(home: Home) -> tuple[str, str]:
 def noise_in_one_layer(home: Home) -> tuple[str, str]:
     def noise(tensors: dict[str, torch.Tensor]) -> None:
         name = "model.layers.1.mlp.down_proj.weight"
-        tensors[name] = tensors[name] + tensors[name].float().std() * torch.randn(tensors[name].shape).to(
+        tensors[name] = tensors[name] + 4 * tensors[name].float().std() * torch.randn(tensors[name].shape).to(
             torch.bfloat16
         )
 

