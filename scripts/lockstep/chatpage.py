@@ -265,7 +265,7 @@ class Page:
         """The page. Nothing of it is an interface for programs."""
         with gr.Blocks(title="Lockstep", analytics_enabled=False, fill_height=True, fill_width=True) as page:
             view = gr.State(View())
-            with gr.Sidebar(open=True, width=300, elem_id="settings"):
+            with gr.Sidebar(open=True, width=320, elem_id="settings"):
                 model = gr.Dropdown(label="Model", elem_id="model", filterable=False)
                 other = gr.Dropdown(label="Compare with", elem_id="compare", filterable=False)
                 system = gr.Textbox(label="System prompt", lines=2, max_lines=8, elem_id="system")
