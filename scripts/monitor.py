@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 
-from lockstep import cli, endpoint, gauges, health
+from lockstep import cli, endpoint, gauges, health, supervisor
 from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.gauges import Rates, Snapshot
@@ -33,7 +33,7 @@ HOME, CLEAR = "\x1b[H", "\x1b[J"  # of terminals: to the top, and forget what is
 def look(url: str, settings: Settings) -> Snapshot | str:
     """The server's figures, or why there are none."""
     status, body = health.fetch(f"{url.removesuffix('/v1')}/metrics")
-    kind = health.kind_of(status, body, health.supervisor.is_starting(settings.run_dir / "serve"))
+    kind = health.kind_of(status, body, supervisor.is_starting(settings.run_dir / "serve"))
     if kind != "ready":
         return SAID[kind]
     try:
