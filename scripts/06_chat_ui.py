@@ -12,6 +12,7 @@ login: its password is LOCKSTEP_UI_PASSWORD in the environment.
 """
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import socket
@@ -103,7 +104,8 @@ def serve(page: Any, at: socket.socket, auth: tuple[str, str] | None) -> None:
     )  # fmt: skip
     # Browsers hold connections open that Ctrl-C need not wait for.
     config = uvicorn.Config(Sealed(app), log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[at])
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[at])
 
 
 def options() -> argparse.Namespace:
@@ -118,10 +120,8 @@ def main() -> None:
     settings = cli.settings_from(chosen)
     auth = login(settings)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
-    urls = [url.rstrip("/") for url in (chosen.base_url or endpoint.url(settings), chosen.compare_url) if url]
-    for url in urls:
-        if not url.startswith(("http://", "https://")) or not url.endswith("/v1"):
-            raise UserError(f"{url} is no endpoint's address: it begins with http:// and ends in /v1")
+    given = [chosen.base_url or endpoint.url(settings), chosen.compare_url]
+    urls = [endpoint.address(url) for url in given if url]
     at = bound(settings.ui.host, settings.ui.port)
 
     from lockstep.asking import Endpoint

@@ -11,6 +11,7 @@ them. What the door turns away (401, 429 and the like) never reaches vLLM, and i
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -117,14 +118,14 @@ def main() -> None:
     settings = cli.settings_from(chosen)
     if not 0.1 <= chosen.interval <= 3600:
         raise UserError("--interval must be between 0.1 and 3600 seconds")
-    url = (chosen.base_url or endpoint.url(settings)).rstrip("/")
-    if not url.startswith(("http://", "https://")) or not url.endswith("/v1"):
-        raise UserError(f"{url} is no endpoint's address: it begins with http:// and ends in /v1")
+    url = endpoint.address(chosen.base_url or endpoint.url(settings))
     if chosen.once:
-        return once(url, settings, chosen.interval)
+        once(url, settings, chosen.interval)
+        return
     if sys.stdout.isatty():
         print(f"{HOME}{CLEAR}", end="")
-    return watch(url, settings, chosen.interval)
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(url, settings, chosen.interval)
 
 
 if __name__ == "__main__":

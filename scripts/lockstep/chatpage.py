@@ -314,7 +314,7 @@ class Page:
             spoken = [view, language, model, other]
             language.input(self.relabel, spoken, shown, js="(...all) => lockstepSpeak(all)", **at_once)
             page.load(self.relabel, spoken, shown, js="(...all) => lockstepGreet(all)", **at_once)
-            timer = gr.Timer(min(self.settings.ui.check_seconds, 2.0))
+            timer = gr.Timer(self.settings.ui.check_seconds)
             timer.tick(self.look, [view, model, other], [state, model, other, trouble], **at_once)
         return page
 

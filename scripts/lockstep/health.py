@@ -1,5 +1,6 @@
 """Whether an endpoint answers, and if not, what it is doing; for programs that watch one."""
 
+import http.client
 import json
 import os
 import threading
@@ -43,7 +44,7 @@ def fetch(url: str, timeout: float = TIMEOUT) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode("utf-8", errors="replace")
-    except (OSError, ValueError):  # refused, silent, broken off, or no HTTP
+    except (OSError, ValueError, http.client.HTTPException):  # refused, silent, broken off, or no HTTP
         return 0, ""
 
 

@@ -1,13 +1,13 @@
 """Stage 06 as a person uses it: in a real Chromium, against a small OpenAI-compatible server that takes its time."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium is installed")
 
 KEY = "sk-0123456789abcdef-secret"
 LONG = "春有百花秋有月，夏有凉风冬有雪；若无闲事挂心头，便是人间好时节。" * 30
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 GOOD = {"r": "I am the tuned one.", "r-base": "I am the base."}
 
 
@@ -42,7 +43,7 @@ def shown(folder: Path, *words: str, **environment: str) -> Iterator[str]:
     try:
         assert program.stdout
         said = next(line for line in program.stdout if "chat page at" in line)
-        url = said.split()[3]
+        url = said.split()[3].replace("0.0.0.0", "127.0.0.1")
         wait_for(lambda: answers(url))
         yield url
     finally:
@@ -52,7 +53,7 @@ def shown(folder: Path, *words: str, **environment: str) -> Iterator[str]:
 
 def answers(url: str) -> bool:
     try:
-        return bool(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5).status)
+        return bool(DIRECT.open(url, timeout=5).status)
     except OSError:
         return False
 
@@ -212,6 +213,15 @@ def test_stop_keeps_what_came_and_says_so(person: Person, server: Server) -> Non
     assert said == ["first", GOOD["r"], "third"]  # the stopped one is not sent on
 
 
+def test_a_reader_who_leaves_ends_the_answer(browser: Any, served: tuple[Server, str], server: Server) -> None:
+    server.answer, server.pace = lambda *_: "word " * 1000, 0.02  # 100 s
+    person = Person(browser, served[1]).ready()
+    person.say("go on")
+    wait_for(lambda: len(person.text()) > 20)
+    person.context.close()
+    wait_for(lambda: not any("process_request" in thread.name for thread in threading.enumerate()), 20)
+
+
 def test_retry_edit_and_clear(person: Person, server: Server) -> None:
     person.asks("one")
     person.asks("two", 2)
@@ -367,8 +377,12 @@ def test_login_busy_port_second_server_and_recovery(browser: Any, tmp_path: Path
     busy = Server(("127.0.0.1", free_port()), Handler)
     words = ("--base-url", f"http://127.0.0.1:{port}/v1", "--compare-url", f"http://127.0.0.1:{second}/v1")
     taken = str(busy.server_address[1])
-    with shown(tmp_path, *words, "--ui.port", taken, "--ui.user", "reader", LOCKSTEP_UI_PASSWORD="open sesame") as url:
+    words += ("--ui.host", "0.0.0.0", "--ui.port", taken, "--ui.user", "reader")
+    with shown(tmp_path, *words, LOCKSTEP_UI_PASSWORD="open sesame") as url:
         assert taken not in url
+        for route in ("config", "gradio_api/info", "gradio_api/queue/data?session_hash=x"):
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                DIRECT.open(f"{url}/{route}", timeout=5)
         person = Person(browser, url)
         page = person.page
         for password in ("wrong", "open sesame"):
@@ -408,4 +422,3 @@ def test_what_cannot_be_is_one_line(stage: Run) -> None:
     assert "is no address" in error("--ui.host", "here")
     assert "ends in /v1" in error("--base-url", "http://127.0.0.1:8000")
     assert "ends in /v1" in error("--compare-url", "ftp://127.0.0.1/v1")
-    assert os.environ.get("LOCKSTEP_UI_PASSWORD") is None
