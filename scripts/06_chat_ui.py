@@ -93,14 +93,14 @@ def serve(page: Any, at: socket.socket, auth: tuple[str, str] | None) -> None:
     import uvicorn
     from fastapi import FastAPI
 
-    from lockstep import chatpage
+    from lockstep import chatparts
 
     page.queue(max_size=256)
     app = gradio.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page, path="", auth=auth, footer_links=[],
         run_history=False, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=1,
-        show_error=False, theme=chatpage.theme(), css_paths=[chatpage.CSS],
-        head=f"<script>{chatpage.SCRIPT.read_text(encoding='utf-8')}</script>",
+        show_error=False, theme=chatparts.theme(), css_paths=[chatparts.CSS],
+        head=f"<script>{chatparts.SCRIPT.read_text(encoding='utf-8')}</script>",
     )  # fmt: skip
     # Browsers hold connections open that Ctrl-C need not wait for.
     config = uvicorn.Config(Sealed(app), log_level="warning", timeout_graceful_shutdown=1)

@@ -1,4 +1,4 @@
-"""The chat page: its parts, and what happens when somebody uses them. `talk` knows nothing of it.
+"""What happens when somebody uses the chat page.
 
 Every function here that a browser calls gets that browser's `View`; its answers grow in threads, and
 the page is redrawn from them a few times a second.
@@ -7,7 +7,6 @@ the page is redrawn from them a few times a second.
 import html
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,87 +14,16 @@ from pydantic import ValidationError
 
 from lockstep import words
 from lockstep.asking import Endpoint
+from lockstep.chatparts import CONTROLS, PRESETS, Parts
+from lockstep.chatview import View
 from lockstep.config import Sampling, Settings
 from lockstep.health import Watch
-from lockstep.talk import Reply, Talk, Voice
+from lockstep.talk import Talk, Voice
 
-CSS, SCRIPT = Path(__file__).with_name("chatpage.css"), Path(__file__).with_name("chatpage.js")
 REDRAW = 0.1  # seconds
 NOBODY = ""  # to compare with
-CONTROLS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens")
-PRESETS = {
-    "balanced": Sampling(),
-    "greedy": Sampling(temperature=0, top_p=1, top_k=-1, repetition_penalty=1),
-    "creative": Sampling(temperature=1, top_p=0.95, top_k=100, repetition_penalty=1.05, max_tokens=512),
-}
-RANGES = {"temperature": (0, 2, 0.05), "top_p": (0.05, 1, 0.05), "top_k": (-1, 200, 1), "repetition_penalty": (0.8, 2, 0.05)}  # fmt: skip
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei",
-         "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "sans-serif"]  # fmt: skip
-MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
-
-
-def theme() -> Any:
-    """Fonts of the reader's own machine only: nothing is fetched."""
-    return gr.themes.Base(
-        primary_hue="teal", neutral_hue="stone", radius_size="lg", spacing_size="md", font=FONTS, font_mono=MONO
-    )
-
-
-class View:
-    """What one browser sees.
-
-    Attributes:
-        shown: the state line and the models, as drawn last.
-        trouble: why the last question has no answer.
-    """
-
-    def __init__(self) -> None:
-        self.talk, self.language, self.trouble = Talk(), "en", ""
-        self.shown: Any = None
-
-    def say(self, key: str, **values: object) -> str:
-        return words.say(self.language, key, **values)
-
-    def history(self, place: int) -> list[dict[str, str]]:
-        """A pane's messages, as Gradio wants them: each answer is followed by a note on it."""
-        said = []
-        for turn in self.talk.turns:
-            said.append({"role": "user", "content": turn.question})
-            if place < len(turn.replies):
-                reply = turn.replies[place]
-                said += [{"role": "assistant", "content": reply.text}] if reply.text else []
-                said.append({"role": "assistant", "content": self.note(reply)})
-        return said
-
-    def note(self, reply: Reply) -> str:
-        """What became of an answer, its tokens and its speed."""
-        if reply.state == "running" and not reply.text:
-            return f'<span class="note waiting">{self.say("waiting")}</span>'
-        parts = []
-        if reply.state in ("stopped", "broken", "failed", "length"):
-            reason = f": {words.error(self.language, reply.reason)}" if reply.reason else ""
-            parts.append(f'<b class="mark">{self.say(reply.state)}{html.escape(reason)}</b>')
-            parts += [self.say("uncounted")] if reply.state != "length" else []
-        elif not reply.text:
-            parts.append(self.say("empty"))
-        if reply.tokens:
-            exact = reply.state in ("whole", "length")
-            parts.append(("" if exact else "≈ ") + self.say("tokens", n=reply.tokens))
-            parts += [self.say("speed", n=reply.speed)] if reply.speed else []
-        if reply.first is not None and reply.state != "running":
-            parts.append(self.say("first", n=reply.first))
-        if reply.prompt_tokens is not None:
-            parts.append(self.say("prompt", n=reply.prompt_tokens))
-        return f'<span class="note">{" · ".join(parts)}</span>'
-
-    def turn_at(self, message: int) -> int:
-        """Which turn a pane's message belongs to, by its place in `history(0)`."""
-        seen = -1
-        for turn, entry in enumerate(self.talk.turns):
-            seen += 2 + bool(entry.replies[0].text)
-            if message <= seen:
-                return turn
-        return len(self.talk.turns) - 1
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+AT_ONCE = QUIET | {"queue": False}
 
 
 class Page:
@@ -166,7 +94,7 @@ class Page:
         view.trouble = "" if recovered else view.trouble
         return [now[0], *self.choices(view, model, other), self._trouble(view)]
 
-    def send(self, view: View, question: str, *chosen: Any) -> Iterator[list[Any]]:
+    def send(self, question: str, view: View, *chosen: Any) -> Iterator[list[Any]]:
         if question.strip() and not view.talk.running:
             yield from self._ask(view, question.strip(), len(view.talk.turns), chosen)
 
@@ -175,11 +103,17 @@ class Page:
             yield from self._ask(view, view.talk.turns[-1].question, len(view.talk.turns) - 1, chosen)
 
     def edit(self, view: View, event: gr.EditData, *chosen: Any) -> Iterator[list[Any]]:
+        yield from self._edit(view, 0, event, chosen)
+
+    def edit_second(self, view: View, event: gr.EditData, *chosen: Any) -> Iterator[list[Any]]:
+        yield from self._edit(view, 1, event, chosen)
+
+    def _edit(self, view: View, pane: int, event: gr.EditData, chosen: tuple[Any, ...]) -> Iterator[list[Any]]:
         """Ask an earlier question in other words; what came after it is forgotten."""
         if view.talk.running or not str(event.value).strip():
-            yield self._drawn(view)
+            yield self._drawn(view, running=view.talk.running)
         else:
-            yield from self._ask(view, str(event.value).strip(), view.turn_at(event.index), chosen)
+            yield from self._ask(view, str(event.value).strip(), view.turn_at(pane, event.index), chosen)
 
     def stop(self, view: View) -> None:
         view.talk.stop()
@@ -242,7 +176,7 @@ class Page:
         ]
 
     def relabel(self, view: View, language: str, model: str | None, other: str | None) -> list[Any]:
-        """The page in a language. → language, panes, state, models, trouble, and the parts of `_labelled`"""
+        """The page in a language. → language, panes, state, models, trouble, and the other parts that hold words"""
         view.language = language
         view.shown = None
         say = view.say
@@ -259,66 +193,47 @@ class Page:
         panes = [gr.update(value=view.history(place)) | welcome for place in (0, 1)]
         return [language, *panes, self.state(view), self._trouble(view), presets, *texts, *buttons, box, *hints]
 
-    # ---- the parts ----
+    # ---- the page ----
 
     def build(self) -> Any:
         """The page. Nothing of it is an interface for programs."""
         with gr.Blocks(title="Lockstep", analytics_enabled=False, fill_height=True, fill_width=True) as page:
-            view = gr.State(View())
-            with gr.Sidebar(open=True, width=320, elem_id="settings"):
-                model = gr.Dropdown(label="Model", elem_id="model", filterable=False)
-                other = gr.Dropdown(label="Compare with", elem_id="compare", filterable=False)
-                system = gr.Textbox(label="System prompt", lines=2, max_lines=8, elem_id="system")
-                preset = gr.Radio([*PRESETS], value=self._preset(), label="Sampling", elem_id="preset")
-                controls = [self._control(name) for name in CONTROLS]
-                with gr.Row():
-                    markdown = gr.Button("Save as Markdown", size="sm", elem_id="markdown", min_width=100)
-                    rows = gr.Button("Save as JSON", size="sm", elem_id="json", min_width=100)
-                export_hint = gr.HTML()
-            with gr.Row(elem_id="head"):
-                gr.HTML("<h1>Lockstep</h1>", elem_id="title")
-                state = gr.HTML(elem_id="state")
-                new = gr.Button("New chat", size="sm", elem_id="new", min_width=80, scale=0)
-                language = gr.Radio([("EN", "en"), ("中文", "zh")], value="en", show_label=False, container=False,
-                                    elem_id="language", min_width=110, scale=0)  # fmt: skip
-            with gr.Row(elem_id="panes"):
-                panes = [self._pane("pane", True), self._pane("pane2", False)]
-            trouble = gr.HTML(elem_id="trouble")
-            with gr.Row(elem_id="ask"):
-                box = gr.Textbox(show_label=False, container=False, lines=1, max_lines=8, autofocus=True, scale=1,
-                                 elem_id="box", placeholder="Write a message…")  # fmt: skip
-                send = gr.Button("Send", variant="primary", elem_id="send", min_width=80, scale=0)
-                stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop", min_width=80, scale=0)
-            hint = gr.HTML(elem_id="hint")
-            file = gr.Textbox(visible="hidden", elem_id="file")
-
-            chosen = [model, other, system, *controls]
-            drawn = [*panes, box, send, stop, trouble]
-            quiet = {"show_progress": "hidden", "api_visibility": "private"}
-            asking = quiet | {"concurrency_limit": 32}
-            at_once = quiet | {"queue": False}
-            gr.on([send.click, box.submit], self.send, [view, box, *chosen], drawn, **asking)
-            for pane in panes:
-                pane.retry(self.retry, [view, *chosen], drawn, **asking)
-                pane.edit(self.edit, [view, *chosen], drawn, **asking)
-            stop.click(self.stop, [view], None, **at_once)
-            new.click(self.clear, [view], drawn, **at_once)
-            preset.input(lambda name: [getattr(PRESETS[name], key) for key in CONTROLS], preset, controls, **at_once)
-            other.change(self._panes, [view, model, other], panes, **at_once)
-            model.change(self._panes, [view, model, other], panes, **at_once)
-            for button, made, name in ((markdown, Talk.markdown, "chat.md"), (rows, Talk.rows, "chat.json")):
-                said = button.click(lambda view, made=made: made(view.talk), [view], file, **at_once)
-                said.then(None, file, None, js=f"(text) => lockstepSave(text, '{name}')", **quiet)
-            labelled = [preset, *chosen, send, stop, new, markdown, rows, box, hint, export_hint]
-            shown = [language, *panes, state, trouble, *labelled]
-            spoken = [view, language, model, other]
-            language.input(self.relabel, spoken, shown, js="(...all) => lockstepSpeak(all)", **at_once)
-            page.load(self.relabel, spoken, shown, js="(...all) => lockstepGreet(all)", **at_once)
-            timer = gr.Timer(self.settings.ui.check_seconds)
-            timer.tick(self.look, [view, model, other], [state, model, other, trouble], **at_once)
+            parts = Parts(self.settings.sampling)
+            self._wire_conversation(parts)
+            self._wire_settings(parts, page)
         return page
 
-    def _panes(self, view: View, model: str | None, other: str | None) -> list[Any]:
+    def _wire_conversation(self, parts: Parts) -> None:
+        chosen = [parts.view, parts.model, parts.other, parts.system, *parts.controls]
+        drawn = [*parts.panes, parts.box, parts.send, parts.stop, parts.trouble]
+        asking = QUIET | {"concurrency_limit": 32}
+        gr.on([parts.send.click, parts.box.submit], self.send, [parts.box, *chosen], drawn, **asking)
+        for pane, edit in zip(parts.panes, (self.edit, self.edit_second), strict=True):
+            pane.retry(self.retry, chosen, drawn, **asking)
+            pane.edit(edit, chosen, drawn, **asking)
+        parts.stop.click(self.stop, [parts.view], None, **AT_ONCE)
+        parts.new.click(self.clear, [parts.view], drawn, **AT_ONCE)
+        for button, made, name in ((parts.markdown, _markdown, "chat.md"), (parts.rows, _rows, "chat.json")):
+            said = button.click(made, [parts.view], parts.file, **AT_ONCE)
+            said.then(None, parts.file, None, js=f"(text) => lockstepSave(text, '{name}')", **QUIET)
+
+    def _wire_settings(self, parts: Parts, page: Any) -> None:
+        spoken = [parts.view, parts.language, parts.model, parts.other]
+        models = [parts.view, parts.model, parts.other]
+        parts.preset.input(_values_of, parts.preset, parts.controls, **AT_ONCE)
+        gr.on([parts.model.change, parts.other.change], self.name_panes, models, parts.panes, **AT_ONCE)
+        # in the order in which `relabel` gives them
+        labelled = [
+            parts.language, *parts.panes, parts.state, parts.trouble, parts.preset, parts.model, parts.other,
+            parts.system, *parts.controls, parts.send, parts.stop, parts.new, parts.markdown, parts.rows, parts.box,
+            parts.hint, parts.export_hint,
+        ]  # fmt: skip
+        parts.language.input(self.relabel, spoken, labelled, js="(...all) => lockstepSpeak(all)", **AT_ONCE)
+        page.load(self.relabel, spoken, labelled, js="(...all) => lockstepGreet(all)", **AT_ONCE)
+        timer = gr.Timer(self.settings.ui.check_seconds)
+        timer.tick(self.look, models, [parts.state, parts.model, parts.other, parts.trouble], **AT_ONCE)
+
+    def name_panes(self, view: View, model: str | None, other: str | None) -> list[Any]:
         """The panes with the names of what answers in them."""
         voices = self.voices(view)
         labels = [voices[key].label if key in voices else "" for key in (model, other or NOBODY)]
@@ -327,20 +242,14 @@ class Page:
             gr.update(label=labels[1], show_label=True, visible=bool(labels[1])),
         ]
 
-    def _pane(self, name: str, visible: bool) -> Any:
-        return gr.Chatbot(
-            elem_id=name, visible=visible, show_label=False, editable="user", buttons=["copy"], layout="bubble",
-            height="100%", min_width=260, group_consecutive_messages=False, reasoning_tags=[("<think>", "</think>")], feedback_options=None,
-        )  # fmt: skip
 
-    def _preset(self) -> str | None:
-        """The preset that the settings are, if they are one."""
-        ours = [getattr(self.settings.sampling, key) for key in CONTROLS]
-        return next((name for name, one in PRESETS.items() if [getattr(one, key) for key in CONTROLS] == ours), None)
+def _values_of(preset: str) -> list[float]:
+    return [getattr(PRESETS[preset], key) for key in CONTROLS]
 
-    def _control(self, name: str) -> Any:
-        value = getattr(self.settings.sampling, name)
-        if name == "max_tokens":
-            return gr.Number(value=value, label=name, precision=0, minimum=1, elem_id=name)
-        low, high, step = RANGES[name]
-        return gr.Slider(min(low, value), max(high, value), value, step=step, label=name, elem_id=name)
+
+def _markdown(view: View) -> str:
+    return view.talk.markdown()
+
+
+def _rows(view: View) -> str:
+    return view.talk.rows()

@@ -253,7 +253,14 @@ def test_two_models_answer_side_by_side(person: Person, server: Server) -> None:
     assert "dequantized base" in person.page.locator("#pane2").inner_text()
     person.asks("and now?", 2)
     wait_for(lambda: len(server.seen) == 4)
-    histories = {body["model"]: body["messages"][1]["content"] for body in server.seen[2:]}
+    server.answer = lambda model, question: f"{model} {question}"
+    person.page.locator('#pane2 button[aria-label="Edit"]').last.click()
+    person.page.locator("#pane2 textarea").fill("and tomorrow?")
+    person.page.locator('#pane2 button[aria-label="Submit"]').first.click()
+    wait_for(lambda: person.text("pane2") == "r-base and tomorrow?")
+    person.settled(2)
+    assert person.text() == "r and tomorrow?" and person.text(turn=0) == GOOD["r"]
+    histories = {body["model"]: body["messages"][1]["content"] for body in server.seen[2:4]}
     assert histories == GOOD  # each goes on with its own answers
     markdown = person.saved("#markdown")
     assert markdown.count("## who?") == 1 and GOOD["r"] in markdown and GOOD["r-base"] in markdown
