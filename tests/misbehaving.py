@@ -20,11 +20,18 @@ class Server(ThreadingHTTPServer):
     key = ""
     slow = 0.0  # seconds that each answer takes
     wait = "0"  # Retry-After of a 429
+    pace = 0.0  # seconds between the pieces of a stream
+    gate = True  # whether it is open
+    models = ("r", "r-base")
+    metrics = ""  # what /metrics says
 
     def __init__(self, *words: Any) -> None:
         super().__init__(*words)
         self.seen: list[dict[str, Any]] = []
         self.tries: Counter[str] = Counter()
+        self.answer: Callable[[str, str], str] = lambda model, question: (
+            question.removeprefix("repeat ") if question.startswith("repeat ") else question[::-1]
+        )
         self.fault: Callable[[str, int], str] = lambda question, attempt: self.mode
 
     def handle_error(self, *_: Any) -> None:
@@ -55,9 +62,15 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = bool(missing)
 
     def do_GET(self) -> None:
+        if not self.server.gate:
+            return self.send({"error": {"message": "the gate has not opened"}}, 503)
+        if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
+            return self.send({"error": {"message": "a key is needed"}}, 401)
+        if self.path == "/metrics":
+            return self.send_bytes(self.server.metrics.encode(), Content_Type="text/plain")
         if not self.path.startswith("/v1/"):
             return self.send({"detail": "Not Found"}, 404)
-        return self.send({"object": "list", "data": [{"id": name, "object": "model"} for name in ("r", "r-base")]})
+        return self.send({"object": "list", "data": [{"id": name, "object": "model"} for name in self.server.models]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -66,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen.append(body)
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
             return self.send({"error": {"message": "Unauthorized"}}, 401)
-        if body["model"] not in ("r", "r-base"):
+        if body["model"] not in self.server.models:
             return self.send({"error": {"message": "no such model"}}, 404)
         question = body["messages"][-1]["content"]
         if "too long" in question or body["max_tokens"] > 10**6:
@@ -74,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.fault(question, self.server.tries[question])
         self.server.tries[question] += 1
         time.sleep(self.server.slow)
-        answer = question.removeprefix("repeat ") if question.startswith("repeat ") else question[::-1]
+        answer = self.server.answer(body["model"], question)
         if fault == "429":
             return self.send({"error": {"message": "too many requests wait"}}, 429, Retry_After=self.server.wait)
         if fault == "503":
@@ -114,6 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         for place, letter in enumerate(answer):
             if place and fault in ("in the content", "hang in the content", "in a chunk", "error event", "not json"):
                 return self.break_off(fault)
+            time.sleep(self.server.pace)
             self.event([{"index": 0, "delta": {"content": letter}, "finish_reason": None}])
         if fault != "no finish":
             reason = fault if fault in ("length", "abort") else "stop"

@@ -387,6 +387,15 @@ class Sampling(Section):
     seed: int | None = Field(None, ge=0, description="makes sampling repeatable")
 
 
+class Ui(Section):
+    """The chat page."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; any other than loopback wants a password")
+    port: int = Field(7860, ge=1, le=65535, description="port to listen on; the next free one where it is taken")
+    user: str = Field("lockstep", min_length=1, description="name to log in with; LOCKSTEP_UI_PASSWORD is its password")
+    check_seconds: float = Field(2.0, ge=0.2, description="between looks at the endpoint")
+
+
 class Settings(Section):
     run: Name = Field("default", description="folder under outputs/")
     model: Model = Field(default_factory=Model)
@@ -403,6 +412,7 @@ class Settings(Section):
     serve: Serve = Field(default_factory=Serve)
     sampling: Sampling = Field(default_factory=Sampling)
     evaluate: Evaluate = Field(default_factory=Evaluate)
+    ui: Ui = Field(default_factory=Ui)
 
     _explicit: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +69,18 @@ def url(settings: Settings) -> str:
     """Where clients find the endpoint."""
     host = settings.serve.host
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.serve.port}/v1"
+
+
+def address(given: str) -> str:
+    """An endpoint's address as somebody typed it. Raises UserError where it is none."""
+    try:
+        parts = urllib.parse.urlsplit(given.rstrip("/"))
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.path.endswith("/v1") and parts.port != 0
+    except ValueError:  # such as a port that is no number
+        fits = False
+    if not fits:
+        raise UserError(f"{given} is no endpoint's address: it begins with http:// and ends in /v1")
+    return given.rstrip("/")
 
 
 def model_name(settings: Settings) -> str:

@@ -205,6 +205,12 @@ def status(folder: Path) -> tuple[int, str]:
     return 0, f"{text}\nin lockstep: {gate.summary(report)}"
 
 
+def is_starting(folder: Path) -> bool:
+    """Whether a server from `folder` runs and is on its way to the gate."""
+    known = _note(folder)
+    return known is not None and known["state"] == "starting" and _running(known) is not None
+
+
 def detach(words: list[str], folder: Path) -> int:
     """Start a supervisor of its own session, and return once it serves, or its exit code once it failed."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -127,23 +127,21 @@ def a_merge_that_left_the_adapter_out(home: Home) -> tuple[str, str]:
     return "merged", "it answers as the base does"
 
 
-def noise_in_one_layer(home: Home) -> tuple[str, str]:
+def noise_in_one_tensor(home: Home) -> tuple[str, str]:
     def noise(tensors: dict[str, torch.Tensor]) -> None:
-        name = "model.layers.1.mlp.down_proj.weight"
-        tensors[name] = tensors[name] + 4 * tensors[name].float().std() * torch.randn(tensors[name].shape).to(
-            torch.bfloat16
-        )
+        name = "model.norm.weight"
+        tensors[name] = tensors[name] * (1 + torch.randn(tensors[name].shape)).to(torch.bfloat16)
 
     edit_weights(home.run / "merged/model.safetensors", noise)
     reseal(home.run / "merged")
-    return "merged", "its log-probabilities are .* nats a token from the trained model's"
+    return "merged", "its log-probabilities are|the effect of the training is|it answers as the base does"
 
 
 SPOILT = [
     a_line_break_in_the_template, a_system_prompt_of_its_own, a_tokenizer_without_some_merges,
     a_tokenizer_that_folds_letters, another_end_token, an_ordinary_token_that_ends, sampling_in_the_generation_config,
     an_adapter_of_zeros, an_adapter_at_another_scale, another_base_beneath_the_adapter,
-    a_merge_that_left_the_adapter_out, noise_in_one_layer,
+    a_merge_that_left_the_adapter_out, noise_in_one_tensor,
 ]  # fmt: skip
 
 

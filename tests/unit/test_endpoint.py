@@ -240,3 +240,12 @@ def test_switches_that_open_the_server_are_refused(home: Path, monkeypatch: pyte
 def test_url_and_name() -> None:
     assert endpoint.url(configfile.load(None, {"serve.port": "1"})) == "http://127.0.0.1:1/v1"
     assert endpoint.url(configfile.load(None, {"serve.host": "::1"})) == "http://[::1]:8000/v1"
+
+
+@pytest.mark.parametrize(
+    "given", ["http://[broken/v1", "http://h:x/v1", "ftp://h/v1", "http://h:8000", "/v1", "h:8000/v1"]
+)
+def test_an_address_that_is_none_is_refused_before_anything_is_asked(given: str) -> None:
+    assert endpoint.address("http://h:8000/v1/") == "http://h:8000/v1"
+    with pytest.raises(UserError, match="begins with http:// and ends in /v1"):
+        endpoint.address(given)

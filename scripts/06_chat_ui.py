@@ -1,0 +1,146 @@
+"""Stage 06: a chat page in the browser, for the endpoint. It loads no model: it asks the server.
+
+Reads   the endpoint of make serve (or --base-url), and with --compare-url a second one
+Writes  nothing; the page saves a conversation where the browser saves files
+Run     make chat
+        python scripts/06_chat_ui.py --config configs/demo.yaml
+        python scripts/06_chat_ui.py --config configs/demo.yaml --compare-url http://127.0.0.1:8001/v1
+
+In mode lora the server offers the base beside the adapter: choose it under "Compare with". LOCKSTEP_API_KEY
+goes from this program to the endpoint and never to a browser. Any --ui.host other than loopback wants a
+login: its password is LOCKSTEP_UI_PASSWORD in the environment.
+"""
+
+import argparse
+import contextlib
+import ipaddress
+import os
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from lockstep import cli, endpoint
+from lockstep.config import Settings
+from lockstep.errors import UserError
+
+PASSWORD = "LOCKSTEP_UI_PASSWORD"
+SHORTEST_PASSWORD = 8  # characters
+PORTS = 20  # to try from ui.port on
+# The page works without a network, and nothing that a model writes can make a browser fetch from elsewhere.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'; form-action 'self'"
+)
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Sealed:
+    """Sends every answer with a policy that keeps browsers on this server."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
+        async def sealed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
+                message["headers"] = [*message["headers"], *extra]
+            await send(message)
+
+        await self.app(scope, receive, sealed)
+
+
+def login(settings: Settings) -> tuple[str, str] | None:
+    """Name and password, where one is needed or set.
+
+    Raises:
+        UserError: others can reach the page, and there is no password.
+    """
+    host, password = settings.ui.host, os.environ.get(PASSWORD, "")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError as error:
+        raise UserError(f"--ui.host {host!r} is no address") from error
+    if len(password) < SHORTEST_PASSWORD and (password or not loopback):
+        raise UserError(
+            f"--ui.host {host}: the page needs a password of {SHORTEST_PASSWORD} characters or more: set {PASSWORD} in "
+            f"the environment, such as to the output of `openssl rand -hex 12`, or use 127.0.0.1 without one"
+        )
+    return (settings.ui.user, password) if password else None
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket on the first free port from `port` on."""
+    for place in range(port, min(port + PORTS, 65536)):
+        made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            made.bind((host, place))
+            made.listen(128)
+            return made
+        except PermissionError as error:
+            raise UserError(f"port {place} needs the rights of root: choose one above 1023 with --ui.port") from error
+        except OSError:
+            made.close()
+    raise UserError(f"no free port at {host} from {port} on: choose another --ui.port, or another --ui.host")
+
+
+def serve(page: Any, at: socket.socket, auth: tuple[str, str] | None) -> None:
+    """Show the page until Ctrl-C."""
+    import gradio
+    import uvicorn
+    from fastapi import FastAPI
+
+    from lockstep import chatparts
+
+    page.queue(max_size=256)
+    app = gradio.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page, path="", auth=auth, footer_links=[],
+        run_history=False, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=1,
+        show_error=False, theme=chatparts.theme(), css_paths=[chatparts.CSS],
+        head=f"<script>{chatparts.SCRIPT.read_text(encoding='utf-8')}</script>",
+    )  # fmt: skip
+    # Browsers hold connections open that Ctrl-C need not wait for.
+    config = uvicorn.Config(Sealed(app), log_level="warning", timeout_graceful_shutdown=1)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[at])
+
+
+def options() -> argparse.Namespace:
+    parser = cli.parser(__doc__ or "", "serve", "sampling", "ui")
+    parser.add_argument("--base-url", help="the endpoint, ending in /v1 [from serve.host and serve.port]")
+    parser.add_argument("--compare-url", help="a second endpoint, such as the untouched base's, shown beside it")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = options()
+    settings = cli.settings_from(chosen)
+    auth = login(settings)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
+    given = [chosen.base_url or endpoint.url(settings), chosen.compare_url]
+    urls = [endpoint.address(url) for url in given if url]
+    at = bound(settings.ui.host, settings.ui.port)
+
+    from lockstep.asking import Endpoint
+    from lockstep.chatpage import Page
+    from lockstep.health import Watch
+
+    own = None if chosen.base_url else settings.run_dir / "serve"
+    watch = Watch([(url, own if place == 0 else None) for place, url in enumerate(urls)], settings.ui.check_seconds)
+    watch.start()
+    endpoints = [Endpoint(url, retries=0) for url in urls]  # the reader sees the state, and asks again
+    page = Page(settings, endpoints, watch, endpoint.model_name(settings)).build()
+    host, port = at.getsockname()[:2]
+    if port != settings.ui.port:
+        print(f"port {settings.ui.port} is taken")
+    print(f"chat page at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
+    if auth:
+        print(f"log in as {auth[0]} with the password in {PASSWORD}")
+    serve(page, at, auth)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,132 @@
+"""Watch the server: requests, tokens/s, TTFT, ITL, latency and cache, from its own Prometheus metrics.
+
+Reads   <endpoint>/metrics; with a key, LOCKSTEP_API_KEY from the environment
+Writes  nothing
+Run     make monitor
+        python scripts/monitor.py --config configs/demo.yaml --interval 1
+        python scripts/monitor.py --config configs/demo.yaml --once        one line of JSON, for scripts
+
+Every figure is of the last interval. The supervisor's own request for one token every ten seconds is among
+them. What the door turns away (401, 429 and the like) never reaches vLLM, and is not.
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+import time
+
+from lockstep import cli, endpoint, gauges, health, supervisor
+from lockstep.config import Settings
+from lockstep.errors import UserError
+from lockstep.gauges import Rates, Snapshot
+
+SAID = {
+    "starting": "starting: the server loads the model",
+    "checked": "being checked: the server opens when it has passed",
+    "locked": "the server wants a key: set LOCKSTEP_API_KEY",
+    "down": "not answering: start it with `make serve`",
+}
+HOME, CLEAR = "\x1b[H", "\x1b[J"  # of terminals: to the top, and forget what is below
+
+
+def look(url: str, settings: Settings) -> Snapshot | str:
+    """The server's figures, or why there are none."""
+    status, body = health.fetch(f"{url.removesuffix('/v1')}/metrics")
+    kind = health.kind_of(status, body, supervisor.is_starting(settings.run_dir / "serve"))
+    if kind != "ready":
+        return SAID[kind]
+    try:
+        return gauges.read(body, time.monotonic())
+    except ValueError:
+        return "what answers there is no vLLM: its /metrics are not in Prometheus' format"
+
+
+def seconds(spread: tuple[float, float] | None) -> str:
+    """p50 and p95 in a unit that can be read."""
+    if spread is None:
+        return f"{'–':>10}{'–':>10}"
+    return "".join(f"{f'{x * 1000:.0f} ms' if x < 1 else f'{x:.2f} s':>10}" for x in spread)
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def drawn(rates: Rates) -> list[str]:
+    finished = ", ".join(f"{n} {reason}" for reason, n in rates.finished.items()) or "none"
+    return [
+        f"requests   running {rates.running:<5} waiting {rates.waiting}",
+        f"tokens/s   output {rates.output_tokens:<8.1f} prompt {rates.prompt_tokens:.1f}",
+        f"{'':11}{'p50':>10}{'p95':>10}",
+        f"{'TTFT':<11}{seconds(rates.ttft)}",
+        f"{'ITL':<11}{seconds(rates.itl)}",
+        f"{'latency':<11}{seconds(rates.e2e)}",
+        f"KV cache   {share(rates.kv_cache)} used, prefix hits {share(rates.cache_hit_rate)}, preempted {rates.preemptions}",
+        f"finished   {finished}; errors {rates.errors}",
+    ]
+
+
+def watch(url: str, settings: Settings, interval: float) -> None:
+    """Draw the figures anew, until Ctrl-C: in place on a terminal, one line each elsewhere."""
+    before: Snapshot | None = None
+    terminal = sys.stdout.isatty()
+    while True:
+        seen = look(url, settings)
+        if isinstance(seen, str):
+            before, lines = None, [seen]
+        else:
+            rates = gauges.between(before, seen) if before else None
+            before, lines = seen, drawn(rates) if rates else ["ready; the first figures come in a moment"]
+        now = time.strftime("%H:%M:%S")
+        if terminal:
+            width = shutil.get_terminal_size().columns
+            shown = "\n".join(f"{line[:width]}\x1b[K" for line in [f"{url}  {now}", "", *lines])
+            print(f"{HOME}{shown}{CLEAR}", flush=True)
+        else:
+            print(f"{now}  {'  '.join(' '.join(line.split()) for line in lines)}", flush=True)
+        time.sleep(interval)
+
+
+def once(url: str, settings: Settings, interval: float) -> None:
+    """One interval's figures as a line of JSON."""
+    looks = []
+    for place in range(2):
+        seen = look(url, settings)
+        if isinstance(seen, str):
+            raise UserError(f"{url}: {seen}")
+        looks.append(seen)
+        if place == 0:
+            time.sleep(interval)
+    rates = gauges.between(*looks)
+    if rates is None:
+        raise UserError(f"{url}: the server was started anew meanwhile; ask again")
+    print(json.dumps(rates.as_json()))
+
+
+def options() -> argparse.Namespace:
+    parser = cli.parser(__doc__ or "", "serve")
+    parser.add_argument("--base-url", help="the endpoint, ending in /v1 [from serve.host and serve.port]")
+    parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="between two looks [2]")
+    parser.add_argument("--once", action="store_true", help="print one interval's figures as JSON, and end")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = options()
+    settings = cli.settings_from(chosen)
+    if not 0.1 <= chosen.interval <= 3600:
+        raise UserError("--interval must be between 0.1 and 3600 seconds")
+    url = endpoint.address(chosen.base_url or endpoint.url(settings))
+    if chosen.once:
+        once(url, settings, chosen.interval)
+        return
+    if sys.stdout.isatty():
+        print(f"{HOME}{CLEAR}", end="")
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(url, settings, chosen.interval)
+
+
+if __name__ == "__main__":
+    cli.run(main)
