@@ -144,17 +144,17 @@ def _prove(plan: Plan, server: Server) -> None:
 
 def _watch(process: subprocess.Popen[bytes], server: Server, plan: Plan, opened: Path) -> None:
     """Until the server ends: a token now and then, and the door shut while none comes."""
-    progress: str | None = None
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(plan.canary_seconds)
             return
+        before = _progress(server)
         try:
             gate.canary(server, plan.model, plan.canary, plan.canary_seconds)
-            alive, progress = True, _progress(server)
+            alive = True
         except Unanswered:
-            now = _progress(server)  # a full server lets a canary wait, and works all the same
-            alive, progress = now is not None and now != progress, now
+            now = _progress(server)
+            alive = now is not None and now != before  # a full server lets a canary wait, and works all the same
         if alive and not opened.exists():
             opened.touch()
             print("the server answers again: open", flush=True)
