@@ -44,7 +44,7 @@ print(len(trainer.train_dataset))
 SEARCH = """
 import json, sys, time
 from lockstep import duplicates, layouts
-from lockstep.config import Data
+from lockstep.sections import Data
 from lockstep.records import read
 from pathlib import Path
 texts = [layouts.parse(record, Data()).said for record in read(Path(sys.argv[1]))]

@@ -22,8 +22,8 @@ from collections.abc import Iterable, Set
 from pathlib import Path
 
 from lockstep import cli, hub, manifest, paths
-from lockstep.config import Model
 from lockstep.errors import UserError
+from lockstep.sections import Model
 from lockstep.stage import Stage
 
 # Weights, settings, tokenizer and template: all that a model needs, and nothing that can run.

@@ -38,13 +38,14 @@ from lockstep import (
     template,
 )
 from lockstep.cleaning import Change
-from lockstep.config import Data, Settings
+from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.ledger import Account, Ledger
 from lockstep.quality import Quality
 from lockstep.records import Reject
 from lockstep.rows import Row
 from lockstep.samples import Sample, Sampler
+from lockstep.sections import Data
 from lockstep.splits import SPLITS
 from lockstep.stage import Stage
 from lockstep.template import Template

@@ -22,9 +22,10 @@ from typing import Any
 
 from lockstep import cli, contest, manifest, paths
 from lockstep.batchfile import Row
-from lockstep.config import Sampling, Settings
+from lockstep.config import Settings
 from lockstep.contest import Case, Contestant, Task
 from lockstep.errors import UserError
+from lockstep.sections import Sampling
 from lockstep.stage import Stage
 
 GREEDY = Sampling(temperature=0, top_p=1, top_k=-1, repetition_penalty=1)  # nothing that bends an answer

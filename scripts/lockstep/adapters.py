@@ -9,8 +9,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from lockstep import manifest, models, paths, servable
-from lockstep.config import Lora
 from lockstep.errors import UserError
+from lockstep.sections import Lora
 
 NAME = "default"  # PEFT's name of the only adapter
 INITIAL = "initial"  # a folder beside the checkpoints, for beginnings that change the base

@@ -14,8 +14,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from lockstep.config import Sampling
 from lockstep.errors import UserError
+from lockstep.sections import Sampling
 from lockstep.template import Message
 
 T = TypeVar("T")

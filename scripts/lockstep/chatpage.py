@@ -16,8 +16,9 @@ from lockstep import words
 from lockstep.asking import Endpoint
 from lockstep.chatparts import CONTROLS, PRESETS, Parts
 from lockstep.chatview import View
-from lockstep.config import Sampling, Settings
+from lockstep.config import Settings
 from lockstep.health import Watch
+from lockstep.sections import Sampling
 from lockstep.talk import Talk, Voice
 
 REDRAW = 0.1  # seconds

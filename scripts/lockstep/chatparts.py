@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from lockstep.chatview import View
-from lockstep.config import Sampling
+from lockstep.sections import Sampling
 
 CSS, SCRIPT = Path(__file__).with_name("chatpage.css"), Path(__file__).with_name("chatpage.js")
 CONTROLS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens")

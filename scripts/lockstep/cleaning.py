@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from lockstep.config import Data
 from lockstep.rows import Row, with_contents
+from lockstep.sections import Data
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 _REPLACED = re.compile(

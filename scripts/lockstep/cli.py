@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from lockstep import config, configfile, paths
+from lockstep import config, configfile, paths, sections
 from lockstep.config import Settings
 from lockstep.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError
 
@@ -50,7 +50,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
     overrides = {key: text for key, text in vars(options).items() if key in known}
     settings = configfile.load(options.config, overrides)
     for key, text in overrides.items():
-        is_path = key in config.FILE_KEYS or (key == "data.template" and text.endswith(".jinja"))
+        is_path = key in sections.FILE_KEYS or (key == "data.template" and text.endswith(".jinja"))
         in_data_set = settings.data.source != "files" and key.startswith("data.") and key != "data.template"
         if is_path and not in_data_set and text not in ("", *config.NULLS):
             names = [text] if key == "data.template" or Path(text).exists() else text.split(",")

@@ -15,8 +15,8 @@ from lockstep import asking, records, serving
 from lockstep.asking import Endpoint, NoAnswer
 from lockstep.batchfile import BatchFile, Row, key_of
 from lockstep.collator import IGNORE
-from lockstep.config import Evaluate, Sampling
 from lockstep.errors import UserError
+from lockstep.sections import Evaluate, Sampling
 from lockstep.template import Message
 
 Progress = Callable[[str, int, int, Iterator[Row]], Iterator[Row]]  # (what, all rows, rows there, rows to come)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lockstep.config import Data
 from lockstep.errors import UserError
+from lockstep.sections import Data
 from lockstep.template import Message, Refused, Template
 
 FILE = "contract.json"

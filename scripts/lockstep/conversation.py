@@ -4,8 +4,9 @@ import re
 
 from pydantic import ValidationError
 
-from lockstep.config import NULLS, Sampling
+from lockstep.config import NULLS
 from lockstep.errors import UserError
+from lockstep.sections import Sampling
 from lockstep.template import Message
 
 COMMANDS = {

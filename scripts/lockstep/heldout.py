@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from lockstep.config import Train
+from lockstep.sections import Train
 
 Log = Sequence[dict[str, float]]
 

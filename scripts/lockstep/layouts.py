@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lockstep import template
-from lockstep.config import Data
 from lockstep.fields import Rejected, check_json, check_media, items, parsed, text_of
 from lockstep.records import Object, Record, Reject
 from lockstep.rows import Message, Row
+from lockstep.sections import Data
 
 ROLES = {
     "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",

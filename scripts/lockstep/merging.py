@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lockstep import manifest, models, shards
-from lockstep.config import Quantization
 from lockstep.errors import UserError
+from lockstep.sections import Quantization
 from lockstep.updates import EMBEDDINGS, Adapter
 
 DTYPE = torch.bfloat16  # of every merged model

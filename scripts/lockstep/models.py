@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lockstep.config import Quantization
+from lockstep.sections import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lockstep.config import Data
 from lockstep.duplicates import Signatures
 from lockstep.ledger import Ledger
 from lockstep.rows import Row
+from lockstep.sections import Data
 
 SAMPLE = 5000  # answers searched for repeated phrases, chosen by their hash
 UNITS = re.compile(r"[\u3400-\u9fff]|[^\W\d_\u3400-\u9fff]+(?:['’][^\W\d_]+)?|\d+")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from lockstep.collator import IGNORE
-from lockstep.config import Data
 from lockstep.errors import UserError
 from lockstep.records import Reject
 from lockstep.rows import Row, strings
+from lockstep.sections import Data
 from lockstep.template import Dropped, Message, Refused, Template
 
 # What a template must name in its source, or it would leave that part of a conversation out.

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lockstep import manifest, paths
-from lockstep.config import Model, Settings
+from lockstep.config import Settings
 from lockstep.errors import UserError
+from lockstep.sections import Model
 
 if TYPE_CHECKING:
     from lockstep.updates import Adapter

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lockstep.asking import Endpoint, NoAnswer, request
-from lockstep.config import Sampling
 from lockstep.conversation import Conversation
+from lockstep.sections import Sampling
 
 # Of an answer: `length` was cut off by max_tokens, `broken` ended in the middle, `failed` never began.
 State = Literal["running", "whole", "length", "stopped", "broken", "failed"]

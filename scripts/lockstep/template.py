@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lockstep import paths
-from lockstep.config import Data
 from lockstep.errors import UserError
+from lockstep.sections import Data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,8 +13,8 @@ from transformers import Trainer
 
 from lockstep import attention, checkpoints, loss, paths
 from lockstep.batches import Row, Window, WindowCollator, WindowLoader, WindowSampler
-from lockstep.config import Lora, Train
 from lockstep.errors import UserError
+from lockstep.sections import Lora, Train
 
 EVALUATED_AT_ONCE = 64  # rows among which passes of like length are found
 

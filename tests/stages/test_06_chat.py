@@ -20,8 +20,8 @@ from misbehaving import Handler, Server
 from serving import free_port
 
 from lockstep import layouts
-from lockstep.config import Data
 from lockstep.records import Object, Record
+from lockstep.sections import Data
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")

@@ -17,10 +17,10 @@ from conftest import ROOT, script_environment
 from corpus import BROKEN, Case
 
 from lockstep import layouts, records, rows
-from lockstep.config import Data
 from lockstep.duplicates import Sieve
 from lockstep.records import Record
 from lockstep.rows import Row
+from lockstep.sections import Data
 
 CASES = corpus.cases()
 BAD = [case for case in CASES if case.broken]

@@ -8,10 +8,10 @@ import tiny
 
 from lockstep import template
 from lockstep.collator import IGNORE
-from lockstep.config import Data
 from lockstep.records import Object, Record
 from lockstep.rows import Row
 from lockstep.samples import Sampler
+from lockstep.sections import Data
 from lockstep.template import Template
 
 PAIRS = [

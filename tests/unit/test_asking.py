@@ -9,7 +9,7 @@ from misbehaving import Server
 
 from lockstep import asking
 from lockstep.asking import Endpoint, NoAnswer
-from lockstep.config import Sampling
+from lockstep.sections import Sampling
 
 EARLY = ("reset", "500", "429", "503", "after headers")  # nothing of an answer comes
 LATE = ("in the content", "in a chunk", "no finish", "not json", "abort", "empty", "none")

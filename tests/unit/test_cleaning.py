@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from lockstep import cleaning
-from lockstep.config import Data
 from lockstep.records import Object, Record
 from lockstep.rows import Row
+from lockstep.sections import Data
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

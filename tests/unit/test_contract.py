@@ -4,8 +4,8 @@ import pytest
 import tiny
 
 from lockstep import contract, template
-from lockstep.config import Data
 from lockstep.errors import UserError
+from lockstep.sections import Data
 from lockstep.template import Template
 
 CHAT = Template(tiny.tokenizer(), tiny.CHATML)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from lockstep.config import Sampling
 from lockstep.conversation import COMMANDS, Conversation
 from lockstep.errors import UserError
+from lockstep.sections import Sampling
 
 
 @pytest.fixture

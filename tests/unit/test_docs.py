@@ -79,8 +79,8 @@ def test_no_setting_is_read_by_nothing() -> None:
     """Each leaf's name occurs in the code outside its definition, or its section is passed on whole."""
     whole = {"lora", "quantization", "train", "sampling"}
     sources = "\n".join(
-        file.read_text(encoding="utf-8") for file in (ROOT / "scripts").rglob("*.py") if file.name != "config.py"
-    ) + (ROOT / "scripts/lockstep/config.py").read_text(encoding="utf-8").split("class Settings")[0].replace(": ", "")
+        file.read_text(encoding="utf-8") for file in (ROOT / "scripts").rglob("*.py") if file.name != "sections.py"
+    ) + (ROOT / "scripts/lockstep/sections.py").read_text(encoding="utf-8").replace(": ", "")
     for name, _ in config.leaves():
         section, _, leaf = name.rpartition(".")
         if section in whole:

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from lockstep import fastlora, loss, models
 from lockstep.collator import IGNORE, Collator
-from lockstep.config import Quantization
+from lockstep.sections import Quantization
 
 ROWS = [{"input_ids": list(range(10, 10 + n)), "labels": [IGNORE] * 3 + list(range(13, 10 + n))} for n in (7, 15)]
 

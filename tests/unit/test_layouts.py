@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep import layouts, records, rows
-from lockstep.config import Data
 from lockstep.records import Record, Reject
 from lockstep.rows import Row
+from lockstep.sections import Data
 
 
 def parse(text: str | dict[str, Any], **settings: Any) -> Row | Reject:

@@ -10,8 +10,9 @@ from conftest import Run
 from safetensors.torch import load_file, save_file
 
 from lockstep import adapterfile, certificate, manifest, merging, models, paths, reference, shards, template, updates
-from lockstep.config import Model, Quantization, Settings
+from lockstep.config import Settings
 from lockstep.errors import UserError
+from lockstep.sections import Model, Quantization
 from lockstep.stage import Stage
 
 SETTINGS = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}

@@ -7,7 +7,7 @@ import torch
 
 from lockstep import loss, merging, models
 from lockstep.collator import IGNORE, Collator
-from lockstep.config import Quantization
+from lockstep.sections import Quantization
 
 
 def batch() -> dict[str, torch.Tensor]:

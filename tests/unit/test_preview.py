@@ -6,11 +6,11 @@ import tiny
 from lockstep import preview
 from lockstep.cleaning import Change
 from lockstep.collator import IGNORE
-from lockstep.config import Data
 from lockstep.preview import Picks
 from lockstep.records import Object, Record, Reject
 from lockstep.rows import Row
 from lockstep.samples import Sampler
+from lockstep.sections import Data
 from lockstep.template import Template
 
 CHAT = Template(tiny.tokenizer(), tiny.CHATML)

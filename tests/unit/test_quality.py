@@ -6,12 +6,12 @@ import pytest
 
 from lockstep import quality, rows
 from lockstep.collator import IGNORE
-from lockstep.config import Data
 from lockstep.ledger import Ledger
 from lockstep.quality import Quality
 from lockstep.records import Object, Record
 from lockstep.rows import Row
 from lockstep.samples import Sample
+from lockstep.sections import Data
 
 SPLITS = ("train", "validation", "test")
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from lockstep import template
 from lockstep.collator import IGNORE
-from lockstep.config import Data
 from lockstep.errors import UserError
 from lockstep.records import Object, Record, Reject
 from lockstep.rows import Row
 from lockstep.samples import Sample, Sampler
+from lockstep.sections import Data
 from lockstep.template import Template
 
 # Like Qwen3's: an earlier answer is shown without the thought block that its own prompt ended with.

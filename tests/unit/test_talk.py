@@ -7,7 +7,7 @@ from collections.abc import Callable
 from misbehaving import Server
 
 from lockstep.asking import Endpoint
-from lockstep.config import Sampling
+from lockstep.sections import Sampling
 from lockstep.talk import Talk, Voice
 
 

@@ -6,8 +6,8 @@ import pytest
 import tiny
 
 from lockstep import template
-from lockstep.config import Data
 from lockstep.errors import UserError
+from lockstep.sections import Data
 
 
 @pytest.fixture
