@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lockstep import paths
+from jinja2 import TemplateError
+
+from lockstep import paths, records
 from lockstep.config import Data
 from lockstep.errors import UserError
 
@@ -25,6 +27,10 @@ THINKING_FLAGS = ("enable_thinking", "thinking")
 BUILT_IN = {"instruction_zh": Path(__file__).with_name("instruction_zh.jinja")}
 INPUT_MARK = "\n\n### 输入:\n"  # where instruction_zh.jinja finds the input in a user message
 _SENTINEL = "LockstepAnswer"
+# A template is a program of somebody else's: all that its own faults can raise.
+FAILURES = (
+    TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 
 Message = dict[str, Any]
 
@@ -267,15 +273,17 @@ class Template:
         return cast(str, core.normalizer.normalize_str(text)) if core and core.normalizer else text
 
     def _apply(self, messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         try:
             rendered = self.tokenizer.apply_chat_template(
                 list(messages), tools=tools and list(tools), tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise Refused(f"the chat template fails on {list(messages)!r:.80}: {error}") from error
-        return cast(str, rendered)
+        except FAILURES as error:
+            reason = str(error) or type(error).__name__
+            raise Refused(f"the chat template fails on {list(messages)!r:.80}: {reason}") from error
+        text = cast(str, rendered)
+        if records.printable(text) != text:
+            raise Refused(f"the chat template writes half a character (a lone surrogate) on {list(messages)!r:.80}")
+        return text
 
     def _find_end(self) -> str:
         conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
