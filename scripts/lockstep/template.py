@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from lockstep import paths, records
 from lockstep.config import Data
 from lockstep.errors import UserError
+from lockstep.seams import Seams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -175,6 +176,7 @@ class Template:
         # Runs of spaces (▁ for some tokenizers) are added tokens, too; they control nothing.
         controls = {token for token in added if token.strip().strip("▁")} - set(allowed)
         self._control = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
+        self._seams = Seams(controls, text)
         self.end_text = self._find_end()
         self.end_ids = self.encode([self.end_text])[0]
         self.end_of_turn = self.end_ids[-1]
@@ -266,6 +268,10 @@ class Template:
         if match is None and not text.isascii():
             match = self._control.search(self._normalized(text))
         return match.group() if match else None
+
+    def seam_token(self, texts: Sequence[str]) -> str | None:
+        """A control token that a conversation's texts, none of which holds one, could become where two of them meet."""
+        return self._seams.token([text if text.isascii() else self._normalized(text) for text in texts])
 
     def _normalized(self, text: str) -> str:
         """The text as the tokenizer sees it: some fold ＜ to <, and a token may appear."""
