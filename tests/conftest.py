@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from faults.figures import pytest_runtest_makereport, pytest_sessionfinish  # noqa: F401 - hooks
 from misbehaving import Handler, Server
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -123,9 +123,12 @@ class Rules:
             for part in content if isinstance(content, list) else ():
                 if not isinstance(part, dict) or part.get("type", "text") != "text" or part.keys() - {"type", "text"}:
                     return "messages here hold text only: no images, audio, video or files"
-        for text in _texts([messages, body.get("tools")]):
+        texts = list(_texts([messages, body.get("tools")]))
+        for text in texts:
             if token := self.template.control_token(text):
                 return f"a message holds {token!r}, which would act as a control token: leave it out"
+        if token := self.template.seam_token(texts):
+            return f"two texts of this request would become {token!r} where they meet, a control token: change one"
         return None
 
 

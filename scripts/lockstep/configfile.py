@@ -35,6 +35,15 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {problem}", node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """The same, but what is no date, number or flag after all (2024-13-45) is YAML's error, with its place."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r:.80} cannot be read ({error}): put text in quotes", node.start_mark
+            ) from error
+
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The settings in a YAML file.

@@ -112,11 +112,13 @@ class Sampler:
         return row.answers
 
     def _fault(self, row: Row) -> tuple[str, str] | None:
-        size = 0
-        for text in strings([row.messages, row.tools or ()]):
+        size, texts = 0, list(strings([row.messages, row.tools or ()]))
+        for text in texts:
             size += len(text.strip())
             if token := self.chat.control_token(text):
                 return "control_token", token
+        if token := self.chat.seam_token(texts):
+            return "control_token", f"{token} where two texts meet"
         for key, word in NEEDS.items():
             if (row.tools if key == "tools" else any(key in m for m in row.messages)) and word not in self.chat.text:
                 return "template_drops_text", f"the chat template knows no {key}"

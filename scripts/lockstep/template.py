@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lockstep import paths
+from jinja2 import TemplateError
+
+from lockstep import paths, records
 from lockstep.errors import UserError
+from lockstep.seams import Seams
 from lockstep.sections import Data
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ THINKING_FLAGS = ("enable_thinking", "thinking")
 BUILT_IN = {"instruction_zh": Path(__file__).with_name("instruction_zh.jinja")}
 INPUT_MARK = "\n\n### 输入:\n"  # where instruction_zh.jinja finds the input in a user message
 _SENTINEL = "LockstepAnswer"
+# A template is a program of somebody else's: all that its own faults can raise.
+FAILURES = (
+    TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 
 Message = dict[str, Any]
 
@@ -169,6 +176,7 @@ class Template:
         # Runs of spaces (▁ for some tokenizers) are added tokens, too; they control nothing.
         controls = {token for token in added if token.strip().strip("▁")} - set(allowed)
         self._control = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
+        self._seams = Seams(controls, text)
         self.end_text = self._find_end()
         self.end_ids = self.encode([self.end_text])[0]
         self.end_of_turn = self.end_ids[-1]
@@ -261,21 +269,27 @@ class Template:
             match = self._control.search(self._normalized(text))
         return match.group() if match else None
 
+    def seam_token(self, texts: Sequence[str]) -> str | None:
+        """A control token that a conversation's texts, none of which holds one, could become where two of them meet."""
+        return self._seams.token([text if text.isascii() else self._normalized(text) for text in texts])
+
     def _normalized(self, text: str) -> str:
         """The text as the tokenizer sees it: some fold ＜ to <, and a token may appear."""
         core = getattr(self.tokenizer, "backend_tokenizer", None)
         return cast(str, core.normalizer.normalize_str(text)) if core and core.normalizer else text
 
     def _apply(self, messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         try:
             rendered = self.tokenizer.apply_chat_template(
                 list(messages), tools=tools and list(tools), tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise Refused(f"the chat template fails on {list(messages)!r:.80}: {error}") from error
-        return cast(str, rendered)
+        except FAILURES as error:
+            reason = str(error) or type(error).__name__
+            raise Refused(f"the chat template fails on {list(messages)!r:.80}: {reason}") from error
+        text = cast(str, rendered)
+        if records.printable(text) != text:
+            raise Refused(f"the chat template writes half a character (a lone surrogate) on {list(messages)!r:.80}")
+        return text
 
     def _find_end(self) -> str:
         conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
