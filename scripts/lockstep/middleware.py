@@ -44,6 +44,7 @@ class Guard:
         self.secret = os.environ[SECRET].encode()
         self.key = os.environ.get(KEY, "").strip().encode()
         self.running = 0
+        self.rules.template.control_token("")  # loaded now, and not while the first client waits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
