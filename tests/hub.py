@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+PARTS = {"cut10": 0.1, "cut": 0.5, "cut99": 0.99, "stall": 0.3}  # of the bytes, that come
+STALL = 12  # seconds without a byte
 LARGE = (".safetensors", ".parquet")  # what these hubs keep outside of git
 
 
@@ -19,13 +23,19 @@ LARGE = (".safetensors", ".parquet")  # what these hubs keep outside of git
 class Hub:
     """One repository, `org/tiny`, as a model and as a data set, and the faults to show.
 
-    faults: file name → cut (half of the bytes, then the connection closes), flip (one byte is
-    wrong), 404, 500. `gated` turns everybody away.
+    faults: file name → cut (half of the bytes, then the connection closes), cut10 and cut99 (so many
+    percent), flip (one byte is wrong), short and long (a Content-Length that is none), whole (200 with
+    all bytes to a request for the rest), stall (a part, and then nothing), html (a page in the place of
+    the file), loop (a redirect to itself), an HTTP status. `times` limits how often a fault shows.
+    `gated` turns everybody away; `commit` is what the branch names now.
     """
 
     files: dict[str, bytes]
     faults: dict[str, str] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
     gated: bool = False
+    commit: str = COMMIT
+    pages: bool = False  # answer the API's requests with a page for humans
     url: str = ""
     requests: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -41,7 +51,7 @@ class Hub:
         return {
             "id": "org/tiny",
             "modelId": "org/tiny",
-            "sha": COMMIT,
+            "sha": self.commit,
             "private": False,
             "siblings": siblings,
             "tags": [],
@@ -66,7 +76,7 @@ class Hub:
              "Sha256": ""}
             for name in sorted(folders)
         ] + [
-            {"Path": name, "Name": Path(name).name, "Type": "blob", "Size": len(data), "Revision": COMMIT,
+            {"Path": name, "Name": Path(name).name, "Type": "blob", "Size": len(data), "Revision": self.commit,
              "CommittedDate": 1, "Sha256": hashlib.sha256(data).hexdigest()}
             for name, data in self.files.items()
         ]  # fmt: skip
@@ -95,7 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub.headers.append({k.lower(): v for k, v in self.headers.items()})
         if hub.gated:
             return self.answer(b'{"error":"Access is restricted"}', 403, {"X-Error-Code": "GatedRepo"})
-        if re.fullmatch(rf"/api/(models|datasets)/org/tiny(/revision/(main|{COMMIT}))?", path):
+        if hub.pages:
+            return self.answer(PAGE, 200, {"Content-Type": "text/html"})
+        if re.fullmatch(rf"/api/(models|datasets)/org/tiny(/revision/(main|{hub.commit}))?", path):
             return self.answer(json.dumps(hub.info()).encode())
         if re.match(r"/api/(models|datasets)/org/tiny/revision/", path):
             return self.answer(b'{"error":"Invalid rev id"}', 404, {"X-Error-Code": "RevisionNotFound"})
@@ -107,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.files(hub.page(query))
         if path in ("/api/v1/models/org/tiny/repo", "/api/v1/datasets/org/tiny/repo"):
             return self.file(query["FilePath"][0])
-        match = re.fullmatch(rf"(/datasets)?/org/tiny/resolve/{COMMIT}/(.+)", path)
+        match = re.fullmatch(rf"(/datasets)?/org/tiny/resolve/{hub.commit}/(.+)", path)
         if not match:
             return self.answer(b'{"error":"Repository not found"}', 404, {"X-Error-Code": "RepoNotFound"})
         return self.file(unquote(match[2]))
@@ -117,20 +129,36 @@ class _Handler(BaseHTTPRequestHandler):
 
     def file(self, name: str) -> None:
         data, fault = self.hub.files[name], self.hub.faults.get(name)
-        if fault in ("404", "500") and self.command == "GET":
+        if fault and self.command == "GET" and name in self.hub.times:
+            self.hub.times[name] -= 1
+            fault = fault if self.hub.times[name] >= 0 else None
+        if fault and fault.isdigit() and self.command == "GET":
             return self.answer(b"no", int(fault))
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        if fault == "loop":
+            return self.answer(b"", 302, {"Location": self.path})
+        if fault == "html" and self.command == "GET":
+            return self.answer(PAGE, 200, {"Content-Type": "text/html"})
+        headers = {"X-Repo-Commit": self.hub.commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}  # fmt: skip
         if name.endswith(LARGE):
             headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": headers["ETag"]}
         start, status = 0, 200
-        if asked := re.match(r"bytes=(\d+)-", self.headers.get("Range", "")):
+        if (asked := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) and fault != "whole":
             start, status = int(asked[1]), 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         if fault == "flip":
             data = data[:-1] + bytes([data[-1] ^ 1])
-        return self.answer(data[start:], status, headers, cut=fault == "cut")
+        if self.command == "GET" and fault in ("short", "long"):
+            headers["Content-Length"] = str(len(data) - start + (-7 if fault == "short" else 7))
+        return self.answer(data[start:], status, headers, part=PARTS.get(fault or "", 1), stall=fault == "stall")
 
-    def answer(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None, cut: bool = False) -> None:
+    def answer(
+        self,
+        data: bytes,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        part: float = 1,
+        stall: bool = False,
+    ) -> None:
         self.send_response(status)
         for name, value in {
             "Content-Type": "application/json",
@@ -140,9 +168,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data[: len(data) // 2] if cut else data)
-        if cut:
-            self.wfile.flush()
+            with contextlib.suppress(ConnectionError):  # the client had enough
+                self.wfile.write(data[: int(len(data) * part)])
+                self.wfile.flush()
+                if stall:
+                    time.sleep(STALL)
+        if part < 1 or "Content-Length" in (headers or {}):
             self.close_connection = True
 
 

@@ -13,6 +13,11 @@ from lockstep import config, configfile, paths, sections
 from lockstep.config import Settings
 from lockstep.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError
 
+# What a disk, or a name, can be like that is the user's to put right.
+OF_THE_USER = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -97,7 +102,7 @@ def run(work: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         code = _report(str(error), USER_ERROR)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in OF_THE_USER:
             raise
         code = _report(f"{error.strerror}: {_where(error)}; nothing was published", USER_ERROR)
     sys.exit(code)

@@ -1,0 +1,254 @@
+"""A stranger's model folder, looked at before anything trusts it: first as bytes, then by the libraries, within limits.
+
+What a model brings is data, but data that libraries act on: a chat template is a program, a regular
+expression can take for ever, a number in a config can ask for any amount of memory. So all of it is
+tried once in a process of its own, which is ended when it takes too much.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lockstep import contract, template
+from lockstep.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MEBIBYTE = 2**20
+# Files that must be read as a whole: no real one is larger.
+LARGEST = {"tokenizer.json": 256, "vocab.json": 64, "model.safetensors.index.json": 64, "merges.txt": 64, "vocab.txt": 64,
+           template.FILE: 1}  # fmt: skip
+LARGEST_OTHER = 16  # mebibytes of any other JSON file
+OBJECTS = {"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"}
+INDEX = "model.safetensors.index.json"
+SECONDS = 15  # of CPU for files that are large in large models
+MEMORY = 4096 * MEBIBYTE
+QUICK_SECONDS = 5  # of CPU for a template and a tokenizer on short texts
+QUICK_MEMORY = 512 * MEBIBYTE
+WALL = 30  # a step may take so many times its CPU seconds on a busy machine
+# A prompt is what was said and some frame around it, not a library.
+FRAME, TIMES = 100_000, 20
+# Long runs of one kind, and an end that does not fit: where a bad pattern tries every way to split them.
+RUNS = [character * 1000 + "\t?x" for character in ("a", "A", " ", "0", "!", "\n", "_", "你")]
+
+
+def check(folder: Path) -> None:
+    """Refuse what could run code, has no bounds, or could not be loaded.
+
+    Raises:
+        UserError: names the file or the step.
+    """
+    for file in sorted(folder.iterdir()):
+        _check_size(file)
+        if file.suffix == ".json":
+            _check_json(file)
+    _within_limits(folder)
+
+
+def _check_size(file: Path) -> None:
+    limit = LARGEST.get(file.name, LARGEST_OTHER if file.suffix == ".json" else None)
+    if limit is not None and file.stat().st_size > limit * MEBIBYTE:
+        raise UserError(f"{file.name} of the model has more than {limit} MiB, which no real one has: refused")
+
+
+def _check_json(file: Path) -> None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_object)
+    except ValueError as error:
+        raise UserError(f"{file.name} of the model is not JSON ({error})") from error
+    except RecursionError as error:
+        raise UserError(f"{file.name} of the model is nested without end: refused") from error
+    if file.name in OBJECTS and not isinstance(content, dict):
+        raise UserError(f"{file.name} of the model holds no JSON object")
+    if _asks_for_code(content):
+        raise UserError(f"{file.name} asks to run code of the model's repository (auto_map): refused")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """One program reads the first of two equal keys and another the last: what was checked must be what is used."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} stands twice")
+    return made
+
+
+def _asks_for_code(content: Any) -> bool:
+    """At any depth; a vocabulary may hold the word, as a number."""
+    waiting = [content]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            if isinstance(one.get("auto_map"), dict | list | str):
+                return True
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    return False
+
+
+# --- in a process of its own ---
+
+Step = tuple[str, float, int]  # what is looked at, its seconds of CPU, its bytes of memory
+
+
+def _within_limits(folder: Path) -> None:
+    """Run `_steps` in a new process, which ends with the first step that takes too much."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_inspect, args=(sender, folder), daemon=True)
+    child.start()
+    sender.close()
+    step, ends = "libraries", time.monotonic() + WALL * SECONDS
+    try:
+        while receiver.poll(max(0, ends - time.monotonic())):
+            said = receiver.recv()
+            if said is None:
+                return
+            if isinstance(said, UserError):
+                raise said
+            step, seconds, _ = said
+            ends = time.monotonic() + WALL * seconds
+        raise UserError(f"the {step} of the model took too long to be looked at: refused")
+    except EOFError as error:
+        child.join()
+        raise UserError(
+            f"the {step} of the model took too much time or memory, or broke the library that reads it "
+            f"(the process ended with {child.exitcode}): refused"
+        ) from error
+    finally:
+        child.kill()
+        child.join()
+
+
+def _inspect(sender: Connection, folder: Path) -> None:
+    """The new process: announce each step, limit it, take it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the parent says what is wrong, in one line
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        for step, seconds, memory, work in _steps(folder):
+            sender.send((step, seconds, memory))
+            _limit(seconds, memory)
+            try:
+                work()
+            except UserError:
+                raise
+            except MemoryError as error:
+                raise UserError(f"the {step} of the model asks for more than {memory >> 20} MiB: refused") from error
+            except Exception as error:  # the libraries raise anything here; all of it means the same to the user
+                raise UserError(f"this is no model that transformers can load: {_first_line(error)}") from error
+        sender.send(None)
+    except UserError as error:
+        sender.send(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def _limit(seconds: float, memory: int) -> None:
+    """From now on so much more CPU time and memory. What is past it ends the process, or raises MemoryError."""
+    if sys.platform == "linux":
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        now = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines()
+                   if line.startswith("VmData"))  # fmt: skip
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1], resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 1, hard[0]))
+        resource.setrlimit(resource.RLIMIT_DATA, (now + memory, hard[1]))
+
+
+def _steps(folder: Path) -> Iterator[tuple[str, float, int, Callable[[], None]]]:
+    """(what, seconds, bytes, how) of every look at a model, from the simplest on."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))  # mapped, not read
+    yield "weights", SECONDS, MEMORY + weights, lambda: _check_weights(folder)
+    yield "config.json", QUICK_SECONDS, QUICK_MEMORY, lambda: AutoConfig.from_pretrained(folder, **LOCAL)
+    if (folder / "generation_config.json").exists():
+        yield (
+            "generation_config.json", QUICK_SECONDS, QUICK_MEMORY,
+            lambda: GenerationConfig.from_pretrained(folder, local_files_only=True),
+        )  # fmt: skip
+    yield "weights", SECONDS, MEMORY + 2 * weights, lambda: _check_fit(folder)
+    found: list[PreTrainedTokenizerBase] = []
+    yield "tokenizer", SECONDS, MEMORY, lambda: found.append(AutoTokenizer.from_pretrained(folder, **LOCAL))
+    (tokenizer,) = found
+    yield "tokenizer", QUICK_SECONDS, QUICK_MEMORY, lambda: _try_tokenizer(tokenizer)
+    if template.of_folder(folder) is not None:
+        yield "chat template", QUICK_SECONDS, QUICK_MEMORY, lambda: _try_template(tokenizer)
+
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def _check_weights(folder: Path) -> None:
+    """Every shard is there and has a sound header."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / INDEX
+    shards = {file.name for file in folder.glob("*.safetensors")}
+    if index.exists():
+        content = json.loads(index.read_text(encoding="utf-8"))
+        named = content.get("weight_map") if isinstance(content, dict) else None
+        # names are compared and never opened: one that leads out of the folder is not there either
+        if not isinstance(named, dict) or not all(isinstance(n, str) and n in shards for n in named.values()):
+            raise UserError(f"{index.name} of the model names shards that are not there")
+    for shard in sorted(shards):
+        try:
+            with safe_open(folder / shard, framework="numpy") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{shard} of the model is damaged ({error})") from error
+
+
+def _check_fit(folder: Path) -> None:
+    """The weights are those of the config's model, none is missing: libraries fill in random ones without an error."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, **LOCAL)
+    if getattr(config, "quantization_config", None):  # other tensors under other names, and libraries of their own
+        return
+    _, found = AutoModelForCausalLM.from_pretrained(
+        folder, device_map="meta", output_loading_info=True, use_safetensors=True, **LOCAL
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"the weights of the model lack {missing[0]} ({len(missing)} tensors that config.json asks for)"
+        )
+
+
+def _try_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
+    for text in (*RUNS, *template.PROBES):
+        tokenizer.encode(text, add_special_tokens=False)
+
+
+def _try_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Render the golden conversations in all ways that a run may ask for. That it refuses some is stage 01's matter."""
+    ways: list[dict[str, Any]] = [{}, {"tools": [contract.TOOL]}]
+    ways += [dict.fromkeys(template.THINKING_FLAGS, thinking) for thinking in (True, False)]
+    for _, messages in contract.golden():
+        answered = [*messages, {"role": "assistant", "content": "A"}]
+        for way in ways:
+            for asked, open_end in ((messages, True), (answered, False)):
+                try:
+                    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=open_end, **way)
+                except MemoryError:
+                    raise
+                except template.FAILURES:
+                    continue
+                if len(text) > FRAME + TIMES * sum(len(message["content"]) for message in messages):
+                    raise UserError(
+                        f"the chat template of the model makes {len(text):,} characters of a short text: refused"
+                    )
