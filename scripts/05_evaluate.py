@@ -15,16 +15,17 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lockstep import cli, contest, manifest, paths
+from lockstep import cli, contest, endpoint, manifest, paths
 from lockstep.batchfile import Row
 from lockstep.config import Settings
 from lockstep.contest import Case, Contestant, Task
-from lockstep.errors import UserError
+from lockstep.errors import Terminated, UserError
 from lockstep.sections import Sampling
 from lockstep.stage import Stage
 
@@ -53,41 +54,49 @@ def bar(what: str, rows: int, there: int, coming: Iterator[Row]) -> Iterator[Row
 
 
 def contestants(settings: Settings, words: list[str]) -> list[Contestant]:
-    """Base, tuned, and the other runs, each with what tells it from other models."""
+    """Base, tuned, and the other runs, each with what tells it from other models and other engine settings."""
     evaluate, run_dir, name = settings.evaluate, settings.run_dir, settings.serve.served_model_name or settings.run
     template = manifest.sha256_of(run_dir / "adapter" / "chat_template.jinja")
     base = manifest.read(settings.model.folder).digest if (settings.model.folder / manifest.FILE).exists() else ""
+    tuned, engine = manifest.read(run_dir / "merged").digest, json.dumps(engine_of(settings))
     made = [
-        Contestant("base", name, f"{base} {template}", "base", tuple(words), evaluate.base_url),
-        Contestant("tuned", name, manifest.read(run_dir / "merged").digest, "merged", tuple(words), evaluate.tuned_url),
+        Contestant("base", name, f"{base} {template} {engine}", "base", tuple(words), evaluate.base_url),
+        Contestant("tuned", name, f"{tuned} {engine}", "merged", tuple(words), evaluate.tuned_url),
     ]
+    made = [served_model(one) if one.url else one for one in made]
+    # of this run's settings another one's server gets those of the engine only
+    serve = cli.words_for(settings, "serve", without=("served_model_name", "mode", "adapters"))
     for run in evaluate.runs:
-        folder = paths.run_dir(run) / "merged"
-        record = manifest.require(folder, "merge")
-        made.append(Contestant(run, run, record.digest, "merged", (*words, "--run", run)))
-    return [served_model(one) if one.url else one for one in made]
+        record = manifest.require(paths.run_dir(run) / "merged", "merge")
+        made.append(Contestant(run, run, f"{record.digest} {engine}", "merged", ("--run", run, *serve)))
+    return made
+
+
+def engine_of(settings: Settings) -> dict[str, Any]:
+    """The settings of the server on which answers depend."""
+    keep = {"dtype", "max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "enforce_eager", "vllm_args"}
+    return settings.serve.model_dump(mode="json", include=keep)
 
 
 def served_model(one: Contestant) -> Contestant:
-    """Someone else's server: the name of its first model, and its address for an identity."""
+    """Someone else's server: the model of that name or the only one, and the address beside the weights for identity."""
     from dataclasses import replace
 
     from lockstep.asking import Endpoint
 
-    card = next(iter(Endpoint(one.url or "").client.models.list()))
-    return replace(one, model=card.id, identity=f"{one.url} {card.id}")
+    url = endpoint.address(one.url or "")
+    return replace(one, url=url, model=Endpoint(url, notice=print).model(one.model), identity=f"{url} {one.identity}")
 
 
 def tasks(settings: Settings, asked: list[Case], panel: Any, name: str, recorded: list[Any]) -> list[Task]:
     """All that a contestant is asked."""
     evaluate, longest = settings.evaluate, settings.serve.max_model_len
-    fit = [case for case in asked if len(case.input_ids) < longest]
     general = [contest.question(one.question) for one in panel.questions]
     prose = contest.encoded(settings.run_dir / "adapter", [one.text for one in panel.prose])
     everywhere = [range(1, len(ids)) for ids in prose]
     made = [
         contest.answers(asked, GREEDY if evaluate.greedy else settings.sampling, evaluate, longest),
-        contest.likelihoods([case.input_ids for case in fit], [case.places for case in fit], "likelihood"),
+        contest.likelihoods([case.input_ids for case in asked], [case.places for case in asked], "likelihood"),
         contest.answers(general, GREEDY, evaluate, longest, "general"),
         contest.likelihoods(prose, everywhere, "prose"),
     ]
@@ -119,17 +128,28 @@ def measured(asked: list[Case], found: dict[str, list[Row]]) -> Any:
     """The measures of a contestant's answers; a row without an answer counts as an empty one."""
     from lockstep import scores
 
-    rows, likelihood = found["answers"], found["likelihood"]
-    known = [row for row in likelihood if row["nats"] is not None]
-    extra = {"nats": [row["nats"] for row in known], "tokens": [row["tokens"] for row in known]} if known else {}
+    rows = found["answers"]
     return scores.measure(
         [row.get("answer", "") for row in rows],
         [case.wanted for case in asked],
         finish_reasons=[row.get("finish_reason") for row in rows],
         output_tokens=[row.get("completion_tokens") for row in rows],
         seconds=[row.get("seconds") for row in rows],
-        **extra,
+        **nats_of(found["likelihood"], found["shared"]),
     )
+
+
+def nats_of(rows: list[Row], shared: list[Row]) -> dict[str, list[float]]:
+    """Nats and tokens of each row; a row that some contestant has no figure for counts for none."""
+    known = [row["tokens"] > 0 and other["tokens"] > 0 for row, other in zip(rows, shared, strict=True)]
+    return {
+        key: [row[key] if there else 0.0 for row, there in zip(rows, known, strict=True)] for key in ("nats", "tokens")
+    }
+
+
+def fewest(sides: list[list[Row]]) -> list[Row]:
+    """Row by row the one with the fewest tokens."""
+    return [min(rows, key=lambda row: float(row["tokens"])) for rows in zip(*sides, strict=True)]
 
 
 def remembered(panel: Any, found: dict[str, list[Row]]) -> Any:
@@ -137,10 +157,9 @@ def remembered(panel: Any, found: dict[str, list[Row]]) -> Any:
     from lockstep import forgetting, measures
 
     said = [row.get("answer", "") for row in found["general"]]
-    known = [row for row in found["prose"] if row["nats"] is not None]
     return {
         "general_questions": forgetting.measure(panel, said),
-        "prose_perplexity": measures.perplexity([row["nats"] for row in known], [row["tokens"] for row in known]),
+        "prose_perplexity": measures.perplexity(**nats_of(found["prose"], found["shared prose"])),
     }
 
 
@@ -151,6 +170,9 @@ def metrics_of(
     from lockstep import bootstrap, overlap
 
     evaluate, seed = settings.evaluate, settings.evaluate.seed
+    for one in found.values():  # only what all have a figure for can be compared
+        one["shared"] = fewest([other["likelihood"] for other in found.values()])
+        one["shared prose"] = fewest([other["prose"] for other in found.values()])
     figures = {name: measured(asked, one) for name, one in found.items()}
     kept = {name: remembered(panel, found[name]) for name in ("base", "tuned")}
     seen = overlap.find(contest.pairs(settings.run_dir / "data" / "train"), contest.pairs_of(asked))
@@ -188,7 +210,7 @@ def serving_gap(recorded: list[Any], served: list[Row]) -> dict[str, Any]:
     """Whether serving changes the score: perplexity on held-out rows, of the trained model on record and as served."""
     import math
 
-    pairs = [(row, one) for row, one in zip(recorded, served, strict=False) if one["nats"] is not None]
+    pairs = [(row, one) for row, one in zip(recorded, served, strict=False) if one["tokens"]]
     tokens = sum(one["tokens"] for _, one in pairs)
     if not tokens:
         return {"tokens": 0, "perplexity": None}
@@ -204,15 +226,11 @@ def serving_gap(recorded: list[Any], served: list[Row]) -> dict[str, Any]:
 
 def predictions(asked: list[Case], found: dict[str, dict[str, list[Row]]]) -> Iterator[dict[str, Any]]:
     """One line for each test row, with what every contestant made of it."""
-    likelihood = {name: iter(one["likelihood"]) for name, one in found.items()}
-    lengths = len(found["tuned"]["likelihood"])
     for number, case in enumerate(asked):
         row: dict[str, Any] = {"row": case.name, "messages": case.messages, "wanted": case.wanted}
         for name, one in found.items():
             said = {key: value for key, value in one["answers"][number].items() if key != "row"}
-            if lengths == len(asked):
-                said |= {"nats": next(likelihood[name])["nats"]}
-            row[name] = said
+            row[name] = said | {"nats": one["likelihood"][number]["nats"]}
         yield row
 
 
@@ -224,7 +242,6 @@ def evaluate(settings: Settings, words: list[str], work: Path) -> dict[str, Any]
     from lockstep import forgetting, report, sheet
 
     run_dir = settings.run_dir
-    people = sheet.read(run_dir / "sheet.csv")
     asked = contest.cases(run_dir / "data", settings.evaluate.rows)
     own = settings.evaluate.panel
     panel = forgetting.load(paths.data_file(own)) if own else forgetting.load()
@@ -245,7 +262,7 @@ def evaluate(settings: Settings, words: list[str], work: Path) -> dict[str, Any]
     with (work / "predictions.jsonl").open("w", encoding="utf-8") as stream:
         for row in predictions(asked, found):
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    metrics["people"] = people
+    metrics["people"] = sheet.read(run_dir / "sheet.csv", work / "predictions.jsonl")
     sheet.write(run_dir / "sheet.csv", work / "predictions.jsonl", settings.evaluate.sheet_rows, settings.evaluate.seed)
     manifest.write_json(work / "metrics.json", metrics)
     report.write(run_dir, work, work / "report.html")
@@ -258,17 +275,26 @@ def rebuild(settings: Settings) -> None:
 
     run_dir = settings.run_dir
     folder = run_dir / "eval"
+    if not run_dir.is_dir():
+        raise UserError(f"there is no run {settings.run}: {paths.label(run_dir)} is missing")
     if not (folder / manifest.FILE).exists():
         report.write(run_dir, None, run_dir / "report.html")
         return print(f"{paths.label(run_dir)}/report.html is written, without an evaluation: `make evaluate` makes one")
     record = manifest.read(folder)
     stage = Stage("evaluate", folder, record.config, [paths.resolve_label(name) for name in record.inputs], force=True)
+    manifest.check_hashes(folder, record)
+    if stage.inputs != record.inputs:
+        raise UserError(
+            f"{paths.label(folder)} is of another model or data than what is there now: run `make evaluate ARGS=--force`"
+        )
     stage.metrics = record.metrics
     with stage.writing() as work:
         for name in ("predictions.jsonl", "metrics.json"):
             shutil.copyfile(folder / name, work / name)
         metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
-        manifest.write_json(work / "metrics.json", metrics | {"people": sheet.read(run_dir / "sheet.csv")})
+        manifest.write_json(
+            work / "metrics.json", metrics | {"people": sheet.read(run_dir / "sheet.csv", work / "predictions.jsonl")}
+        )
         report.write(run_dir, work, work / "report.html")
     print(f"{paths.label(folder)}/report.html is written")
 
@@ -293,6 +319,11 @@ def cell(figure: dict[str, Any]) -> str:
         return "–"
     ends = figure["ci95"]
     return f"{figure['value']:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+
+
+def ended(number: int, _: Any) -> None:
+    """A signal that asks to end: the server ends with this program, and the answers so far stay."""
+    raise Terminated("terminated; run the same command again to go on")
 
 
 def options() -> argparse.Namespace:
@@ -320,9 +351,13 @@ def main() -> None:
     inputs += [paths.run_dir(run) / "merged" for run in settings.evaluate.runs]
     if settings.evaluate.panel:
         inputs.append(paths.data_file(settings.evaluate.panel))
+    if taken := {"base", "tuned", "row", "messages", "wanted"} & set(settings.evaluate.runs):
+        raise UserError(
+            f"--evaluate.runs: the name {min(taken)} has a meaning of its own in the metrics: give the run another one"
+        )
     if settings.evaluate.rows is not None and settings.evaluate.sampling_rows > settings.evaluate.rows:
         raise UserError("--evaluate.sampling_rows is more than --evaluate.rows")
-    sections = settings.sections("model", "data", "method", "evaluate", "sampling")
+    sections = settings.sections("model", "data", "method", "evaluate", "sampling") | {"engine": engine_of(settings)}
     stage = Stage("evaluate", folder, sections, inputs, chosen.force)
     if found := stage.finished():
         return print(f"{paths.label(folder)} is up to date ({manifest.short(found.digest)})")
@@ -330,6 +365,8 @@ def main() -> None:
         shutil.rmtree(run_dir / "answers", ignore_errors=True)
 
     # --- work, save, manifest last ---
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, ended)
     os.environ["HF_HUB_OFFLINE"] = "1"
     words = cli.words_of(chosen, "evaluate", "train", "lora", "merge", "adapter")
     with stage.writing() as work:

@@ -6,8 +6,10 @@ adapter mode on CPUs) stop the engine with one field. What is not listed here is
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 CHAT, COMPLETION, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 GENERATING = (CHAT, COMPLETION)
+MOST_TEXTS = 4096  # in one request: each is looked through
 # Outside loopback only the first of these, and each but /health with the key.
 ROUTES = {"/health": "GET", "/metrics": "GET", "/v1/models": "GET", CHAT: "POST", COMPLETION: "POST"}
 LOCAL_ROUTES = {"/version": "GET", TOKENIZE: "POST", "/detokenize": "POST"}
@@ -107,10 +110,8 @@ class Rules:
         prompt = body.get("prompt")
         if isinstance(prompt, list):
             several = [one for one in prompt if isinstance(one, str | list)]
-            if len(several) > self.max_n:
-                return (
-                    f"{len(several)} prompts in one request, and this server takes at most {self.max_n} (--serve.max_n)"
-                )
+            if len(several) * (answers or 1) > self.max_n:
+                return f"{len(several)} prompts in one request, and this server gives at most {self.max_n} answers at a time (--serve.max_n)"
             ids = prompt if not several else [token for one in several if isinstance(one, list) for token in one]
             if wrong := next((one for one in ids if not isinstance(one, int) or not 0 <= one < self.vocabulary), None):
                 return f"{wrong!r} in the prompt is no token id below {self.vocabulary}"
@@ -123,7 +124,9 @@ class Rules:
             for part in content if isinstance(content, list) else ():
                 if not isinstance(part, dict) or part.get("type", "text") != "text" or part.keys() - {"type", "text"}:
                     return "messages here hold text only: no images, audio, video or files"
-        texts = list(_texts([messages, body.get("tools")]))
+        texts = list(islice(_texts([messages, body.get("tools")]), MOST_TEXTS + 1))
+        if len(texts) > MOST_TEXTS:
+            return f"messages and tools hold more than {MOST_TEXTS} texts"
         for text in texts:
             if token := self.template.control_token(text):
                 return f"a message holds {token!r}, which would act as a control token: leave it out"
@@ -133,7 +136,7 @@ class Rules:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, the names of fields too."""
+    """Every string in a JSON value, the names of fields too; also in a tool call's arguments, which are JSON in a string."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
@@ -141,5 +144,8 @@ def _texts(value: Any) -> Iterator[str]:
             yield one
         elif isinstance(one, dict):
             waiting += [*one.keys(), *one.values()]
+            if isinstance(arguments := one.get("arguments"), str):
+                with suppress(ValueError, RecursionError):
+                    waiting.append(json.loads(arguments))
         elif isinstance(one, list):
             waiting += one

@@ -124,8 +124,26 @@ class Endpoint:
                 found = self.client.completions.create(
                     model=model, prompt=list(ids), max_tokens=1, temperature=0, extra_body={"prompt_logprobs": 0}
                 )
-                places: Any = found.choices[0].model_dump()["prompt_logprobs"][1:]
-            return [place[str(token)]["logprob"] for token, place in zip(ids[1:], places, strict=True)]
+                places: Any = found.choices[0].model_dump().get("prompt_logprobs")
+            if not places:
+                raise NoAnswer(f"{self.url} gives no log-probabilities of prompts", "request")
+            return [place[str(token)]["logprob"] for token, place in zip(ids[1:], places[1:], strict=True)]
+
+        return self._again(asked)
+
+    def model(self, wanted: str) -> str:
+        """The served model of this name, or the only one there is.
+
+        Raises:
+            NoAnswer: there is no such one, or the server does not say.
+        """
+
+        def asked() -> str:
+            with self._explained(wanted):
+                names = [card.id for card in self.client.models.list()]
+            if wanted in names or len(names) == 1:
+                return wanted if wanted in names else names[0]
+            raise NoAnswer(f"{self.url} serves {', '.join(names) or 'nothing'}, and not {wanted}", "always")
 
         return self._again(asked)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import logging
 import os
 import sys
@@ -72,6 +73,23 @@ def words_of(options: argparse.Namespace, *sections: str) -> list[str]:
     known = {key for key, _ in config.leaves() if key.split(".")[0] not in sections}
     words = ["--config", str(options.config)] if options.config else []
     return words + [word for key, text in vars(options).items() if key in known for word in (f"--{key}", text)]
+
+
+def words_for(settings: Settings, section: str, without: tuple[str, ...] = ()) -> list[str]:
+    """What differs from the defaults in a section, as words of a command line."""
+    tree, plain = settings.sections(section)[section], Settings().sections(section)[section]
+    words: list[str] = []
+    for key, value in tree.items():
+        if key not in without and value != plain[key]:
+            text = (
+                json.dumps(value)
+                if isinstance(value, dict | bool)
+                else ",".join(value)
+                if isinstance(value, list)
+                else str(value)
+            )
+            words += [f"--{section}.{key}", "null" if value is None else text]
+    return words
 
 
 def stage_options(made: argparse.ArgumentParser) -> None:

@@ -172,7 +172,7 @@ def likelihoods(ids: Sequence[Sequence[int]], places: Sequence[Sequence[int]], k
         except NoAnswer as error:
             if error.fault != "request":
                 raise
-            return {"nats": None, "tokens": 0, "refused": str(error)}
+            return {"nats": 0.0, "tokens": 0, "refused": str(error)}
         chosen = [found[place - 1] for place in places[number]]
         return {"nats": -sum(chosen), "tokens": len(chosen)}
 

@@ -205,7 +205,8 @@ def _more_arguments(given: dict[str, Any]) -> list[str]:
     """serve.vllm_args as words of a command line."""
     words: list[str] = []
     for name, value in given.items():
-        if name.replace("-", "_").removeprefix("no_") in RESERVED:
+        plain = name.strip("-").replace("-", "_").removeprefix("no_").split(".")[0]
+        if any(reserved.startswith(plain) for reserved in RESERVED):  # vLLM takes flags that are cut short, too
             raise UserError(
                 f"--serve.vllm_args: {name} is not open to change: Lockstep sets it, or leaves it off for safety"
             )

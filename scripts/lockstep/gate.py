@@ -134,7 +134,9 @@ def _findings(
     _special_ids(folder, agreed, found)
     _stops(server, name, agreed, found)
     rows = [row for row in recorded["rows"] if len(row["input_ids"]) <= bounds.max_model_len]
-    if mode == "base":
+    if not rows and mode != "base":
+        found.reasons.append(f"no held-out row fits into --serve.max_model_len {bounds.max_model_len}: raise it")
+    elif mode == "base":
         found.report |= dict.fromkeys(("logprob_gap", "end_token_gap", "differs_from_base", "adapter_effect"))
     else:
         _probabilities(server, name, base_name, rows, bounds, found)
@@ -321,6 +323,8 @@ def _chats(
         content = server.ask("/v1/chat/completions", body)["choices"][0]["logprobs"]["content"]
         return float(content[0]["logprob"])
 
+    if not asked:
+        return
     gap = _distance(_all(log_prob, asked), [one["trained"]["logprobs"][0] for one in asked])
     found.report |= {"chats": len(asked), "chat_gap": gap}
     if not found.reasons and not gap <= 5 * bounds.logprob_gap:  # few positions, far from the data

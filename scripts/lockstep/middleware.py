@@ -43,7 +43,7 @@ class Guard:
         self.open = Path(os.environ[OPEN])
         self.secret = os.environ[SECRET].encode()
         self.key = os.environ.get(KEY, "").strip().encode()
-        self.running = 0
+        self.running, self.judging = 0, asyncio.Semaphore(1)
         self.rules.template.control_token("")  # loaded now, and not while the first client waits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,14 +94,8 @@ class Guard:
             body = await asyncio.wait_for(self._body(headers, receive), BODY_SECONDS)
         except TimeoutError as error:
             raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
-        try:
-            asked = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise Refusal(400, f"the body is not JSON: {error}") from error
-        if reason := self.rules.refusal(route, asked):
-            raise Refusal(400, reason)
-        # Written anew: the server reads what was judged, whatever another parser might see in the original.
-        waiting = [json.dumps(asked).encode()]
+        async with self.judging:  # in a thread, one at a time: a large body must not hold up the streams of others
+            waiting = [await asyncio.to_thread(self._judged, route, body)]
 
         async def replay() -> MutableMapping[str, Any]:
             if waiting:
@@ -109,6 +103,16 @@ class Guard:
             return await receive()  # what tells the server that the client has gone
 
         return replay
+
+    def _judged(self, route: str, body: bytes) -> bytes:
+        """The body written anew: the server reads what was judged, whatever another parser might see in the original."""
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Refusal(400, f"the body is not JSON: {error}") from error
+        if reason := self.rules.refusal(route, asked):
+            raise Refusal(400, reason)
+        return json.dumps(asked).encode()
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         limit = self.rules.max_body_bytes

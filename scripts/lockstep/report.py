@@ -133,7 +133,8 @@ def _curve(file: Path) -> dict[str, Any] | None:
     """The losses as points of an SVG of 720 × 240."""
     if not file.exists():
         return None
-    logs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text = file.read_text(encoding="utf-8")
+    logs = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]  # a torn line waits
     series = {
         key: [(log["step"], log[key]) for log in logs if key in log and "step" in log] for key in ("loss", "eval_loss")
     }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lockstep import paths
+from lockstep import paths, processes
 from lockstep.errors import UserError
 
 SCRIPT = Path(__file__).parents[1] / "serve_vllm.sh"
@@ -40,7 +40,10 @@ def served(words: Sequence[str], mode: str, say: Callable[[str], None]) -> Itera
     command = [str(SCRIPT), *words, "--serve.mode", mode, "--serve.port", str(port), "--serve.host", "127.0.0.1"]
     say(f"$ {shlex.join([paths.label(SCRIPT), *command[1:]])}")
     environment = os.environ | {"PYTHON": sys.executable}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=processes.die_with_parent,
+    )  # fmt: skip
     assert server.stdout is not None
     try:
         for line in server.stdout:

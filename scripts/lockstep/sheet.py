@@ -18,11 +18,12 @@ YES, NO = {"yes", "y", "1", "true", "是", "对", "通过"}, {"no", "n", "0", "f
 
 
 def write(file: Path, predictions: Path, rows: int, seed: int) -> None:
-    """A sheet of some rows; one that holds a person's marks is left alone."""
+    """A sheet of some rows; one that holds a person's marks is left alone, or kept as .old where the answers are others now."""
     if file.exists() and any(row["accept"] for row in _rows(file)):
-        return
-    with predictions.open(encoding="utf-8") as lines:
-        answered = [json.loads(line) for line in lines]
+        if read(file, predictions):
+            return
+        file.replace(file.with_suffix(".old.csv"))
+    answered = _answered(predictions)
     chosen = random.Random(seed).sample(answered, min(rows, len(answered)))
     with file.open("w", encoding="utf-8-sig", newline="") as stream:  # the mark tells spreadsheets that it is UTF-8
         table = csv.DictWriter(stream, COLUMNS)
@@ -33,25 +34,33 @@ def write(file: Path, predictions: Path, rows: int, seed: int) -> None:
             table.writerow({"row": row["row"], "question": _plain(question), "answer": _plain(said), "wanted": _plain(row["wanted"])})  # fmt: skip
 
 
-def read(file: Path) -> dict[str, Any] | None:
+def read(file: Path, predictions: Path) -> dict[str, Any] | None:
     """What the person found: rows judged, accepted, the share with its 95 % interval; None where nobody judged.
+
+    Marks of answers that the model does not give any more do not count.
 
     Raises:
         UserError: a mark that is neither yes nor no, or a table of another form.
     """
     if not file.exists():
         return None
+    now = {(row["row"], _plain(row["tuned"].get("answer", "")).replace("\r\n", "\n")) for row in _answered(predictions)}
     marks = []
     for number, row in enumerate(_rows(file), 2):
         mark = row["accept"].strip().lower()
         if mark and mark not in YES | NO:
             raise UserError(f"{paths.label(file)}, line {number}: accept is {row['accept']!r}, and must be yes or no")
-        if mark:
+        if mark and (row["row"], row["answer"].replace("\r\n", "\n")) in now:
             marks.append(mark in YES)
     if not marks:
         return None
     low, high = proportions.wilson(sum(marks), len(marks), 0.95)
     return {"rows": len(marks), "accepted": sum(marks), "value": sum(marks) / len(marks), "ci95": [low, high]}
+
+
+def _answered(predictions: Path) -> list[dict[str, Any]]:
+    with predictions.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

@@ -8,7 +8,6 @@ loses its parent becomes our child, so that at the end all can be found, stopped
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import secrets
@@ -25,7 +24,7 @@ from typing import Any
 import filelock
 import psutil
 
-from lockstep import cli, endpoint, gate, manifest, middleware, paths
+from lockstep import cli, endpoint, gate, manifest, middleware, paths, processes
 from lockstep.endpoint import Plan
 from lockstep.errors import UserError
 from lockstep.gate import Server, Unanswered
@@ -33,7 +32,6 @@ from lockstep.gate import Server, Unanswered
 GRACE = 35.0  # seconds for requests in flight, a little more than vLLM's --shutdown-timeout
 CANARY_SECONDS = 10.0  # between canaries, and for each: a hung engine is found within two of these
 NOT_RUNNING = 3  # exit code of `status`
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
 
@@ -52,7 +50,7 @@ def start(plan: Plan, grace: float = GRACE) -> int:
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _alone(plan.folder), _signals() as numbers:
-        _prctl(PR_SET_CHILD_SUBREAPER)
+        processes.become_subreaper()
         log, opened = plan.folder / "server.log", plan.folder / "open"
         opened.unlink(missing_ok=True)  # of a supervisor that was killed
         server = Server(plan.url, secrets.token_urlsafe(32))
@@ -111,6 +109,7 @@ def _launch(plan: Plan, secret: str, opened: Path, log: Path) -> subprocess.Pope
     environment = os.environ | plan.environment | {
         middleware.RULES: str(rules), middleware.OPEN: str(opened), middleware.SECRET: secret,
     }  # fmt: skip
+    environment.pop("VLLM_API_KEY", None)
     if key := os.environ.get(middleware.KEY):
         environment["VLLM_API_KEY"] = key.strip()  # a second lock behind ours
     if plan.route:
@@ -120,7 +119,7 @@ def _launch(plan: Plan, secret: str, opened: Path, log: Path) -> subprocess.Pope
     with log.open("wb") as stream:
         return subprocess.Popen(
             plan.command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-            start_new_session=True, preexec_fn=_die_with_parent,
+            start_new_session=True, preexec_fn=processes.die_with_parent,
         )  # fmt: skip
 
 
@@ -263,15 +262,6 @@ def _running(note: dict[str, Any]) -> psutil.Process | None:
 
 def _tell(number: int, _: FrameType | None) -> None:
     raise _Told(number)
-
-
-def _prctl(option: int, value: int = 1) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-
-
-def _die_with_parent() -> None:
-    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # even SIGKILL of the supervisor leaves no server
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], server: Server, log: Path, timeout: float) -> None:

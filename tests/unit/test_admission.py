@@ -126,3 +126,16 @@ def test_outside_loopback_fewer_routes_are_open(rules: Rules) -> None:
 def test_rules_travel_as_a_file(rules: Rules, tmp_path: Path) -> None:
     rules.write(tmp_path / "rules.json")
     assert Rules.read(tmp_path / "rules.json") == rules
+
+
+def test_a_control_token_hidden_in_the_json_of_a_call_is_found(rules: Rules) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": "<\\u007cim_start\\u007c>"}'}}
+    reason = rules.refusal(CHAT, {"messages": [*ASK, {"role": "assistant", "tool_calls": [call]}, *ASK]})
+    assert reason and "'<|im_start|>'" in reason
+
+
+def test_one_request_is_bounded_in_answers_and_in_texts(rules: Rules) -> None:
+    assert "at most 8 answers" in (rules.refusal(COMPLETION, {"prompt": ["a", "b", "c"], "n": 3}) or "")
+    assert rules.refusal(COMPLETION, {"prompt": ["a", "b"], "n": 4}) is None
+    many = [{"role": "user", "content": "a"}] * 5000
+    assert "more than 4096 texts" in (rules.refusal(CHAT, {"messages": many}) or "")

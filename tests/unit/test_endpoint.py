@@ -207,7 +207,8 @@ def test_any_other_flag_of_vllm_passes_through_and_none_past_the_door(home: Path
     assert flag(sizes, "--data-parallel-size") == "2" and "--tensor-parallel-size" not in sizes.command
     with pytest.raises(UserError, match="1000 workers share a model"):
         endpoint.plan(settings(serve__pipeline_parallel_size="1000"))
-    for name in ("trust-remote-code", "middleware", "host", "no_enable_lora", "chat_template", "config"):
+    for name in ("trust-remote-code", "middleware", "host", "no_enable_lora", "chat_template", "config",
+                 "override_generation_config.temperature", "trust_remote_cod"):  # fmt: skip
         with pytest.raises(UserError, match=f"{name} is not open to change"):
             endpoint.plan(settings(serve__vllm_args=json.dumps({name: True})))
 
