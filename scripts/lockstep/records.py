@@ -328,12 +328,12 @@ def _cells(batch: Any, place: int) -> "tuple[Any, str | None] | _Bad":
 
 
 def _cell(cell: Any) -> Any:
-    """A cell's value, or its type where Python has no such value, as for a date in the year 20000."""
+    """A cell's value, or its type where Python has no such value, as for a date in the year 20000, or on Mars."""
     try:
         return cell.as_py()
     except UnicodeDecodeError:
         raise
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, LookupError):  # with pytz installed, a time zone that is none is a KeyError
         return cell.type
 
 
