@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+import filelock
 import pytest
 
 Counts = dict[str, dict[str, dict[str, int]]]  # promise → test → done, of
@@ -33,6 +34,11 @@ def pytest_sessionfinish() -> None:
     if not name or not counts:
         return
     file = Path(name)
+    with filelock.FileLock(f"{file}.lock"):  # several processes run the tests
+        _add(file)
+
+
+def _add(file: Path) -> None:
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"promises": {}}
     for promise, tests in counts.items():  # a test that ran again counts once
         found["promises"][promise] = found["promises"].get(promise, {}) | tests
