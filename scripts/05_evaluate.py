@@ -53,23 +53,27 @@ def bar(what: str, rows: int, there: int, coming: Iterator[Row]) -> Iterator[Row
 # ---- who answers what ----
 
 
-def contestants(settings: Settings, words: list[str]) -> list[Contestant]:
+def contestants(settings: Settings) -> list[Contestant]:
     """Base, tuned, and the other runs, each with what tells it from other models and other engine settings."""
-    evaluate, run_dir, name = settings.evaluate, settings.run_dir, settings.serve.served_model_name or settings.run
+    evaluate, run_dir = settings.evaluate, settings.run_dir
+    serve = cli.words_for(settings, "serve", without=("mode", "host", "port", "adapters", "served_model_name"))
+    engine = json.dumps(engine_of(settings))
     template = manifest.sha256_of(run_dir / "adapter" / "chat_template.jinja")
     base = manifest.read(settings.model.folder).digest if (settings.model.folder / manifest.FILE).exists() else ""
-    tuned, engine = manifest.read(run_dir / "merged").digest, json.dumps(engine_of(settings))
-    made = [
-        Contestant("base", name, f"{base} {template} {engine}", "base", tuple(words), evaluate.base_url),
-        Contestant("tuned", name, f"{tuned} {engine}", "merged", tuple(words), evaluate.tuned_url),
+
+    def one(name: str, run: str, identity: str, mode: str, url: str | None = None) -> Contestant:
+        # what else a server needs of the settings it has from the run's own manifests
+        made = Contestant(name, run, f"{identity} {engine}", mode, ("--run", run, *serve), url)
+        return served_model(made, endpoint.model_name(settings)) if url else made
+
+    def merged(run: str) -> str:
+        return manifest.require(paths.run_dir(run) / "merged", "merge").digest
+
+    return [
+        one("base", settings.run, f"{base} {template}", "base", evaluate.base_url),
+        one("tuned", settings.run, merged(settings.run), "merged", evaluate.tuned_url),
+        *(one(run, run, merged(run), "merged") for run in evaluate.runs),
     ]
-    made = [served_model(one) if one.url else one for one in made]
-    # of this run's settings another one's server gets those of the engine only
-    serve = cli.words_for(settings, "serve", without=("served_model_name", "mode", "adapters"))
-    for run in evaluate.runs:
-        record = manifest.require(paths.run_dir(run) / "merged", "merge")
-        made.append(Contestant(run, run, f"{record.digest} {engine}", "merged", ("--run", run, *serve)))
-    return made
 
 
 def engine_of(settings: Settings) -> dict[str, Any]:
@@ -78,41 +82,48 @@ def engine_of(settings: Settings) -> dict[str, Any]:
     return settings.serve.model_dump(mode="json", include=keep)
 
 
-def served_model(one: Contestant) -> Contestant:
+def served_model(one: Contestant, wanted: str) -> Contestant:
     """Someone else's server: the model of that name or the only one, and the address beside the weights for identity."""
     from dataclasses import replace
 
     from lockstep.asking import Endpoint
 
     url = endpoint.address(one.url or "")
-    return replace(one, url=url, model=Endpoint(url, notice=print).model(one.model), identity=f"{url} {one.identity}")
+    return replace(one, url=url, model=Endpoint(url, notice=print).model(wanted), identity=f"{url} {one.identity}")
 
 
-def tasks(settings: Settings, asked: list[Case], panel: Any, name: str, recorded: list[Any]) -> list[Task]:
-    """All that a contestant is asked."""
+def tasks(settings: Settings, asked: list[Case], panel: Any) -> list[Task]:
+    """What every contestant is asked."""
     evaluate, longest = settings.evaluate, settings.serve.max_model_len
-    general = [contest.question(one.question) for one in panel.questions]
     prose = contest.encoded(settings.run_dir / "adapter", [one.text for one in panel.prose])
-    everywhere = [range(1, len(ids)) for ids in prose]
-    made = [
-        contest.answers(asked, GREEDY if evaluate.greedy else settings.sampling, evaluate, longest),
+    general = [contest.question(one.question) for one in panel.questions]
+    return [
+        contest.answers(asked, sampling_of(settings), evaluate, longest),
         contest.likelihoods([case.input_ids for case in asked], [case.places for case in asked], "likelihood"),
         contest.answers(general, GREEDY, evaluate, longest, "general"),
-        contest.likelihoods(prose, everywhere, "prose"),
+        contest.likelihoods(prose, [range(1, len(ids)) for ids in prose], "prose"),
     ]
-    if name == "tuned":
-        rows = [row for row in recorded if len(row["input_ids"]) < longest]
-        made.append(
-            contest.likelihoods([row["input_ids"] for row in rows], [row["places"] for row in rows], "reference")
-        )
-        ways = samplings(settings) if evaluate.sampling_rows else []
-        some = asked[: evaluate.sampling_rows]
-        made += [contest.answers(some, way, evaluate, longest, f"sampling-{n}") for n, way in enumerate(ways)]
-    return made
+
+
+def tasks_of_tuned(settings: Settings, asked: list[Case], recorded: list[Any]) -> list[Task]:
+    """What only the tuned model is asked: the rows on record, and other ways of sampling."""
+    evaluate = settings.evaluate
+    ids, places = ([row[key] for row in recorded] for key in ("input_ids", "places"))
+    some, longest = asked[: evaluate.sampling_rows], settings.serve.max_model_len
+    return [
+        contest.likelihoods(ids, places, "reference"),
+        *(contest.answers(some, way, evaluate, longest, f"sampling-{n}") for n, way in enumerate(samplings(settings))),
+    ]
+
+
+def sampling_of(settings: Settings) -> Sampling:
+    return GREEDY if settings.evaluate.greedy else settings.sampling
 
 
 def samplings(settings: Settings) -> list[Sampling]:
-    """Greedy, the run's own sampling, and that with one thing changed at a time."""
+    """Greedy, the run's own sampling, and that with one thing changed at a time; none where no rows are asked so."""
+    if not settings.evaluate.sampling_rows:
+        return []
     own = settings.sampling.model_copy(update={"seed": settings.evaluate.seed})
     changes: list[dict[str, Any]] = [
         {"temperature": 0.2}, {"temperature": 0.9}, {"top_p": 0.5}, {"top_p": 0.95},
@@ -121,149 +132,35 @@ def samplings(settings: Settings) -> list[Sampling]:
     return [GREEDY, own, *(own.model_copy(update=change) for change in changes)]
 
 
-# ---- what the answers are worth ----
-
-
-def measured(asked: list[Case], found: dict[str, list[Row]]) -> Any:
-    """The measures of a contestant's answers; a row without an answer counts as an empty one."""
-    from lockstep import scores
-
-    rows = found["answers"]
-    return scores.measure(
-        [row.get("answer", "") for row in rows],
-        [case.wanted for case in asked],
-        finish_reasons=[row.get("finish_reason") for row in rows],
-        output_tokens=[row.get("completion_tokens") for row in rows],
-        seconds=[row.get("seconds") for row in rows],
-        **nats_of(found["likelihood"], found["shared"]),
-    )
-
-
-def nats_of(rows: list[Row], shared: list[Row]) -> dict[str, list[float]]:
-    """Nats and tokens of each row; a row that some contestant has no figure for counts for none."""
-    known = [row["tokens"] > 0 and other["tokens"] > 0 for row, other in zip(rows, shared, strict=True)]
-    return {
-        key: [row[key] if there else 0.0 for row, there in zip(rows, known, strict=True)] for key in ("nats", "tokens")
-    }
-
-
-def fewest(sides: list[list[Row]]) -> list[Row]:
-    """Row by row the one with the fewest tokens."""
-    return [min(rows, key=lambda row: float(row["tokens"])) for rows in zip(*sides, strict=True)]
-
-
-def remembered(panel: Any, found: dict[str, list[Row]]) -> Any:
-    """The measures of what must not be forgotten."""
-    from lockstep import forgetting, measures
-
-    said = [row.get("answer", "") for row in found["general"]]
-    return {
-        "general_questions": forgetting.measure(panel, said),
-        "prose_perplexity": measures.perplexity(**nats_of(found["prose"], found["shared prose"])),
-    }
-
-
-def metrics_of(
-    settings: Settings, asked: list[Case], found: dict[str, dict[str, list[Row]]], recorded: list[Any], panel: Any
-) -> dict[str, Any]:
-    """eval/metrics.json."""
-    from lockstep import bootstrap, overlap
-
-    evaluate, seed = settings.evaluate, settings.evaluate.seed
-    for one in found.values():  # only what all have a figure for can be compared
-        one["shared"] = fewest([other["likelihood"] for other in found.values()])
-        one["shared prose"] = fewest([other["prose"] for other in found.values()])
-    figures = {name: measured(asked, one) for name, one in found.items()}
-    kept = {name: remembered(panel, found[name]) for name in ("base", "tuned")}
-    seen = overlap.find(contest.pairs(settings.run_dir / "data" / "train"), contest.pairs_of(asked))
-    result = bootstrap.report(figures["base"], figures["tuned"], seed) | {
-        "rows": len(asked),
-        "sampling": (GREEDY if evaluate.greedy else settings.sampling).model_dump(exclude_none=True),
-        "errors": {name: sum("error" in row for row in one["answers"]) for name, one in found.items()},
-        "forgetting": bootstrap.report(kept["base"], kept["tuned"], seed),
-        "overlap": seen.summary(),
-        "serving": serving_gap(recorded, found["tuned"]["reference"]),
-    }
-    if others := [name for name in found if name not in ("base", "tuned")]:
-        result["runs"] = {name: bootstrap.report(figures["tuned"], figures[name], seed)["tuned"] for name in others}
-    if evaluate.sampling_rows:
-        result["samplings"] = [
-            {"sampling": way.model_dump(exclude_none=True, exclude={"seed", "max_tokens"})}
-            | sampled(asked, found["tuned"][f"sampling-{number}"])
-            for number, way in enumerate(samplings(settings))
-        ]
-    return result
-
-
-def sampled(asked: list[Case], rows: list[Row]) -> dict[str, float | None]:
-    """What a way of sampling does to repetition, length and correctness."""
-    from lockstep import scores
-
-    wanted = [case.wanted for case in asked[: len(rows)]]
-    found = scores.measure([row.get("answer", "") for row in rows], wanted,
-                           finish_reasons=[row.get("finish_reason") for row in rows])  # fmt: skip
-    names = ("repetition_rate", "loop_rate", "distinct_2", "stop_rate", "output_characters", "exact_match", "rouge_l")
-    return {name: found[name].value for name in names}
-
-
-def serving_gap(recorded: list[Any], served: list[Row]) -> dict[str, Any]:
-    """Whether serving changes the score: perplexity on held-out rows, of the trained model on record and as served."""
-    import math
-
-    pairs = [(row, one) for row, one in zip(recorded, served, strict=False) if one["tokens"]]
-    tokens = sum(one["tokens"] for _, one in pairs)
-    if not tokens:
-        return {"tokens": 0, "perplexity": None}
-    trained = -sum(sum(row["trained"]) for row, _ in pairs)
-    return {
-        "tokens": tokens,
-        "perplexity": {
-            "trained": math.exp(trained / tokens),
-            "served": math.exp(sum(one["nats"] for _, one in pairs) / tokens),
-        },
-    }
-
-
-def predictions(asked: list[Case], found: dict[str, dict[str, list[Row]]]) -> Iterator[dict[str, Any]]:
-    """One line for each test row, with what every contestant made of it."""
-    for number, case in enumerate(asked):
-        row: dict[str, Any] = {"row": case.name, "messages": case.messages, "wanted": case.wanted}
-        for name, one in found.items():
-            said = {key: value for key, value in one["answers"][number].items() if key != "row"}
-            row[name] = said | {"nats": one["likelihood"][number]["nats"]}
-        yield row
-
-
 # ---- the stage ----
 
 
-def evaluate(settings: Settings, words: list[str], work: Path) -> dict[str, Any]:
+def evaluate(settings: Settings, work: Path) -> dict[str, Any]:
     """Ask, measure, and write it all into `work`."""
-    from lockstep import forgetting, report, sheet
+    from lockstep import forgetting, report, sheet, verdict
 
-    run_dir = settings.run_dir
-    asked = contest.cases(run_dir / "data", settings.evaluate.rows)
-    own = settings.evaluate.panel
-    panel = forgetting.load(paths.data_file(own)) if own else forgetting.load()
+    run_dir, wanted = settings.run_dir, settings.evaluate
+    asked = contest.cases(run_dir / "data", wanted.rows)
+    panel = forgetting.load(paths.data_file(wanted.panel)) if wanted.panel else forgetting.load()
     recorded = json.loads((run_dir / "adapter" / "reference.json").read_text(encoding="utf-8"))["rows"]
     recorded = [row for row in recorded if len(row["input_ids"]) < settings.serve.max_model_len]
+    common, more = tasks(settings, asked, panel), tasks_of_tuned(settings, asked, recorded)
     found = {
         one.name: contest.collect(
-            one,
-            tasks(settings, asked, panel, one.name, recorded),
-            run_dir / "answers",
-            settings.evaluate.concurrency,
-            print,
-            bar,
+            one, common + (more if one.name == "tuned" else []), run_dir / "answers", wanted.concurrency, print, bar
         )
-        for one in contestants(settings, words)
+        for one in contestants(settings)
     }
-    metrics = metrics_of(settings, asked, found, recorded, panel)
-    with (work / "predictions.jsonl").open("w", encoding="utf-8") as stream:
-        for row in predictions(asked, found):
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    metrics["people"] = sheet.read(run_dir / "sheet.csv", work / "predictions.jsonl")
-    sheet.write(run_dir / "sheet.csv", work / "predictions.jsonl", settings.evaluate.sheet_rows, settings.evaluate.seed)
+    metrics = verdict.metrics(asked, found, panel, recorded, run_dir / "data" / "train", wanted.seed)
+    metrics["sampling"] = sampling_of(settings).model_dump(exclude_none=True)
+    metrics["samplings"] = [
+        verdict.of_sampling(asked, way, found["tuned"][f"sampling-{n}"]) for n, way in enumerate(samplings(settings))
+    ]
+    answered = work / "predictions.jsonl"
+    with answered.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in verdict.predictions(asked, found))
+    metrics["people"] = sheet.read(run_dir / "sheet.csv", answered)
+    sheet.write(run_dir / "sheet.csv", answered, wanted.sheet_rows, wanted.seed)
     manifest.write_json(work / "metrics.json", metrics)
     report.write(run_dir, work, work / "report.html")
     return metrics
@@ -368,9 +265,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ended)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    words = cli.words_of(chosen, "evaluate", "train", "lora", "merge", "adapter")
     with stage.writing() as work:
-        metrics = evaluate(settings, words, work)
+        metrics = evaluate(settings, work)
         stage.metrics = {
             side: {name: metrics[side][name]["value"] for name in metrics[side]} for side in ("base", "tuned")
         }

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from lockstep import middleware
 from lockstep.errors import UserError
 from lockstep.sections import Sampling
 from lockstep.template import Message
@@ -301,7 +302,7 @@ def _refused(error: Any) -> NoAnswer:
         pause = max(0.0, float(error.response.headers.get("retry-after")))
     except (TypeError, ValueError):  # there is none, or it is a date
         pause = None
-    if status == 503 and "gate has not opened" in said:
+    if status == 503 and middleware.CLOSED in said:
         return NoAnswer(f"the server is still being checked and opens when it has passed: {said}", "moment", pause)
     if pause and pause > PATIENCE:
         said += f" (it asks to wait {pause:.0f} s)"

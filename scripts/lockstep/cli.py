@@ -64,17 +64,6 @@ def settings_from(options: argparse.Namespace) -> Settings:
     return configfile.load(options.config, overrides)
 
 
-def words_of(options: argparse.Namespace, *sections: str) -> list[str]:
-    """The settings of a parsed command line as words again, for a program that is started with the same ones.
-
-    Args:
-        sections: to leave out.
-    """
-    known = {key for key, _ in config.leaves() if key.split(".")[0] not in sections}
-    words = ["--config", str(options.config)] if options.config else []
-    return words + [word for key, text in vars(options).items() if key in known for word in (f"--{key}", text)]
-
-
 def words_for(settings: Settings, section: str, without: tuple[str, ...] = ()) -> list[str]:
     """What differs from the defaults in a section, as words of a command line."""
     tree, plain = settings.sections(section)[section], Settings().sections(section)[section]

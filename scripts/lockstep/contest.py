@@ -16,6 +16,7 @@ from lockstep.asking import Endpoint, NoAnswer
 from lockstep.batchfile import BatchFile, Row, key_of
 from lockstep.collator import IGNORE
 from lockstep.errors import UserError
+from lockstep.overlap import Pair
 from lockstep.sections import Evaluate, Sampling
 from lockstep.template import Message
 
@@ -41,6 +42,11 @@ class Case:
     input_ids: list[int]
     places: list[int]
     start: int
+
+    @property
+    def pair(self) -> Pair:
+        """What is asked, and the wanted answer."""
+        return _text(self.messages), self.wanted
 
 
 @dataclass(frozen=True)
@@ -131,18 +137,17 @@ def encoded(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     return [list(tokenizer(text)["input_ids"]) for text in texts]
 
 
-def pairs(split: Path) -> Iterator[tuple[str, str]]:
+def pairs(split: Path) -> Iterator[Pair]:
     """(what is asked, the wanted answer) of each row of a split on disk."""
     from datasets import load_from_disk
 
     for row in load_from_disk(str(split)):
         *before, last = row["messages"]
-        yield "\n".join(one["content"] or "" for one in before), last["content"] or ""
+        yield _text(before), last["content"] or ""
 
 
-def pairs_of(asked: Sequence[Case]) -> list[tuple[str, str]]:
-    """The same of cases."""
-    return [("\n".join(one["content"] or "" for one in case.messages), case.wanted) for case in asked]
+def _text(messages: Sequence[Message]) -> str:
+    return "\n".join(one["content"] or "" for one in messages)
 
 
 def answers(asked: Sequence[Case], sampling: Sampling, evaluate: Evaluate, longest: int, kind: str = "answers") -> Task:

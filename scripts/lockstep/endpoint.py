@@ -1,11 +1,8 @@
 """The endpoint: what vLLM is started with, what must hold before, and how to reach it."""
 
-import ipaddress
 import json
 import os
-import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.parse
@@ -15,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lockstep import admission, gate, manifest, middleware, paths, servable
+from lockstep import admission, gate, manifest, paths, preflight, servable
 from lockstep.config import Settings
 from lockstep.errors import UserError
 
@@ -30,9 +27,6 @@ RESERVED = {
     "trust_request_mm_kwargs", "enable_prompt_embeds", "enable_tokenizer_info_endpoint", "profiler_config",
     "tool_server", "logprobs_mode", "ssl_keyfile", "ssl_certfile", "allowed_local_media_path",
 }  # fmt: skip
-SHORTEST_KEY = 16  # characters
-# Beside weights and KV cache, on a CPU: two Python processes with torch, and activations.
-CPU_OVERHEAD = 3 * 2**30
 
 
 @dataclass(frozen=True)
@@ -109,9 +103,9 @@ def plan(settings: Settings) -> Plan:
     for name in UNSAFE:
         if os.environ.get(name, "0") not in ("", "0"):
             raise UserError(f"{name} is set: it opens the server to code or weights from outside; unset it")
-    loopback = _check_address(serve.host, serve.port)
+    loopback = preflight.check_address(serve.host, serve.port)
     subject = _subject(settings)
-    _check_length(subject.model, serve.max_model_len)
+    preflight.check_length(subject.model, serve.max_model_len)
     cuda = has_cuda()
     arguments = [
         *subject.arguments,
@@ -139,7 +133,7 @@ def plan(settings: Settings) -> Plan:
     rules = admission.Rules(
         tokenizer=str(subject.answers_with),
         allow_tokens=list(subject.allow_tokens),
-        vocabulary=_config(subject.model)["vocab_size"],
+        vocabulary=preflight.config_of(subject.model)["vocab_size"],
         max_n=serve.max_n,
         max_body_bytes=serve.max_body_bytes,
         max_requests=serve.max_num_seqs + serve.max_queue,
@@ -168,10 +162,10 @@ def _device_arguments(settings: Settings, model: Path, cuda: bool) -> list[str]:
     serve = settings.serve
     if cuda:
         gpus = serve.tensor_parallel_size * serve.pipeline_parallel_size * serve.data_parallel_size
-        _check_gpu_memory(serve.gpu_memory_utilization, gpus)
+        preflight.check_gpu_memory(serve.gpu_memory_utilization, gpus)
         memory = ["--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
         return memory + (["--enforce-eager"] if serve.enforce_eager else [])
-    _check_cpu_memory(model, serve.kv_cache_memory_bytes)
+    preflight.check_cpu_memory(model, serve.kv_cache_memory_bytes)
     memory = ["--kv-cache-memory-bytes", str(serve.kv_cache_memory_bytes)]
     # Compiling needs a C++ compiler and a minute; it pays on a server that stays up.
     return memory + (["--enforce-eager"] if serve.enforce_eager is not False else [])
@@ -308,70 +302,3 @@ def _others(settings: Settings, adapter: Path) -> dict[str, Path]:
                 raise UserError(f"--serve.adapters: {run} {what} than {settings.run}: serve it by itself")
         found[run] = folder
     return found
-
-
-def _check_address(host: str, port: int) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError as error:
-        raise UserError(f"--serve.host {host!r} is no address") from error
-    key = (os.environ.get(middleware.KEY) or "").strip()
-    if not loopback and len(key) < SHORTEST_KEY:
-        raise UserError(
-            f"--serve.host {host}: others could reach the server, so it needs a key: set {middleware.KEY} to at least "
-            f"{SHORTEST_KEY} characters, such as the output of `openssl rand -hex 24`, or serve on 127.0.0.1"
-        )
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except PermissionError as error:
-            raise UserError(f"port {port} needs the rights of root: choose one above 1023 with --serve.port") from error
-        except OSError as error:
-            raise UserError(
-                f"port {port} on {host} is in use: run `make stop` if it is this run's server, or choose another --serve.port"
-            ) from error
-    return loopback
-
-
-def _config(model: Path) -> dict[str, Any]:
-    """The model's config.json; of a model of text and more, the part about text."""
-    config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    text: dict[str, Any] = config.get("text_config", {})
-    return config | text
-
-
-def _check_length(model: Path, length: int) -> None:
-    longest = _config(model).get("max_position_embeddings")
-    if longest and length > longest:
-        raise UserError(f"--serve.max_model_len {length} is more than the model's {longest} positions")
-
-
-def _check_cpu_memory(model: Path, cache: int) -> None:
-    import psutil
-
-    needed = sum(file.stat().st_size for file in model.glob("*.safetensors")) + cache + CPU_OVERHEAD
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise UserError(
-            f"serving needs about {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are available: "
-            f"lower --serve.kv_cache_memory_bytes, or stop other programs"
-        )
-
-
-def _check_gpu_memory(share: float, gpus: int) -> None:
-    """Of the GPUs that the server will take: the first ones that are visible."""
-    query = ["nvidia-smi", "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        query += ["--id", ",".join(visible.split(",")[:gpus])]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    for gpu, line in enumerate(answer.stdout.splitlines()[:gpus]):
-        if not re.fullmatch(r"\d+, \d+", line):  # unified memory is reported as [N/A]
-            continue
-        total, free = map(int, line.split(", "))
-        if total * share > free:
-            raise UserError(
-                f"GPU {gpu} has {free} MiB free of {total} MiB: set --serve.gpu_memory_utilization below "
-                f"{free / total:.2f}, or stop other programs"
-            )

@@ -12,7 +12,6 @@ from typing import Literal
 
 from lockstep import asking, middleware, supervisor
 
-GATE = "gate has not opened"  # what the door says until the server is proved
 TIMEOUT = 5.0  # seconds
 
 Kind = Literal["ready", "starting", "checked", "locked", "down"]
@@ -54,7 +53,7 @@ def kind_of(status: int, body: str, starting: bool = False) -> Kind:
         return "ready"
     if status in (401, 403):
         return "locked"
-    if status == 503 and GATE in body:
+    if status == 503 and middleware.CLOSED in body:
         return "checked"
     return "starting" if starting else "down"
 

@@ -18,6 +18,7 @@ from lockstep.admission import GENERATING, Rules
 
 RULES, OPEN, SECRET, KEY = "LOCKSTEP_RULES", "LOCKSTEP_OPEN", "LOCKSTEP_SECRET", "LOCKSTEP_API_KEY"
 HEADER = b"x-lockstep-secret"
+CLOSED = "the gate has not opened"  # by these words clients know why they are not let in
 BODY_SECONDS = 30.0  # for a body to arrive: who sends more slowly holds nothing up
 
 Scope = MutableMapping[str, Any]
@@ -74,7 +75,7 @@ class Guard:
     def _at_the_door(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
         """The route, if it may be asked at all."""
         if not self.open.exists():
-            raise Refusal(503, "the gate has not opened: the server is being checked, or does not answer (make status)")
+            raise Refusal(503, f"{CLOSED}: the server is being checked, or does not answer (make status)")
         route: str = scope["path"]
         if self.rules.routes.get(route) != scope["method"]:
             raise Refusal(404, f"{scope['method']} {route:.80} is not served here")

@@ -7,8 +7,9 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
+from serving import reseal
 
-from lockstep import configfile, endpoint, manifest, paths, servable
+from lockstep import configfile, endpoint, paths, preflight, servable
 from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -110,13 +111,9 @@ def test_auto_takes_the_adapter_where_vllm_can_serve_it(home: Path) -> None:
     build(home)
     plan = endpoint.plan(settings(serve__mode="auto"))
     assert (plan.mode, plan.route) == ("lora", "mode lora: plain LoRA of rank 24, which vLLM adds to LlamaForCausalLM")
-    record = manifest.read(home / "outputs/r/adapter")
     file = home / "outputs/r/adapter/adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"bias": "all"}))
-    files = manifest.hash_files(home / "outputs/r/adapter")
-    changed = record.model_copy(update={"files": files})
-    changed = changed.model_copy(update={"digest": changed.content_digest()})
-    manifest.write_json(home / "outputs/r/adapter/manifest.json", changed.model_dump(by_alias=True))
+    reseal(home / "outputs/r/adapter")
     shutil.rmtree(home / "outputs/r/merged")
     shutil.rmtree(home / "outputs/r/base")
     build(home)
@@ -138,7 +135,7 @@ def test_the_base_is_served_with_the_runs_template(home: Path) -> None:
 def test_cuda_flags_differ_in_what_they_must(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(home)
     monkeypatch.setenv("ACCEL", "cuda")
-    monkeypatch.setattr(endpoint, "_check_gpu_memory", lambda share, gpus: None)  # there is no GPU here to ask
+    monkeypatch.setattr(preflight, "check_gpu_memory", lambda share, gpus: None)  # there is no GPU here to ask
     plan = endpoint.plan(settings(serve__tensor_parallel_size="2", serve__gpu_memory_utilization="0.8"))
     assert (flag(plan, "--tensor-parallel-size"), flag(plan, "--gpu-memory-utilization")) == ("2", "0.8")
     assert "--enforce-eager" not in plan.command and "--kv-cache-memory-bytes" not in plan.command
