@@ -52,6 +52,34 @@ def model(
     return folder
 
 
+def peft_adapter(folder: Path, base: Path, more: int = 0, noise: float = 0.1, **changes: Any) -> Any:
+    """An adapter as PEFT alone saves it, every trainable tensor moved; returns the trained model, in float32.
+
+    Args:
+        more: tokens by which the base's embedding grows before.
+        noise: how far the tensors move.
+        changes: to LoraConfig.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from lockstep import models
+
+    network = models.load(base, torch.float32, "cpu")
+    if more:
+        network.resize_token_embeddings(network.config.vocab_size + more, mean_resizing=False)
+        network.get_input_embeddings().weight.data[-more:] += 0.3
+    options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changes
+    made = get_peft_model(network, LoraConfig(**options))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in made.parameters():
+            if weight.requires_grad:
+                weight.data = weight.float() + noise * torch.randn(weight.shape)
+    made.save_pretrained(folder)
+    return made.eval()
+
+
 def qwen3(folder: Path) -> Path:
     """A random Qwen3 with the real Qwen3 tokenizer and template, where those are at hand."""
     import shutil

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, script_environment
 from misbehaving import Handler, Server
-from serving import Home, finished_run
+from serving import Home, finished_run, reseal
 
 
 class Known(Handler):
@@ -134,6 +134,35 @@ def test_a_server_that_dies_loses_no_answer_and_is_not_asked_twice(
         done = evaluate(again, *urls(base, tuned), "--evaluate.concurrency", "1")
         assert done.returncode == 0, done.stderr
         assert len(base.seen) == questions  # the base's answers were all there
+
+
+def test_a_report_is_not_made_of_another_models_figures(home: Home, tmp_path: Path) -> None:
+    changed = home.copy(tmp_path / "home")
+    reseal(changed.run / "merged", {"outputs/r/adapter": "0" * 64})  # as a merge of another adapter would be
+    answer = evaluate(changed, "--report")
+    assert answer.returncode == 2 and "is of another model or data than what is there now" in answer.stderr
+    (changed.run / "eval/predictions.jsonl").write_text("{}\n")
+    assert "has another size than when it was made" in evaluate(changed, "--report").stderr
+    taken = evaluate(changed, "--evaluate.runs", "base")
+    assert taken.returncode == 2 and taken.stderr.startswith("error: ")
+    typo = evaluate(changed, "--report", "--run", "typo")
+    assert typo.returncode == 2 and "there is no run typo" in typo.stderr
+
+
+def test_the_adapter_is_asked_and_not_the_base_beside_it(home: Home, tmp_path: Path) -> None:
+    again = home.copy(tmp_path / "home")
+    shutil.rmtree(again.run / "eval", ignore_errors=True)
+    shutil.rmtree(again.run / "answers", ignore_errors=True)
+    (again.run / "sheet.csv").unlink(missing_ok=True)
+    with answering({}, -2.0) as base, answering({}, -0.5) as tuned:
+        tuned.models = ("r-base", "r")  # in the order in which vLLM lists them
+        assert evaluate(again, *urls(base, tuned), "--evaluate.rows", "2").returncode == 0
+        assert {body["model"] for body in tuned.seen} == {"r"}
+        tuned.models = ("other", "another")
+        refused = evaluate(again, *urls(base, tuned), "--evaluate.rows", "1", "--force")
+        assert refused.returncode == 2 and "serves other, another, and not r" in refused.stderr
+    gone = evaluate(again, *urls(base, tuned), "--evaluate.rows", "1", "--force")
+    assert gone.returncode == 2 and gone.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
 def test_what_is_missing_is_named(home: Home, tmp_path: Path) -> None:

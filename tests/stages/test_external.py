@@ -14,24 +14,11 @@ from lockstep import models, shards
 
 
 def foreign(folder: Path, base: Path, tokenizer=None, more: int = 0, **changes) -> torch.nn.Module:
-    """An adapter whose every trainable tensor has moved, saved by PEFT alone; its base with `more` tokens."""
-    from peft import LoraConfig, get_peft_model
-
-    network = models.load(base, torch.float32, "cpu")
-    if more:
-        network.resize_token_embeddings(network.config.vocab_size + more, mean_resizing=False)
-        network.get_input_embeddings().weight.data[-more:] += 0.3
-    options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | changes
-    network = get_peft_model(network, LoraConfig(**options))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in network.parameters():
-            if weight.requires_grad:
-                weight.data = weight.float() + 0.05 * torch.randn(weight.shape)
-    network.save_pretrained(folder)
+    """Someone else's adapter, with a tokenizer of its own or none."""
+    network = tiny.peft_adapter(folder, base, more, noise=0.05, **changes)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    return network.eval()
+    return network
 
 
 def outliers(base: Path) -> None:

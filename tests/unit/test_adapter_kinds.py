@@ -22,24 +22,11 @@ HEADS = ["embed_tokens", "lm_head"]
 
 
 def by_peft(folder: Path, base: Path, more: int = 0, **changes: Any) -> torch.nn.Module:
-    """An adapter as PEFT saves it when nobody tells it otherwise; returns the trained model, in float32."""
-    from peft import LoraConfig, get_peft_model
-
-    network = models.load(base, torch.float32, "cpu")
-    if more:
-        network.resize_token_embeddings(network.config.vocab_size + more, mean_resizing=False)
-        network.get_input_embeddings().weight.data[-more:] += 0.3
-    options = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM"} | changes
-    made = get_peft_model(network, LoraConfig(**options))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in made.parameters():
-            if weight.requires_grad:
-                weight.data = weight.float() + 0.1 * torch.randn(weight.shape)
-    made.save_pretrained(folder)
+    """An adapter as PEFT saves it, with what a merge needs beside it; returns the trained model, in float32."""
+    made: torch.nn.Module = tiny.peft_adapter(folder, base, more, **changes)
     tiny.tokenizer().save_pretrained(folder)
     (folder / "contract.json").write_text("{}\n")
-    return made.eval()
+    return made
 
 
 MERGED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

@@ -1,0 +1,73 @@
+"""The gate's arithmetic; the gate itself asks the real vLLM in tests/e2e and tests/faults."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from lockstep import gate
+from lockstep.gate import Bounds, Findings, Server
+
+draw = random.Random(3)
+BASE = [draw.uniform(-6, -1) for _ in range(200)]
+TRAINED = [value + draw.uniform(0, 2) for value in BASE]
+
+
+def judged(effect: float, noise: float = 0.01) -> Findings:
+    """What is found of a model that goes so much of the way from the base to the trained one."""
+    served = [
+        base + effect * (trained - base) + draw.gauss(0, noise) for base, trained in zip(BASE, TRAINED, strict=True)
+    ]
+    found = Findings()
+    gate._against_base(served, TRAINED, BASE, found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    [
+        (1.0, None), (0.97, None), (0.0, "answers as the base does"), (0.4, "answers as the base does"),
+        (0.6, "0.60 of what it should be"), (3.0, "3.00 of what it should be"), (-1.0, "answers as the base does"),
+    ],
+)  # fmt: skip
+def test_the_effect_of_the_training_is_one_where_the_trained_model_is(effect: float, words: str | None) -> None:
+    found = judged(effect)
+    assert found.report["adapter_effect"] == pytest.approx(effect, abs=0.02)
+    assert (words is None and not found.reasons) or words in found.reasons[0]
+    assert found.report["differs_from_base"] == (effect > 0.5)
+
+
+def test_an_effect_lost_in_noise_is_not_taken_for_one() -> None:
+    lost = judged(1.0, noise=8.0)
+    assert lost.reasons and lost.report["adapter_effect_error"] > 0.25
+    found = Findings()
+    gate._against_base(BASE, BASE, BASE, found)
+    assert found.report["differs_from_base"] is False and "changed nothing" in found.reasons[0]
+    after_full_training = Findings()
+    gate._against_base(BASE, TRAINED, None, after_full_training)
+    assert after_full_training.report["differs_from_base"] is None and not after_full_training.reasons
+
+
+def test_places_are_spread_over_the_rows_and_hold_every_chosen_rows_end() -> None:
+    rows = [{"places": list(range(5, 5 + length))} for length in (1, 2, 3, 4, 50, 400)] * 20
+    chosen = gate._chosen(rows, 24)
+    assert {row for row, _ in chosen} == set(range(0, 120, 5))
+    for row in {row for row, _ in chosen}:
+        places = [place for number, place in chosen if number == row]
+        assert places[-1] == rows[row]["places"][-1] and len(set(places)) == len(places) <= gate.PER_ROW + 1
+    assert gate._chosen([], 24) == []
+
+
+def test_a_length_into_which_no_held_out_row_fits_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "contract.json").write_text(json.dumps({"conversations": [], "stop_ids": []}))
+    (tmp_path / "reference.json").write_text(json.dumps({"rows": [{"input_ids": [1] * 99}], "golden": []}))
+    for proof in ("_tokens", "_special_ids"):  # those need a server's answers, which are not at stake here
+        monkeypatch.setattr(gate, proof, lambda *_: None)
+    monkeypatch.setattr(gate, "_stops", lambda *_: None)
+    report = gate.prove(
+        Server("http://127.0.0.1:9/v1", "s"), "merged", {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, None, 64)
+    )
+    assert (
+        report["reasons"] == ["no held-out row fits into --serve.max_model_len 64: raise it"] and not report["passed"]
+    )
