@@ -44,7 +44,8 @@ class Plan:
     prove: Callable[[gate.Server], dict[str, Any]]
     canary: list[int]  # a prompt
     timeout: float  # seconds until it must be healthy
-    canary_seconds: float = 10.0
+    pause: float = 5.0  # seconds between two canaries
+    patience: float = 18.0  # that a canary, or any sign of work, may take: a hang shows within 30 s
 
 
 @dataclass(frozen=True)

@@ -145,11 +145,11 @@ def _watch(process: subprocess.Popen[bytes], server: Server, plan: Plan, opened:
     """Until the server ends: a token now and then, and the door shut while none comes."""
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(plan.canary_seconds)
+            process.wait(plan.pause)
             return
         before = _progress(server)
         try:
-            gate.canary(server, plan.model, plan.canary, plan.canary_seconds)
+            gate.canary(server, plan.model, plan.canary, plan.patience)
             alive = True
         except Unanswered:
             now = _progress(server)

@@ -54,7 +54,7 @@ plan = endpoint.Plan(
     command=[sys.executable, "-c", sys.argv[2], port, mode], environment={}, folder=Path(home, "outputs/r/serve"),
     url=f"http://127.0.0.1:{port}/v1", model="r", mode="merged", route="",
     rules=admission.Rules("t", [], 1, 1, 1024, 1, True, True), prove=lambda server: report, canary=[1],
-    timeout=float(timeout), canary_seconds=0.3,
+    timeout=float(timeout), pause=0.3, patience=0.3,
 )
 cli.run(lambda: supervisor.start(plan, grace=1))
 """
