@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 BEYOND = ("softcap", "s_aux", "position_bias")  # what some models' attention has, and this one has not
+BLOCK = 160  # queries that attend together
 NAME = "lockstep_rows"  # as transformers' attn_implementation
 _borders: list[int] = []  # of the pass that is being computed; the recomputation of checkpointing reads them, too
 
@@ -41,29 +42,30 @@ class _Rows(torch.autograd.Function):
     """Causal attention of each row over the shared beginning and itself; the softmax is kept for the way back.
 
     On CPUs this is two to four times as fast as torch's flash attention, whose backward pass is
-    slow there, most of all for short rows. Grouped heads are one matrix product, without copies.
+    slow there, most of all for short rows. Grouped heads are one matrix product, without copies. Long
+    rows are cut into blocks of queries, which need not look at keys behind their own end.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, ends: tuple[int, ...]) -> Tensor:
         """q [1, heads, tokens, size], k and v [1, kv heads, tokens, size] → [1, tokens, heads, size]."""
-        _, heads, tokens, _ = q.shape
-        kv_heads = k.shape[1]
-        size, value_size = q.shape[3], v.shape[3]
+        _, heads, tokens, size = q.shape
+        kv_heads, value_size = k.shape[1], v.shape[3]
         out = q.new_empty(tokens, heads, value_size)
-        hidden = _future(max(end - start for start, end, _ in _spans(ends)), q.dtype, q.device)
+        hidden = _future(BLOCK, q.dtype, q.device)
         kept: list[Tensor] = []
         for start, end, shared in _spans(ends):
-            length = end - start
-            query = q[0, :, start:end].reshape(kv_heads, -1, size)  # [kv heads, group · length, size]
             keys, values = (_with_shared(one, start, end, shared) for one in (k, v))
-            scores = torch.matmul(query, keys.transpose(1, 2)).mul_(scale)
-            own = scores.view(kv_heads, -1, length, shared + length)[..., shared:]
-            own.add_(hidden[:length, :length])
-            weights = torch.softmax(scores, -1)
-            mixed = torch.matmul(weights, values)
-            out[start:end] = mixed.view(heads, length, value_size).transpose(0, 1)
-            kept += [query, keys, values, weights]
+            kept += [keys, values]
+            for first, last in _blocks(start, end):
+                length, seen = last - first, shared + last - start
+                query = q[0, :, first:last].reshape(kv_heads, -1, size)  # [kv heads, group · length, size]
+                scores = torch.matmul(query, keys[:, :seen].transpose(1, 2)).mul_(scale)
+                scores.view(kv_heads, -1, length, seen)[..., seen - length :].add_(hidden[:length, :length])
+                weights = torch.softmax(scores, -1)
+                mixed = torch.matmul(weights, values[:, :seen])
+                out[first:last] = mixed.view(heads, length, value_size).transpose(0, 1)
+                kept += [query, weights]
         ctx.save_for_backward(*kept)
         ctx.scale, ctx.ends, ctx.heads = scale, ends, heads
         return out[None]
@@ -72,38 +74,49 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k and v; those of the shared beginning are summed over all rows, in float32."""
         (gradient,) = gradients
-        kept, heads = ctx.saved_tensors, ctx.heads
-        tokens, value_size = gradient.shape[1], gradient.shape[3]
-        kv_heads, size = kept[0].shape[0], kept[0].shape[2]
-        dq = gradient.new_empty(1, tokens, heads, size)
-        dk = gradient.new_zeros(1, tokens, kv_heads, size)
-        dv = gradient.new_zeros(1, tokens, kv_heads, value_size)
-        first = ctx.ends[0]
-        shared_dk, shared_dv = (one[0, :first].float() for one in (dk, dv))
-        for number, (start, end, shared) in enumerate(_spans(ctx.ends)):
-            query, keys, values, weights = kept[4 * number : 4 * number + 4]
-            mine = gradient[0, start:end].transpose(0, 1).reshape(kv_heads, -1, value_size)
-            row_dv = torch.matmul(weights.transpose(1, 2), mine).transpose(0, 1)
-            dweights = torch.matmul(mine, values.transpose(1, 2))
-            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(ctx.scale)
-            dq[0, start:end] = torch.matmul(dscores, keys).view(heads, end - start, size).transpose(0, 1)
-            row_dk = torch.matmul(dscores.transpose(1, 2), query).transpose(0, 1)
+        heads, kept = ctx.heads, iter(ctx.saved_tensors)
+        tokens, value_size, first = gradient.shape[1], gradient.shape[3], ctx.ends[0]
+        dq = dk = dv = shared_dk = shared_dv = gradient.new_empty(0)
+        for start, end, shared in _spans(ctx.ends):
+            keys, values = next(kept), next(kept)
+            kv_heads, _, size = keys.shape
+            if not len(dq):
+                dq, dk = (gradient.new_empty(1, tokens, n, size) for n in (heads, kv_heads))
+                dv = gradient.new_empty(1, tokens, kv_heads, value_size)
+                shared_dk, shared_dv = (
+                    one.new_zeros(kv_heads, first, one.shape[3], dtype=torch.float32) for one in (dk, dv)
+                )
+            row_dk, row_dv = torch.zeros_like(keys), torch.zeros_like(values)
+            for begin, last in _blocks(start, end):
+                query, weights = next(kept), next(kept)
+                seen = shared + last - start
+                mine = gradient[0, begin:last].transpose(0, 1).reshape(kv_heads, -1, value_size)
+                row_dv[:, :seen].baddbmm_(weights.transpose(1, 2), mine)
+                dweights = torch.matmul(mine, values[:, :seen].transpose(1, 2))
+                dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(ctx.scale)
+                dq[0, begin:last] = (
+                    torch.matmul(dscores, keys[:, :seen]).view(heads, last - begin, size).transpose(0, 1)
+                )
+                row_dk[:, :seen].baddbmm_(dscores.transpose(1, 2), query)
             if end > first:
-                dk[0, start:end], dv[0, start:end] = row_dk[shared:], row_dv[shared:]
+                dk[0, start:end], dv[0, start:end] = (one[:, shared:].transpose(0, 1) for one in (row_dk, row_dv))
             if first:  # the beginning itself, or a row's view of it
-                shared_dk += row_dk[:first]
-                shared_dv += row_dv[:first]
-        dk[0, :first], dv[0, :first] = shared_dk, shared_dv
+                shared_dk += row_dk[:, :first]
+                shared_dv += row_dv[:, :first]
+        dk[0, :first], dv[0, :first] = shared_dk.transpose(0, 1), shared_dv.transpose(0, 1)
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None
 
 
-def _future(longest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Minus infinity where a token would see a later one: at least [longest, longest], kept for the next layers."""
-    return _triangle(-(-longest // 256) * 256, dtype, device)
+def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """A row's queries, cut into equal blocks of at most BLOCK."""
+    count = -(-(end - start) // BLOCK)
+    for number in range(count):
+        yield start + (end - start) * number // count, start + (end - start) * (number + 1) // count
 
 
 @lru_cache(maxsize=2)
-def _triangle(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _future(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Minus infinity where a token would see a later one: [size, size], kept for the next layers."""
     return torch.full((size, size), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 

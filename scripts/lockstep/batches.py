@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Sampler
 
-from lockstep.collator import IGNORE, Collator, PackingCollator
+from lockstep.collator import IGNORE, Collator, PackingCollator, common_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -123,8 +123,10 @@ class WindowCollator:
     processes: int = 1
 
     def __call__(self, rows: Sequence[Row]) -> Window:
-        lengths = [len(row["input_ids"]) for row in rows]
-        limit = self.rows_in_a_pass * self.max_length
+        # what all rows of the window begin with, every pass computes once
+        shared = common_prefix(rows) if self.share_prefix else 0
+        lengths = [len(row["input_ids"]) - shared for row in rows]
+        limit = self.rows_in_a_pass * self.max_length - shared
         mine = plan(lengths, limit, None if self.packed else self.rows_in_a_pass, self.processes)[self.rank]
         collate = PackingCollator(self.share_prefix) if self.packed else Collator(self.pad_token_id)
         return Window([collate([rows[place] for place in one] or [silenced(rows[0])]) for one in mine])

@@ -2,7 +2,8 @@
 
 PEFT's own forward pass draws a dropout mask for every layer, casts weights and activations back and
 forth, and dequantizes the base weight twice a pass. On a CPU that is half of the time. The pass here
-computes the same sum, base + scale · B · A · dropout(x), with the weights that the layer has.
+computes the same sum, base + scale · B · A · dropout(x), with the weights that the layer has, and for
+layers that read the same input, such as q, k and v, all at once.
 """
 
 from typing import Any
@@ -16,68 +17,108 @@ from torch import Tensor, nn
 from lockstep import models
 from lockstep.adapters import NAME
 
+# Layers of one module that read the same input. Where a model's do not, the result is the same, only slower.
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
-class _Dropout:
-    """One mask for each input that adapters read: siblings such as q, k and v share theirs.
 
-    Drawing masks is a fifth of a CPU step, and most of that repeats for siblings. Each adapter still
-    loses every element of its input with probability p, independently of all others of that input.
-    Bits come from SFC64, seeded from torch's generator: the checkpoint of that one is enough, and
-    gradient checkpointing, which sets it back, sees the same masks again.
+def draw_mask(x: Tensor, p: float) -> Tensor:
+    """int16 of x's shape: 0 with probability p, else 1.
+
+    Drawing masks by torch is a fifth of a CPU step, and so it is to multiply by bools. Bits come from
+    SFC64, seeded from torch's generator: the checkpoint of that one is enough, and gradient
+    checkpointing, which sets it back, sees the same masks again.
     """
+    seed = int(torch.randint(2**62, ()))
+    words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
+    bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
+    return torch.ge(bits, round(p * 2**16) - 2**15, out=torch.empty_like(bits))
 
-    def __init__(self) -> None:
-        self.of: Tensor | None = None  # the input; holding it keeps its identity
-        self.kept: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-        """(x with dropped elements 0 and the others as they are, which are kept as a bool tensor)."""
-        if self.of is not x or self.kept is None:
-            seed = int(torch.randint(2**62, ()))
-            words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
-            bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
-            mask = bits >= round(p * 2**16) - 2**15
-            self.of, self.kept = x, (x * mask, mask)
-        return self.kept
-
-    def forget(self) -> None:
-        """Let go of the last pass."""
-        self.of = self.kept = None
+def drop(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is 1, else 0. Two-byte floats are multiplied as integers, which is exact and needs no cast."""
+    return (x.view(torch.int16) * mask).view(x.dtype) if x.element_size() == 2 else x * mask
 
 
 class _FrozenPlusLora(torch.autograd.Function):
-    """x Wᵀ + b + scale · (dropped x) Aᵀ Bᵀ with W frozen; A and B are cast to x's dtype, their gradients back."""
+    """x Wᵀ + b + scale · (dropped x) Aᵀ Bᵀ of some layers with the same input; W is frozen.
+
+    A and B are cast to x's dtype, their gradients back.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float,
-                dropped: tuple[Tensor, Tensor] | None) -> Tensor:  # fmt: skip
-        """x [..., in], weight [out, in], a [r, in], b [out, r] → [..., out]."""
-        flat = x.reshape(-1, x.shape[-1])
-        seen, mask = (flat, None) if dropped is None else (part.reshape(flat.shape) for part in dropped)
-        a, b = a.to(x.dtype), b.to(x.dtype)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, scales: tuple[float, ...],
+                *factors: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
+        """x [tokens, in], weight [outs, in], each layer's A [r, in] and then each one's B [out, r] → each one's [tokens, out]."""
+        a = torch.cat(factors[: len(scales)]).to(x.dtype)
+        bs = [b.to(x.dtype) for b in factors[len(scales) :]]
+        seen = x if mask is None else drop(x, mask)
         low = seen @ a.t()
-        out = nn.functional.linear(flat, weight, bias).addmm_(low, b.t(), alpha=scale)
-        ctx.save_for_backward(seen, mask, low, weight, a, b)
-        ctx.scale, ctx.shape = scale, x.shape
-        return out.view(*x.shape[:-1], -1)
+        out = nn.functional.linear(x, weight, bias)
+        parts = torch.split(out, [len(b) for b in bs], 1)
+        for part, b, scale, some in zip(parts, bs, scales, torch.split(low, [b.shape[1] for b in bs], 1), strict=True):
+            part.addmm_(some, b.t(), alpha=scale)
+        ctx.save_for_backward(seen, mask, low, weight, a, *bs)
+        ctx.scales = scales
+        return tuple(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, a and b."""
-        seen, mask, low, weight, a, b = ctx.saved_tensors
-        gradient = gradients[0].reshape(-1, gradients[0].shape[-1])
-        of_low = (gradient @ b).mul_(ctx.scale)
-        of_a = (of_low.t() @ seen).float()
-        of_b = (low.t() @ gradient).t().float().mul_(ctx.scale)
+        """Gradients of x, and of each A and B."""
+        seen, mask, low, weight, a, *bs = ctx.saved_tensors
+        ranks = [b.shape[1] for b in bs]
+        of_low = torch.cat([(g @ b).mul_(s) for g, b, s in zip(gradients, bs, ctx.scales, strict=True)], 1)
+        of_a = (of_low.t() @ seen).float().split(ranks)
+        of_b = [
+            (some.t() @ g).t().float().mul_(s)
+            for g, some, s in zip(gradients, low.split(ranks, 1), ctx.scales, strict=True)
+        ]
         of_x = None
         if ctx.needs_input_grad[0]:
+            gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients, 1)
             of_x = gradient @ weight
             if mask is None:
                 of_x.addmm_(of_low, a)
             else:
-                of_x += (of_low @ a).mul_(mask)
-            of_x = of_x.view(ctx.shape)
-        return of_x, None, None, of_a, of_b, None, None
+                of_x += drop(of_low @ a, mask)
+        return of_x, None, None, None, None, *of_a, *of_b
+
+
+class _Siblings:
+    """The adapted layers of a module that read the same input: the first that is called computes for all."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
+        bases = [layer.base_layer for layer in layers]
+        parts = [models.dequantize(b) if _is_4bit(layer) else b.weight for layer, b in zip(layers, bases, strict=True)]
+        self.weight = parts[0] if len(parts) == 1 else torch.cat([part.detach() for part in parts])
+        for layer, base, rows in zip(layers, bases, self.weight.detach().split([len(p) for p in parts]), strict=True):
+            if not _is_4bit(layer):
+                base.weight.data = rows  # one copy in memory
+        biases = [rows.new_zeros(len(part)) if b.bias is None else b.bias for b, part in zip(bases, parts, strict=True)]
+        self.bias = None if all(b.bias is None for b in bases) else torch.cat([bias.detach() for bias in biases])
+        self.factors = [getattr(layer, name)[NAME].weight for name in ("lora_A", "lora_B") for layer in layers]
+        self.scales = tuple(layer.scaling[NAME] for layer in layers)
+        p = layers[0].lora_dropout[NAME]
+        self.p = p.p if isinstance(p, nn.Dropout) else 0.0
+        self.input: Tensor | None = None  # of which there are outputs to be fetched; holding it keeps its identity
+        self.outputs: dict[int, Tensor] = {}
+
+    def output(self, number: int, x: Tensor) -> Tensor:
+        """What layer `number` makes of x."""
+        if self.input is not x or number not in self.outputs:
+            self.input, self.outputs = x, dict(enumerate(self._all(x)))
+        found = self.outputs.pop(number)
+        if not self.outputs:
+            self.input = None
+        return found.view(*x.shape[:-1], -1)
+
+    def _all(self, x: Tensor) -> tuple[Tensor, ...]:
+        flat = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
+        p = self.p if self.layers[0].training else 0.0
+        mask = draw_mask(flat, p) if p else None
+        kept = 1 - round(p * 2**16) / 2**16
+        scales = tuple(scale / kept for scale in self.scales)
+        return _FrozenPlusLora.apply(flat, self.weight, self.bias, mask, scales, *self.factors)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class FastPass:
@@ -92,41 +133,48 @@ class FastPass:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.dropout = _Dropout()
         found = [module for module in model.modules() if isinstance(module, LoraLayer) and _is_plain(module)]
         four_bit = sum(
             layer.base_layer.in_features * layer.base_layer.out_features for layer in found if _is_4bit(layer)
         )
         if four_bit * 4 > psutil.virtual_memory().available // 2:
             found = []
-        for layer in found:
-            self._replace(layer)
+        for together in _grouped(model, found):
+            group = _Siblings(together)
+            for number, layer in enumerate(together):
+                _replace(layer, number, group)
         self.layers = len(found)
-
-    def _replace(self, layer: Any) -> None:
-        base = layer.base_layer
-        weight = models.dequantize(base) if _is_4bit(layer) else base.weight
-        a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-        scale, p, own = layer.scaling[NAME], layer.lora_dropout[NAME], layer.forward
-        share = p.p if isinstance(p, nn.Dropout) else 0.0
-
-        def forward(x: Tensor, *rest: Any, **named: Any) -> Tensor:
-            if layer.disable_adapters or layer.merged:
-                return own(x, *rest, **named)  # type: ignore[no-any-return]
-            x = x.to(weight.dtype)
-            drops = layer.training and share > 0
-            dropped = self.dropout(x, share) if drops else None
-            kept_scale = scale / (1 - round(share * 2**16) / 2**16) if drops else scale
-            return _FrozenPlusLora.apply(x, weight, base.bias, a, b, kept_scale, dropped)  # type: ignore[no-any-return, no-untyped-call]
-
-        layer.forward = forward
 
     def undo(self, model: nn.Module) -> None:
         """PEFT's own forward pass again, and the dequantized weights freed."""
         for module in model.modules():
             if isinstance(module, LoraLayer):
                 module.__dict__.pop("forward", None)
-        self.dropout.forget()
+
+
+def _replace(layer: Any, number: int, group: _Siblings) -> None:
+    own = layer.forward
+
+    def forward(x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        if layer.disable_adapters or layer.merged:
+            return own(x, *rest, **named)  # type: ignore[no-any-return]
+        return group.output(number, x)
+
+    layer.forward = forward
+
+
+def _grouped(model: nn.Module, found: list[Any]) -> list[list[Any]]:
+    """The layers, siblings together."""
+    left, groups = dict.fromkeys(found), []
+    for module in model.modules():
+        for names in SIBLINGS:
+            together: list[Any] = [layer for name in names if (layer := getattr(module, name, None)) in left]
+            alike = {(layer.base_layer.in_features, _is_4bit(layer)) for layer in together}
+            if len(together) > 1 and len(alike) == 1:
+                groups.append(together)
+                for layer in together:
+                    del left[layer]
+    return [*groups, *([layer] for layer in left)]
 
 
 def _is_4bit(layer: Any) -> bool:

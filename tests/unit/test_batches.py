@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from lockstep import attention, loss
-from lockstep.batches import WindowSampler, plan
+from lockstep.batches import WindowCollator, WindowSampler, plan
 from lockstep.collator import IGNORE, Collator, PackingCollator
 
 
@@ -118,3 +118,10 @@ def test_what_packing_hands_over() -> None:
         "labels": [[IGNORE, 6, IGNORE]],
         "borders": [0, 2, 3],
     }
+
+
+def test_a_shared_beginning_takes_room_once_in_a_pass() -> None:
+    made = [{"input_ids": [1] * 50 + [number] * 50, "labels": [IGNORE] * 60 + [number] * 40} for number in range(2, 8)]
+    passes = WindowCollator(0, 2, 100, packed=True, share_prefix=True)(made).passes
+    assert [batch["input_ids"].shape[1] for batch in passes] == [200, 200]  # 50 shared, and 50 of each of three rows
+    assert [int(batch["borders"][0]) for batch in passes] == [50, 50]

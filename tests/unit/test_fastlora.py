@@ -49,30 +49,29 @@ def test_loss_and_gradients_are_pefts(tmp_path: Path, kind: str, quantized: bool
     assert again[0] == theirs[0]
 
 
-def test_with_dropout_the_gradients_are_those_of_the_same_masks(tiny_model: Path) -> None:
+def test_with_dropout_the_gradients_are_those_of_the_same_masks(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PEFT's pass, given the masks that ours drew, has our loss and our gradients."""
     model = adapted(tiny_model, 0.3, quantized=False).train()
     other = copy.deepcopy(model)
-    fast = fastlora.FastPass(model)
-    drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
-    draw = fast.dropout.__class__.__call__
+    fastlora.FastPass(model)
+    drawn: list[torch.Tensor] = []
+    draw = fastlora.draw_mask
 
-    def recorded(self, x, p):  # type: ignore[no-untyped-def]
-        found = draw(self, x, p)
-        drawn.append(found)
-        return found
+    def recorded(x: torch.Tensor, p: float) -> torch.Tensor:
+        drawn.append(draw(x, p))
+        return drawn[-1]
 
-    fast.dropout.__class__.__call__ = recorded  # type: ignore[method-assign]
-    try:
-        ours = measured(model)
-    finally:
-        fast.dropout.__class__.__call__ = draw  # type: ignore[method-assign]
-    masks = iter(drawn)
+    monkeypatch.setattr(fastlora, "draw_mask", recorded)
+    ours = measured(model)
+    # q, k, v share a mask, then o; gate, up; and down
+    masks = iter(mask for number, mask in enumerate(drawn) for _ in range((3, 1, 2, 1)[number % 4]))
     kept = 1 - round(0.3 * 2**16) / 2**16
 
     class Same(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * next(masks)[1] / kept
+            return x * next(masks).view(x.shape) / kept
 
     for module in other.modules():
         if isinstance(module, fastlora.LoraLayer):
@@ -83,18 +82,37 @@ def test_with_dropout_the_gradients_are_those_of_the_same_masks(tiny_model: Path
         torch.testing.assert_close(gradient, theirs[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_masks_drop_the_share_that_was_asked_for_and_siblings_share_theirs() -> None:
-    dropout, x = fastlora._Dropout(), torch.ones(1000, 999)
+def test_masks_drop_the_share_that_was_asked_for() -> None:
+    x = torch.randn(1000, 999, dtype=torch.bfloat16)
     torch.manual_seed(3)
-    seen, mask = dropout(x, 0.05)
-    assert (~mask).float().mean().item() == pytest.approx(0.05, abs=0.001)
-    assert torch.equal(seen, mask.float())
-    assert dropout(x, 0.05)[1] is mask
-    other = dropout(torch.ones(1000, 999), 0.05)[1]
-    assert (~mask & ~other).float().mean().item() == pytest.approx(0.0025, abs=0.0005)  # independent of the last
+    mask, other = fastlora.draw_mask(x, 0.05), fastlora.draw_mask(x, 0.05)
+    assert set(mask.unique().tolist()) == {0, 1}
+    assert (mask == 0).float().mean().item() == pytest.approx(0.05, abs=0.001)
+    assert ((mask == 0) & (other == 0)).float().mean().item() == pytest.approx(0.0025, abs=0.0005)  # independent
     torch.manual_seed(3)
-    dropout.forget()
-    assert torch.equal(dropout(x, 0.05)[1], mask)
+    assert torch.equal(fastlora.draw_mask(x, 0.05), mask)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert torch.equal(fastlora.drop(x.to(dtype), mask), x.to(dtype) * mask.to(dtype))
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["up_proj"], ["k_proj", "o_proj", "gate_proj", "up_proj"]])
+def test_any_choice_of_layers_is_pefts_too(tiny_model: Path, targets: list[str]) -> None:
+    """Of other siblings, too, and with ranks and scales of their own."""
+    base = models.load(tiny_model, torch.float32, "cpu")
+    options = LoraConfig(
+        r=4, lora_alpha=8, target_modules=targets, rank_pattern={targets[-1]: 2}, alpha_pattern={targets[0]: 3}
+    )
+    model = get_peft_model(base, options).train()
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    theirs = measured(model)
+    assert fastlora.FastPass(model).layers == 2 * len(targets)
+    ours = measured(model)
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    for name, gradient in ours[1].items():
+        torch.testing.assert_close(gradient, theirs[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_drops_nothing_and_a_disabled_adapter_is_the_base(tiny_model: Path) -> None:

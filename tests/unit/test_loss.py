@@ -37,10 +37,11 @@ def measured(
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("shared", [0, 1, 9])
-@pytest.mark.parametrize("sizes", [(7,), (5, 17, 9), (3, 3, 3, 40), (2, 8)])
+@pytest.mark.parametrize(("sizes", "block"), [((7,), 3), ((5, 17, 9), 160), ((3, 3, 3, 40), 7), ((2, 8), 160)])
 def test_rows_laid_end_to_end_have_the_loss_and_gradients_that_they_have_alone(
-    tmp_path: Path, kind: str, shared: int, sizes: tuple[int, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, shared: int, sizes: tuple[int, ...], block: int
 ) -> None:
+    monkeypatch.setattr(attention, "BLOCK", block)
     attention.register()
     network = AutoModelForCausalLM.from_pretrained(tiny.model(tmp_path / "m", kind=kind), dtype=torch.float32).train()
     chosen = rows(*sizes, shared=shared)
