@@ -141,7 +141,7 @@ test-e2e: .venv/dev.stamp ## a tiny model through all stages and the real vLLM s
 	$(PY) -m pytest -m e2e $(ARGS)
 
 test-faults: .venv/dev.stamp ## tests that kill and starve stages on purpose, beyond those of make test
-	$(PY) -m pytest -m faults $(ARGS)
+	$(PY) -m pytest --numprocesses 2 --dist loadfile -m faults $(ARGS)
 
 lint: .venv/dev.stamp ## ruff, mypy and shellcheck
 	.venv/bin/ruff check .

@@ -28,7 +28,10 @@ LOCKSTEP_FIGURES=figures.json make test
 LOCKSTEP_FIGURES=figures.json make test-faults
 .venv/bin/python tests/faults/write_reliability.py figures.json
 HYPOTHESIS_PROFILE=long .venv/bin/python -m pytest tests/unit/test_fuzzing.py
+LOCKSTEP_KILLS=every .venv/bin/python -m pytest -m faults tests/faults/test_kills.py
 ```
+
+The last two lines try more of the same, for hours: longer random inputs, and kills at many moments of each place.
 
 The attacks stand in `tests/faults/`, and the quick ones run in every `make test`. Known advisories and
 dated exceptions are in `tests/faults/advisories.yaml`.
