@@ -28,7 +28,9 @@ def test_base_tuned_and_another_run_in_one_table(tmp_path: Path) -> None:
     figures = metrics["runs"] | {side: metrics[side] for side in ("base", "tuned")}
     value = {side: found["perplexity"]["value"] for side, found in figures.items()}
     assert value["tuned"] < value["second"] < value["base"]  # six steps, two at a lower rate, none
-    lines = [json.loads(line) for line in (home.run / "eval/predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (home.run / "eval/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert lines and all({"base", "tuned", "second"} <= line.keys() for line in lines)
     serving = metrics["serving"]["perplexity"]
     assert serving["served"] == pytest.approx(serving["trained"], rel=0.02)
