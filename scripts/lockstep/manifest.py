@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lockstep import paths
@@ -117,9 +118,11 @@ def short(digest: str | None) -> str:
 def write_json(file: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one.
 
+    Two processes must not write the same file at once. What a killed one leaves, the next one replaces.
+
     Raises: OSError.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as stream:
             json.dump(value, stream, ensure_ascii=False, indent=2, allow_nan=False)
@@ -155,7 +158,8 @@ def sha256_of(file: Path) -> str:
         with file.open("rb") as stream:
             cache[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_cache_file(), dict(list(cache.items())[-CACHED:]))
+        with filelock.FileLock(_cache_file().with_suffix(".lock")):  # stages of several runs remember here
+            write_json(_cache_file(), dict(list(cache.items())[-CACHED:]))
     return cache[key]
 
 

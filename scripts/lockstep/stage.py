@@ -153,8 +153,8 @@ class Stage:
         replaced = self.folder.with_name(f".{self.folder.name}.replaced")
         if self.folder.exists():
             self.folder.rename(replaced)
-        work.rename(self.folder)
         work.with_name(f"{work.name}.json").unlink(missing_ok=True)
+        work.rename(self.folder)
         manifest.fsync(self.folder.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
