@@ -6,7 +6,9 @@ trained model says is handed over in a file that the others map.
 
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -18,7 +20,7 @@ import torch
 from lockstep import adapterfile, merging, models, reference, shards
 from lockstep.collator import IGNORE, Collator
 from lockstep.config import Settings
-from lockstep.errors import UserError
+from lockstep.errors import UserError, is_out_of_memory
 
 MAX_GAP = 0.05  # nats a token between the trained model's own record and the model that is read back
 LOG_PROBS = "trained.f32"  # of the trained model, float32 [positions, vocabulary]
@@ -32,6 +34,7 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
 
     Raises:
         UserError: its own, or the process was killed, as where memory runs out.
+        OSError: its own.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -50,7 +53,7 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
     finally:
         child.kill()  # where this process was interrupted
         child.join()
-    if isinstance(found, UserError):
+    if isinstance(found, UserError | OSError):
         raise found
     answer: Answer = found
     return answer
@@ -58,17 +61,24 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
 
 def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in cli.run
     try:
         sender.send(work(*arguments))
-    except UserError as error:
+    except (UserError, OSError) as error:
         sender.send(error)
     except (RuntimeError, MemoryError) as error:
-        from lockstep.trainer import is_out_of_memory
-
         if not is_out_of_memory(error):
             raise
         sender.send(UserError(f"out of memory while a model is measured ({error}): stop other programs and run again"))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed says nothing: nobody must go on writing where the next run begins."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def probes(data: Path, pad: int) -> list[reference.Batch]:
