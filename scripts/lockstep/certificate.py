@@ -6,9 +6,7 @@ trained model says is handed over in a file that the others map.
 
 import logging
 import multiprocessing
-import os
 import signal
-import threading
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -17,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lockstep import adapterfile, merging, models, reference, shards
+from lockstep import adapterfile, merging, models, processes, reference, shards
 from lockstep.collator import IGNORE, Collator
 from lockstep.config import Settings
 from lockstep.errors import UserError, is_out_of_memory
@@ -61,7 +59,7 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
 
 def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    processes.die_with_parent()  # nobody must go on writing where the next run begins
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in cli.run
     try:
         sender.send(work(*arguments))
@@ -71,14 +69,6 @@ def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, 
         if not is_out_of_memory(error):
             raise
         sender.send(UserError(f"out of memory while a model is measured ({error}): stop other programs and run again"))
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed says nothing: nobody must go on writing where the next run begins."""
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
 
 
 def probes(data: Path, pad: int) -> list[reference.Batch]:

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import filelock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -115,8 +116,11 @@ def short(digest: str | None) -> str:
     return digest[:8] if digest else "none"
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one.
+@contextmanager
+def replacing(
+    file: Path, mode: str = "w", newline: str | None = None, encoding: str | None = "utf-8"
+) -> Iterator[IO[Any]]:
+    """A stream for a file's new bytes: a reader sees the old file or the new one, never half of one.
 
     Two processes must not write the same file at once. What a killed one leaves, the next one replaces.
 
@@ -124,14 +128,23 @@ def write_json(file: Path, value: Any) -> None:
     """
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(value, stream, ensure_ascii=False, indent=2, allow_nan=False)
-            stream.write("\n")
+        with temporary.open(mode, newline=newline, encoding=encoding) as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON, all of it or nothing.
+
+    Raises: OSError.
+    """
+    with replacing(file) as stream:
+        json.dump(value, stream, ensure_ascii=False, indent=2, allow_nan=False)
+        stream.write("\n")
 
 
 def fsync(path: Path) -> None:

@@ -6,7 +6,10 @@ scripts from which one is called is a site, where a task may kill it, signal it 
 With `watch_reads` it also notes what is read from a folder whose manifest does not verify.
 """
 
+import contextlib
 import errno
+import faulthandler
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -15,6 +18,7 @@ import multiprocessing.util
 import os
 import resource
 import runpy
+import select
 import shutil
 import signal
 import subprocess
@@ -41,6 +45,8 @@ LIBRARY_CALLS = {
     ("datasets/arrow_writer.py", "write_table"), ("datasets/arrow_dataset.py", "save_to_disk"), ("shutil.py", "copyfile"),
     ("lockstep/shards.py", "write"),
 }  # fmt: skip
+PATIENCE = 60.0  # seconds after which a stage hangs
+PIPE = 2**20  # bytes that a stage may print
 BUFFERED = {"write", "writelines", "flush"}
 C_CALLS = OS_CALLS | FILE_CALLS
 IMPORTS = (
@@ -60,7 +66,6 @@ class Task:
     """
 
     argv: list[str]
-    out: str  # file for what it prints
     notes: str = ""  # file for what it saw: sites, reads
     do: str = ""
     at: str = ""
@@ -253,15 +258,16 @@ def limit(task: Task) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (have + task.address_space,) * 2)
 
 
-def child(task: Task, home: Path) -> int:
-    """Run a script as its own program would."""
-    descriptor = os.open(task.out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def child(task: Task, home: Path, pipe: int) -> int:
+    """Run a script as its own program would; what it prints goes into the pipe."""
     for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    os.close(descriptor)
+        os.dup2(pipe, stream)
+    os.close(pipe)
     os.environ.update(task.env)
     os.chdir(home)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     script = SCRIPTS + task.argv[0]
     sys.argv = [script, *task.argv[1:]]
     reads = Reads(home)
@@ -292,12 +298,26 @@ def child(task: Task, home: Path) -> int:
 # ---- in the nursery ----
 
 
-def wait_for(pid: int, seconds: float) -> int:
-    """Its exit code, or minus the signal that ended it."""
-    if seconds:
-        time.sleep(seconds)
+def wait_for(pid: int, kill_after: float) -> int:
+    """Its exit code, or minus the signal that ended it. One that hangs says where, and is killed."""
+    watched = os.pidfd_open(pid)
+    if not select.select([watched], [], [], kill_after or PATIENCE)[0]:
+        if not kill_after:
+            os.kill(pid, signal.SIGUSR1)
+            time.sleep(1)
         os.kill(pid, signal.SIGKILL)
+    os.close(watched)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def printed(pipe: int) -> str:
+    """All that a child has printed. Not to the pipe's end, which a process that it left may hold open."""
+    found = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(pipe, PIPE):
+            found += part
+    os.close(pipe)
+    return found.decode(errors="replace")
 
 
 def main() -> None:
@@ -315,16 +335,21 @@ def main() -> None:
     for line in sys.stdin:
         task = Task(**json.loads(line))
         started = time.monotonic()
+        reading, writing = os.pipe()
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE)  # no file: its size would be limited, too
+        os.set_blocking(reading, False)
         pid = os.fork()
         if pid == 0:
             try:
-                code = child(task, home)
+                code = child(task, home, writing)
             except BaseException:
                 traceback.print_exc()
                 code = 1
             os._exit(code)
+        os.close(writing)
         code = wait_for(pid, task.kill_after)
-        answers.write(json.dumps({"code": code, "seconds": time.monotonic() - started}) + "\n")
+        answer = {"code": code, "seconds": time.monotonic() - started, "printed": printed(reading)}
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
@@ -343,7 +368,7 @@ class Ended:
 
 
 class Nursery:
-    """A process that forks stages, all of one home; what they say goes to files in `notes`."""
+    """A process that forks stages, all of one home; what they see goes to files in `notes`."""
 
     def __init__(self, home: Path, notes: Path | None = None, **env: str) -> None:
         from conftest import script_environment
@@ -356,10 +381,10 @@ class Nursery:
 
     def run(self, *argv: str, **task: Any) -> Ended:
         """Fork a script with its arguments; `task` as in Task."""
-        out, notes = self.notes / "out.txt", self.notes / "notes.json"
+        notes = self.notes / "notes.json"
         for old in self.notes.glob("notes.json*"):
             old.unlink()
-        made = Task(list(argv), str(out), str(notes), **task)
+        made = Task(list(argv), "" if "file_size" in task else str(notes), **task)  # a limit is the notes' limit, too
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(asdict(made)) + "\n")
         self.process.stdin.flush()
@@ -367,7 +392,7 @@ class Nursery:
         seen = [json.loads(file.read_text()) for file in self.notes.glob("notes.json*")]
         sites = {site: count for one in seen for site, count in one["sites"].items()}
         reads = [read for one in seen for read in one["reads"]]
-        return Ended(answer["code"], answer["seconds"], out.read_text(errors="replace"), sites, reads)
+        return Ended(**answer, sites=sites, reads=reads)
 
     def close(self) -> None:
         assert self.process.stdin

@@ -99,7 +99,9 @@ def summary(file: Path) -> str:
         # of an evaluation and of answers, which hold latencies
         follows = {"digest"} if file.parent.name == "eval" else {"sha256"} if file.suffix == ".done" else set()
         text = json.dumps({key: value for key, value in steady(json.loads(text)).items() if key not in follows})
-    elif file.name in {"metrics.jsonl", "predictions.jsonl", "answers.jsonl"} or file.parent.name == "answers":
+    elif file.name in {"metrics.jsonl", "predictions.jsonl", "answers.jsonl"} or (
+        file.parent.name == "answers" and file.suffix == ".jsonl"
+    ):
         text = json.dumps([steady(json.loads(line)) for line in text.splitlines()])
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
@@ -115,15 +117,18 @@ def contents(home: Path) -> dict[str, str]:
 
 
 def broken(home: Path) -> list[str]:
-    """Folders that do not verify, and notes of a batch that tell another hash than its answers have."""
+    """Folders that do not verify, and notes of finished answers that tell another hash than these have."""
     folders = [file.parent for name in ("models", "outputs") for file in (home / name).rglob("manifest.json")]
-    notes = list((home / "outputs").rglob(".*.done"))
     return [str(folder) for folder in folders if not verifies(folder)] + [
-        str(note)
-        for note in notes
-        if json.loads(note.read_bytes())["sha256"]
-        != hashlib.sha256(note.with_name(note.stem[1:]).read_bytes()).hexdigest()
+        str(note) for note in (home / "outputs").rglob(".*.done") if not of_its_answers(note)
     ]
+
+
+def of_its_answers(note: Path) -> bool:
+    answers = note.with_name(note.stem[1:])
+    if answers.with_name(f".{answers.name}.partial").exists():  # not finished: the same command goes on
+        return True
+    return bool(json.loads(note.read_bytes())["sha256"] == hashlib.sha256(answers.read_bytes()).hexdigest())
 
 
 def prepare(home: Path) -> None:
