@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 from faults.nursery import Ended, Nursery
 from faults.world import STAGES, World, broken, contents, one_line
+from serving import reseal
+
+from lockstep import manifest
 
 pytestmark = [
     pytest.mark.faults,
@@ -150,7 +153,6 @@ def test_memory_runs_out_in_the_heaviest_call(world: World, name: str, kind: str
 def spoil(folder: Path, tensor: str, value: float) -> None:
     """Put a value into a tensor of a safetensors folder, and make its manifest true again."""
     from safetensors.torch import load_file, save_file
-    from serving import reseal
 
     (file,) = folder.glob("*.safetensors")
     weights = load_file(file)
@@ -177,6 +179,8 @@ def test_weights_that_are_no_numbers(world: World, case: str, value: float) -> N
     shutil.copytree(home / "peft", home / "peft.good", dirs_exist_ok=True)
     try:
         spoil(home / folder, tensor, value)
+        if folder == "models/tiny":  # as if the data had been made with it
+            reseal(home / "outputs/r/data", {folder: manifest.read(home / folder).digest})
         ended = world.run(name, more=("--force",))
         assert ended.code == 2, ended.printed[-3000:]
         assert any(word in one_line(ended) for word in ("finite", "nan", "inf")), ended.printed

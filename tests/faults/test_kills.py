@@ -6,6 +6,8 @@ read a folder whose manifest does not verify. LOCKSTEP_KILLS=every kills at many
 
 import os
 import random
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,18 +33,49 @@ def moments(sites: dict[str, int], chance: random.Random) -> list[tuple[str, int
     ]
 
 
+def killed_at(world: World, name: str, sites: dict[str, int], before: Path, more: tuple[str, ...] = ()) -> list[str]:
+    """What is wrong after kills at each of the sites, and the same command again."""
+    wrong = []
+    for site, time in moments(sites, random.Random(name)):
+        world.nursery.restore(before)
+        killed = world.run(name, more, do="kill", at=site, time=time)
+        if killed.code != -signal.SIGKILL:
+            wrong.append(f"{site}, time {time}: was not reached")
+        wrong += [f"{site}, time {time}: {fault}" for fault in again(world, name, more)]
+    return wrong
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_kill_at_each_place_that_changes_the_disk(world: World, name: str, record_property: Any) -> None:
-    clean, wrong = world.clean[name], []
-    tried = moments(clean.ended.sites, random.Random(name))
-    record_property("cases", len(tried))
-    for site, time in tried:
-        world.nursery.restore(clean.before)
-        killed = world.run(name, do="kill", at=site, time=time)
-        if killed.code == 0:
-            wrong.append(f"{site}, time {time}: was not reached")
-        wrong += [f"{site}, time {time}: {fault}" for fault in again(world, name)]
+    clean = world.clean[name]
+    record_property("cases", len(moments(clean.ended.sites, random.Random(name))))
+    wrong = killed_at(world, name, clean.ended.sites, clean.before)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in {"batch", "report"}])
+def test_a_kill_at_each_place_that_replaces_an_output(world: World, name: str, record_property: Any) -> None:
+    """With --force and a finished output: only the places that do not come in a first run."""
+    world.nursery.restore(world.clean[name].before)
+    assert world.run(name).code == 0
+    finished = world.nursery.keep(world.nursery.home / "snapshots/finished")
+    sites = world.run(name, ("--force",)).sites
+    only_here = {site: count for site, count in sites.items() if site not in world.clean[name].ended.sites}
+    record_property("cases", len(only_here))
+    wrong = killed_at(world, name, only_here, finished, ("--force",))
+    assert only_here and not wrong, "\n".join(wrong)
+
+
+def test_a_kill_at_each_place_where_training_goes_on(world: World, record_property: Any) -> None:
+    """Killed, and killed again: only the places that do not come in a first run."""
+    clean = world.clean["train"]
+    world.nursery.restore(clean.before)
+    world.run("train", do="kill", at="call lockstep/checkpoints.py publish", time=3)
+    begun = world.nursery.keep(world.nursery.home / "snapshots/begun")
+    only_here = {site: n for site, n in world.run("train").sites.items() if site not in clean.ended.sites}
+    record_property("cases", len(only_here))
+    wrong = killed_at(world, "train", only_here, begun)
+    assert only_here and not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -166,9 +166,9 @@ def one_line(ended: Ended) -> str:
     return lines[0]
 
 
-def again(world: World, name: str) -> list[str]:
+def again(world: World, name: str, more: tuple[str, ...] = ()) -> list[str]:
     """What is wrong once the killed stage has run again."""
-    ended = world.run(name, watch_reads=True)
+    ended = world.run(name, more, watch_reads=True)
     if ended.code != 0:
         return [f"ends with {ended.code}: {ended.printed[-2000:]}"]
     found, wanted = contents(world.nursery.home), world.clean[name].after
