@@ -118,6 +118,7 @@ def refuse_odd(file: Path) -> None:
 def fetch_local(model: Model, work: Path) -> None:
     """Copy the allowed files of a local folder."""
     files = local_files(model)
+    hub.keep_only({file.name for file in files}, work)  # nothing else of a killed try
     print(hub.check_room([hub.RemoteFile(file.name, file.stat().st_size) for file in files], work))
     for file in files:
         shutil.copyfile(file, work / file.name)

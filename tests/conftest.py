@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 from faults.figures import pytest_runtest_makereport, pytest_sessionfinish  # noqa: F401 - hooks
+from faults.world import World, built
 from misbehaving import Handler, Server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,3 +51,9 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with built(tmp_path_factory.mktemp("home")) as made:
+        yield made

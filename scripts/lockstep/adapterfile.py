@@ -89,11 +89,13 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise UserError(f"{paths.label(file)} cannot be read: {error}") from error
-    for name in tensors:
+    for name, tensor in tensors.items():
         if not name.startswith(PREFIX):
             raise UserError(
                 f"the adapter holds {name}, and PEFT's names begin with {PREFIX}: it would be left out in silence"
             )
+        if not tensor.isfinite().all():
+            raise UserError(f"the adapter holds values that are not finite, in {name}: its training failed")
     plain = {
         name.removeprefix(PREFIX).replace(".token_adapter.base_layer.", ".base_layer."): t
         for name, t in tensors.items()

@@ -94,17 +94,17 @@ class BatchFile:
             work: makes the record of a row's number; several threads call it at once.
 
         Raises:
-            UserError: what `work` raised first. No row is begun after that, and those that were are kept.
+            What `work` raised first. No row is begun after that, and those that were are kept.
         """
         rows = (number for number in range(self.rows) if number not in self._places)
-        todo, found = iter(list(rows)), queue.Queue[Row | UserError | None](concurrency)
+        todo, found = iter(list(rows)), queue.Queue[Row | BaseException | None](concurrency)
         stop = threading.Event()
 
         def worker() -> None:
             try:
                 for number in iter(lambda: None if stop.is_set() else next(todo, None), None):
                     found.put({"row": number} | work(number))
-            except UserError as error:
+            except BaseException as error:  # is raised where the rows are waited for
                 stop.set()
                 found.put(error)
             finally:
@@ -118,7 +118,7 @@ class BatchFile:
             result = found.get()
             if result is None:
                 concurrency -= 1
-            elif isinstance(result, UserError):
+            elif isinstance(result, BaseException):
                 failure = failure or result
             else:
                 self.add(result)
@@ -134,16 +134,13 @@ class BatchFile:
         """
         if missing := self.rows - len(self._places):
             raise UserError(f"{missing} of {self.rows} rows have not been asked: the same command goes on")
-        temporary, digest = self.output.with_name(f".{self.output.name}.tmp"), hashlib.sha256()
-        with self.partial.open("rb") as source, temporary.open("wb") as target:
+        digest = hashlib.sha256()
+        with self.partial.open("rb") as source, manifest.replacing(self.output, "wb", encoding=None) as target:
             for number in range(self.rows):
                 source.seek(self._places[number])
                 line = source.readline()
                 digest.update(line)
                 target.write(line)
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(self.output)
         manifest.write_json(self.record, {"key": self.key, "rows": self.rows, "sha256": digest.hexdigest()})
         self.partial.unlink()
 
@@ -180,13 +177,9 @@ class BatchFile:
 
     def _begun(self, answered: list[bytes]) -> BinaryIO | None:
         """A new partial file that holds what is answered already."""
-        temporary = self.output.with_name(f".{self.output.name}.tmp")
-        with temporary.open("wb") as made:
+        with manifest.replacing(self.partial, "wb", encoding=None) as made:
             made.write(_line({"key": self.key}))
             made.writelines(answered)
-            made.flush()
-            os.fsync(made.fileno())
-        temporary.replace(self.partial)
         stream = self._resumed()
         if len(self._places) == self.rows:
             stream.close()

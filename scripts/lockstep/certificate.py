@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from lockstep import adapterfile, merging, models, reference, shards
+from lockstep import adapterfile, merging, models, processes, reference, shards
 from lockstep.collator import IGNORE, Collator
 from lockstep.config import Settings
-from lockstep.errors import UserError
+from lockstep.errors import UserError, is_out_of_memory
 
 MAX_GAP = 0.05  # nats a token between the trained model's own record and the model that is read back
 LOG_PROBS = "trained.f32"  # of the trained model, float32 [positions, vocabulary]
@@ -32,6 +32,7 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
 
     Raises:
         UserError: its own, or the process was killed, as where memory runs out.
+        OSError: its own.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -50,7 +51,7 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
     finally:
         child.kill()  # where this process was interrupted
         child.join()
-    if isinstance(found, UserError):
+    if isinstance(found, UserError | OSError):
         raise found
     answer: Answer = found
     return answer
@@ -58,14 +59,13 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
 
 def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends this process
+    processes.die_with_parent()  # nobody must go on writing where the next run begins
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in cli.run
     try:
         sender.send(work(*arguments))
-    except UserError as error:
+    except (UserError, OSError) as error:
         sender.send(error)
     except (RuntimeError, MemoryError) as error:
-        from lockstep.trainer import is_out_of_memory
-
         if not is_out_of_memory(error):
             raise
         sender.send(UserError(f"out of memory while a model is measured ({error}): stop other programs and run again"))

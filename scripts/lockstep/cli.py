@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from lockstep import config, configfile, paths, sections
 from lockstep.config import Settings
-from lockstep.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError
+from lockstep.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError, is_out_of_memory
 
 # What a disk, or a name, can be like that is the user's to put right.
 OF_THE_USER = (
@@ -112,6 +112,10 @@ def run(work: Callable[[], int | None]) -> NoReturn:
         if error.errno not in OF_THE_USER:
             raise
         code = _report(f"{error.strerror}: {_where(error)}; nothing was published", USER_ERROR)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        code = _report(f"out of memory ({error}): stop other programs and run again; nothing was published", USER_ERROR)
     sys.exit(code)
 
 

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lockstep import contract, template
+from lockstep import contract, processes, template
 from lockstep.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ LARGEST_OTHER = 16  # mebibytes of any other JSON file
 OBJECTS = {"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"}
 INDEX = "model.safetensors.index.json"
 SECONDS = 15  # of CPU for files that are large in large models
+BYTES_A_SECOND = 256 * MEBIBYTE  # of weights, looked through
 MEMORY = 4096 * MEBIBYTE
 QUICK_SECONDS = 5  # of CPU for a template and a tokenizer on short texts
 QUICK_MEMORY = 512 * MEBIBYTE
@@ -131,6 +132,7 @@ def _within_limits(folder: Path) -> None:
 
 def _inspect(sender: Connection, folder: Path) -> None:
     """The new process: announce each step, limit it, take it."""
+    processes.die_with_parent()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the parent says what is wrong, in one line
     from transformers.utils import logging
 
@@ -174,7 +176,8 @@ def _steps(folder: Path) -> Iterator[tuple[str, float, int, Callable[[], None]]]
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))  # mapped, not read
-    yield "weights", SECONDS, MEMORY + weights, lambda: _check_weights(folder)
+    seconds = SECONDS + weights / BYTES_A_SECOND
+    yield "weights", seconds, MEMORY + 2 * weights, lambda: _check_weights(folder)
     yield "config.json", QUICK_SECONDS, QUICK_MEMORY, lambda: AutoConfig.from_pretrained(folder, **LOCAL)
     if (folder / "generation_config.json").exists():
         yield (
@@ -194,9 +197,11 @@ LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def _check_weights(folder: Path) -> None:
-    """Every shard is there and has a sound header."""
+    """Every shard is there, has a sound header, and holds numbers: one NaN makes all that is computed NaN."""
+    import torch
     from safetensors import SafetensorError, safe_open
 
+    floats = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
     index = folder / INDEX
     shards = {file.name for file in folder.glob("*.safetensors")}
     if index.exists():
@@ -207,8 +212,11 @@ def _check_weights(folder: Path) -> None:
             raise UserError(f"{index.name} of the model names shards that are not there")
     for shard in sorted(shards):
         try:
-            with safe_open(folder / shard, framework="numpy") as tensors:
-                tensors.keys()
+            with safe_open(folder / shard, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - no mapping
+                    weight = tensors.get_tensor(name)
+                    if weight.dtype in floats and weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+                        raise UserError(f"{name} in {shard} of the model holds values that are not finite: refused")
         except (SafetensorError, OSError) as error:
             raise UserError(f"{shard} of the model is damaged ({error})") from error
 

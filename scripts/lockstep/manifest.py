@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
+import filelock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lockstep import paths
@@ -114,21 +116,35 @@ def short(digest: str | None) -> str:
     return digest[:8] if digest else "none"
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one.
+@contextmanager
+def replacing(
+    file: Path, mode: str = "w", newline: str | None = None, encoding: str | None = "utf-8"
+) -> Iterator[IO[Any]]:
+    """A stream for a file's new bytes: a reader sees the old file or the new one, never half of one.
+
+    Two processes must not write the same file at once. What a killed one leaves, the next one replaces.
 
     Raises: OSError.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(value, stream, ensure_ascii=False, indent=2, allow_nan=False)
-            stream.write("\n")
+        with temporary.open(mode, newline=newline, encoding=encoding) as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON, all of it or nothing.
+
+    Raises: OSError.
+    """
+    with replacing(file) as stream:
+        json.dump(value, stream, ensure_ascii=False, indent=2, allow_nan=False)
+        stream.write("\n")
 
 
 def fsync(path: Path) -> None:
@@ -155,7 +171,8 @@ def sha256_of(file: Path) -> str:
         with file.open("rb") as stream:
             cache[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_cache_file(), dict(list(cache.items())[-CACHED:]))
+        with filelock.FileLock(_cache_file().with_suffix(".lock")):  # stages of several runs remember here
+            write_json(_cache_file(), dict(list(cache.items())[-CACHED:]))
     return cache[key]
 
 

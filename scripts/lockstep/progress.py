@@ -10,6 +10,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from lockstep import manifest
+
 FILES = ("metrics.jsonl", "samples.jsonl")
 SHOWN = ("loss", "eval_loss", "learning_rate", "rows_in_a_pass")
 
@@ -80,7 +82,8 @@ def forget_after(file: Path, step: int) -> None:
     if not file.exists():
         return
     lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+    with manifest.replacing(file) as stream:
+        stream.writelines(line for line in lines if json.loads(line)["step"] <= step)
 
 
 def _append(file: Path, record: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from lockstep import paths, proportions
+from lockstep import manifest, paths, proportions
 from lockstep.errors import UserError
 
 COLUMNS = ("row", "question", "answer", "wanted", "accept", "remark")
@@ -25,7 +25,9 @@ def write(file: Path, predictions: Path, rows: int, seed: int) -> None:
         file.replace(file.with_suffix(".old.csv"))
     answered = _answered(predictions)
     chosen = random.Random(seed).sample(answered, min(rows, len(answered)))
-    with file.open("w", encoding="utf-8-sig", newline="") as stream:  # the mark tells spreadsheets that it is UTF-8
+    with manifest.replacing(
+        file, newline="", encoding="utf-8-sig"
+    ) as stream:  # the mark tells spreadsheets that it is UTF-8
         table = csv.DictWriter(stream, COLUMNS)
         table.writeheader()
         for row in chosen:

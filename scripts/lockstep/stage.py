@@ -101,6 +101,7 @@ class Stage:
                 yield work
                 self._publish(work, time.monotonic() - started)
             except BaseException:
+                self._recover()
                 if not self.keep_partial:
                     shutil.rmtree(work, ignore_errors=True)
                 raise
@@ -132,7 +133,7 @@ class Stage:
             lock.release()
 
     def _recover(self) -> None:
-        """Undo a replacement that was killed between its two renames."""
+        """Undo a replacement that failed, or was killed, between its two renames."""
         replaced = self.folder.with_name(f".{self.folder.name}.replaced")
         if replaced.exists() and not self.folder.exists():
             replaced.rename(self.folder)
@@ -153,8 +154,8 @@ class Stage:
         replaced = self.folder.with_name(f".{self.folder.name}.replaced")
         if self.folder.exists():
             self.folder.rename(replaced)
-        work.rename(self.folder)
         work.with_name(f"{work.name}.json").unlink(missing_ok=True)
+        work.rename(self.folder)
         manifest.fsync(self.folder.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 

@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from lockstep import attention, checkpoints, loss, paths
 from lockstep.batches import Row, Window, WindowCollator, WindowLoader, WindowSampler
-from lockstep.errors import UserError
+from lockstep.errors import UserError, is_out_of_memory
 from lockstep.sections import Lora, Train
 
 EVALUATED_AT_ONCE = 64  # rows among which passes of like length are found
@@ -240,12 +240,6 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
 def perplexity(nats: float) -> float:
     """Of a mean loss; e^709 is the largest float."""
     return math.exp(min(nats, 700))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or the machine had no memory left; torch and oneDNN say the latter only in words."""
-    words = ("can't allocate memory", "could not create a primitive", "could not create a memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in words)
 
 
 def _named(rows: list[Row]) -> str:

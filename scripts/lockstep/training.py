@@ -14,8 +14,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 from lockstep import adapters, attention, checkpoints, fastlora, heldout, loss, models, paths, progress, ranks, servable
 from lockstep.batches import WindowCollator
 from lockstep.config import Settings
-from lockstep.errors import Terminated, UserError
-from lockstep.trainer import SupervisedTrainer, is_out_of_memory, perplexity
+from lockstep.errors import Terminated, UserError, is_out_of_memory
+from lockstep.trainer import SupervisedTrainer, perplexity
 
 Say = Callable[[str], object]
 # Settings of ours that are no field of TrainingArguments, or that our own loop takes care of.
