@@ -7,6 +7,7 @@ secret of this start is let in.
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import os
@@ -18,8 +19,10 @@ from lockstep.admission import GENERATING, Rules
 
 RULES, OPEN, SECRET, KEY = "LOCKSTEP_RULES", "LOCKSTEP_OPEN", "LOCKSTEP_SECRET", "LOCKSTEP_API_KEY"
 HEADER = b"x-lockstep-secret"
+IN_FLIGHT = "/lockstep/in-flight"  # with the secret: how many requests have been let in and are not answered
 CLOSED = "the gate has not opened"  # by these words clients know why they are not let in
 BODY_SECONDS = 30.0  # for a body to arrive: who sends more slowly holds nothing up
+HEAR_OUT_SECONDS = 1.0  # for that of a request that is refused anyway
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -54,13 +57,18 @@ class Guard:
             return await send({"type": "websocket.close", "code": 1008})
         headers = dict(scope["headers"])
         if hmac.compare_digest(headers.get(HEADER, b""), self.secret):
+            if scope["path"] == IN_FLIGHT:
+                return await _answer(200, {"requests": self.running}, [], send)
             return await self.app(scope, receive, send)
+        route = ""
         try:
             route = self._at_the_door(scope, headers)
             if scope["method"] == "POST":
                 receive = await self._checked(route, headers, receive)
-                self._room_for(route)  # others may have come while the body did
+                self._at_the_door(scope, headers)  # others may have come while the body did, or it was shut
         except Refusal as refusal:
+            if not route:
+                await self._hear_out(headers, receive)
             return await _refuse(refusal, send)
         if route == "/health":  # the canary has answered; vLLM's own would hang with its engine
             return await _answer(200, {"status": "open"}, [], send)
@@ -114,6 +122,11 @@ class Guard:
         if reason := self.rules.refusal(route, asked):
             raise Refusal(400, reason)
         return json.dumps(asked).encode()
+
+    async def _hear_out(self, headers: dict[bytes, bytes], receive: Receive) -> None:
+        """Take the body that is on its way: closed on unread bytes, a connection is reset, and the refusal may be lost."""
+        with contextlib.suppress(Refusal, TimeoutError):
+            await asyncio.wait_for(self._body(headers, receive), HEAR_OUT_SECONDS)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         limit = self.rules.max_body_bytes

@@ -72,7 +72,7 @@ def start(plan: Plan, grace: float = GRACE) -> int:
             for number in numbers:
                 signal.signal(number, signal.SIG_IGN)
             opened.unlink(missing_ok=True)  # what is in flight ends; nothing new is let in
-            _end_all(grace)
+            _end_all(_let_finish(server, grace))
             (plan.folder / "server.json").unlink(missing_ok=True)
 
 
@@ -292,6 +292,15 @@ def _last_error(log: Path) -> str:
     errors = [line for line in told if "Error: " in line]
     chosen = errors[0] if errors else next((line for line in reversed(lines) if line.strip()), "no output")
     return chosen.split("] ", 1)[-1].strip()[:300]
+
+
+def _let_finish(server: Server, grace: float) -> float:
+    """Wait for the answers to what was let in: vLLM ends without one what has not reached its engine. Returns what is left of the time."""
+    deadline = time.monotonic() + grace
+    with contextlib.suppress(Unanswered):  # it is gone already, or hangs
+        while server.ask(middleware.IN_FLIGHT, timeout=5)["requests"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+    return max(deadline - time.monotonic(), min(grace, 5.0))
 
 
 def _end_all(grace: float) -> None:

@@ -1,11 +1,15 @@
 """Secrets stay in the environment: after all stages and a dozen failures they stand in no file, message or command line."""
 
 import contextlib
+import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,6 +72,28 @@ class Home:
         )  # fmt: skip
         assert leaks(answer.stdout + answer.stderr) == []
         return answer.returncode
+
+    @contextlib.contextmanager
+    def running(self, until: str, *command: str) -> Iterator[str]:
+        """A program that runs for as long as the block lasts, once it has printed `until`; that line."""
+        program = subprocess.Popen(
+            command, env=script_environment(self.folder, PYTHON=sys.executable, ACCEL="cpu", **SECRETS), cwd=self.folder,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        said: list[str] = []
+        assert program.stdout
+        try:
+            for line in program.stdout:
+                said.append(line)
+                if until in line:
+                    break
+            else:
+                raise AssertionError("".join(said))
+            yield line
+        finally:
+            os.killpg(program.pid, signal.SIGTERM)
+            said += program.communicate(timeout=90)[0].splitlines()
+            assert leaks("".join(said)) == []
 
     def files(self) -> list[tuple[str, str]]:
         """(file, secret) of every secret in a file, or in a file's name."""
@@ -155,3 +181,40 @@ def gated(home: Home) -> int:
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failure(home: Home, failure: str) -> None:
     assert FAILURES[failure](home) != 0
+
+
+def test_serving_asking_evaluating_and_chatting(home: Home, record_property: Callable[[str, object], None]) -> None:
+    """With the real server, outside loopback, where key and password are needed."""
+    record_property("cases", 8)
+    words = (*home.words, "--run", "r")
+    if not (home.folder / "outputs/r/merged").exists():
+        for script, more in (("00_download_model.py", ()), ("01_data_collator.py", ()), ("02_train_qlora.py", TRAIN), ("03_merge_lora.py", ())):  # fmt: skip
+            assert home.stage(script, *words, *more) == 0
+    port, page = str(free_port()), str(free_port())
+    there = ("--base-url", f"http://127.0.0.1:{port}/v1")
+    serve = (str(ROOT / "scripts/serve_vllm.sh"), *words, "--serve.host", "0.0.0.0", "--serve.port", port,
+             "--serve.max_model_len", "512")  # fmt: skip
+    with home.running("serving r at", *serve):
+        question = ("04_client_openai.py", "你是谁？", *there, "--run", "r")
+        assert home.stage(*question, "--stats") == 0
+        assert home.stage(*question, "--curl") == 0  # which names the variable, not the key
+        assert home.stage(*question, LOCKSTEP_API_KEY="wrong" * 5) == 2
+        assert home.stage(*question, "--model", "absent") == 2
+        assert home.stage("monitor.py", "--once", *there, "--interval", "0.2") == 0
+        chat = (
+            sys.executable,
+            str(ROOT / "scripts/06_chat_ui.py"),
+            "--run",
+            "r",
+            *there,
+            "--ui.host",
+            "0.0.0.0",
+            "--ui.port",
+            page,
+        )
+        with home.running("chat page at", *chat):
+            body = urllib.parse.urlencode({"username": "lockstep", "password": "wrong"}).encode()
+            with pytest.raises(urllib.error.HTTPError):
+                urllib.request.urlopen(f"http://127.0.0.1:{page}/login", body, timeout=20)
+    assert home.stage("05_evaluate.py", *words, "--serve.max_model_len", "512", "--serve.port", str(free_port())) == 0
+    assert home.stage("05_evaluate.py", *words, "--report") == 0

@@ -135,6 +135,8 @@ def test_beyond_the_queue_others_are_turned_away(made: Made) -> None:
         held = [asyncio.create_task(ask(guard, release=release)) for _ in range(2)]
         await asyncio.sleep(0.05)
         turned = [await ask(guard, release=release) for _ in range(20)]
+        _, counted, _ = await ask(guard, middleware.IN_FLIGHT, "GET", x_lockstep_secret="s" * 43)
+        assert counted == {"requests": 2} and (await ask(guard, middleware.IN_FLIGHT, "GET"))[0] == 404
         models = await ask(guard, "/v1/models", "GET")
         release.set()
         first = [await one for one in held]

@@ -30,6 +30,7 @@ class Healthy(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
+        self.wfile.write(b'{"requests": 0}')
     def do_POST(self):
         while os.path.exists("hang"):
             time.sleep(0.05)
