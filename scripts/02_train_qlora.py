@@ -134,11 +134,13 @@ def main() -> None:
         inputs.append(paths.data_file(settings.lora.start_from) / servable.WEIGHTS)
     say: Callable[..., None] = print if ranks.FIRST else lambda *_: None
     stage = Stage("train", run_dir / "adapter", sections, inputs, options.force)
+    task = {"config": stage.config, "inputs": stage.inputs}
     if found := stage.finished():
+        if ranks.FIRST:
+            checkpoints.close(run_dir / "checkpoints", task)
         return say(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
 
     with stage.writing() if ranks.FIRST else nullcontext(run_dir / ".adapter.partial") as work:
-        task = {"config": stage.config, "inputs": stage.inputs}
         checkpoint = checkpoints.prepare(run_dir / "checkpoints", task, options.force, say) if ranks.FIRST else None
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing below may reach for the network
         from datasets import load_from_disk

@@ -174,6 +174,7 @@ def rebuild(settings: Settings) -> None:
     folder = run_dir / "eval"
     if not run_dir.is_dir():
         raise UserError(f"there is no run {settings.run}: {paths.label(run_dir)} is missing")
+    Stage("evaluate", folder, {}, []).recover()
     if not (folder / manifest.FILE).exists():
         report.write(run_dir, None, run_dir / "report.html")
         return print(f"{paths.label(run_dir)}/report.html is written, without an evaluation: `make evaluate` makes one")

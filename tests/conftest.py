@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from faults.figures import pytest_runtest_makereport, pytest_sessionfinish  # noqa: F401 - hooks
+from faults.figures import pytest_runtest_makereport  # noqa: F401 - a hook
 from faults.world import World, built
 from misbehaving import Handler, Server
 

@@ -79,11 +79,11 @@ def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
         UserError: it belongs to an unfinished training with other settings or inputs.
     """
     note = folder / "task.json"
-    earlier: dict[str, Any] = {"task": task, "finished": False, "forced": force}
-    if note.exists():
-        earlier = json.loads(note.read_text(encoding="utf-8"))
+    if not note.exists():  # whose checkpoints those are, nobody knows
+        _clear(folder)
+    earlier = _note(folder) or {"task": task, "finished": False, "forced": force}
     if force and (earlier["task"] != task or earlier["finished"] or not earlier.get("forced")):
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
     elif earlier["task"] != task:
         old, new = (flatten(one["config"]) | one["inputs"] for one in (earlier["task"], task))
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
@@ -93,6 +93,20 @@ def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     manifest.write_json(note, {"task": task, "finished": False, "forced": force})
+
+
+def _note(folder: Path) -> dict[str, Any] | None:
+    note = folder / "task.json"
+    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
+
+
+def _clear(folder: Path) -> None:
+    """Remove all checkpoints. Renamed first: a kill must not leave some of them, without the note of their task."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def prepare(folder: Path, task: dict[str, Any], force: bool, say: Callable[[str], None]) -> Path | None:
@@ -106,7 +120,9 @@ def prepare(folder: Path, task: dict[str, Any], force: bool, say: Callable[[str]
 
 def close(folder: Path, task: dict[str, Any]) -> None:
     """Note that the adapter of this task is published: --force will start afresh."""
-    manifest.write_json(folder / "task.json", {"task": task, "finished": True, "forced": False})
+    note = {"task": task, "finished": True, "forced": False}
+    if folder.exists() and _note(folder) != note:  # a kill may have come between the adapter and this
+        manifest.write_json(folder / "task.json", note)
 
 
 def newest(folder: Path) -> tuple[Path | None, list[Path]]:

@@ -132,6 +132,11 @@ class Stage:
         finally:
             lock.release()
 
+    def recover(self) -> None:
+        """Put the last good output back, should a kill have come between the two renames of its replacement."""
+        with self._locked():
+            self._recover()
+
     def _recover(self) -> None:
         """Undo a replacement that failed, or was killed, between its two renames."""
         replaced = self.folder.with_name(f".{self.folder.name}.replaced")

@@ -192,6 +192,8 @@ def finish(trainer: SupervisedTrainer, settings: Settings, terminated: bool, say
         raise UserError(
             f"training stopped at step {state.global_step} of {state.max_steps}: run the same command again"
         )
+    if ranks.FIRST:  # once more: a kill may have come before
+        checkpoints.prune(settings.run_dir / "checkpoints", train.save_total_limit, state.best_global_step)
     evaluated = dict(heldout.losses(state.log_history))
     best = heldout.best_step(state.log_history) if train.load_best_model_at_end else None
     if stuck:

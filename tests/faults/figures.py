@@ -9,13 +9,12 @@ import datetime
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
 
-Counts = dict[str, dict[str, dict[str, int]]]  # promise → test → done, of
-
-counts: Counts = {}
+Count = dict[str, int]  # done, of
 
 
 @pytest.hookimpl(wrapper=True)
@@ -24,23 +23,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     marker = item.get_closest_marker("promise")
     if marker and not report.skipped and (report.when == "call" or report.failed):
         cases = int(dict(item.user_properties).get("cases", 1))
-        tests = counts.setdefault(marker.args[0], {})
-        tests[item.nodeid] = {"done": 0 if report.failed else cases, "of": cases}
+        if name := os.environ.get("LOCKSTEP_FIGURES"):
+            _add(Path(name), marker.args[0], item.nodeid, {"done": 0 if report.failed else cases, "of": cases})
     return report
 
 
-def pytest_sessionfinish() -> None:
-    name = os.environ.get("LOCKSTEP_FIGURES")
-    if not name or not counts:
-        return
-    file = Path(name)
-    with filelock.FileLock(f"{file}.lock"):  # several processes run the tests
-        _add(file)
+def _add(file: Path, promise: str, test: str, count: Count) -> None:
+    """Put a test's count into the file, at once: several processes run the tests, and one may be stopped."""
+    with filelock.FileLock(f"{file}.lock"):
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"promises": {}}
+        found["promises"].setdefault(promise, {})[test] = count  # one that ran again counts once
+        _write(file, found)
 
 
-def _add(file: Path) -> None:
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"promises": {}}
-    for promise, tests in counts.items():  # a test that ran again counts once
-        found["promises"][promise] = found["promises"].get(promise, {}) | tests
+def _write(file: Path, found: dict[str, Any]) -> None:
     found |= {"date": datetime.date.today().isoformat(), "cores": os.cpu_count()}
     file.write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
