@@ -4,8 +4,9 @@ Run     .venv/bin/python benchmarks/train.py                    200 rows, three 
         .venv/bin/python benchmarks/train.py --data FILE --rows N --seeds N --json FILE
 
 Both train the same NF4 model (the embedded default) with the same LoRA, dropout, learning rate and
-effective batch, on the same token ids, and the same rows meet in every step. Each run is a process of
-its own, the two in turn:
+effective batch, on the same token ids, and the same rows meet in every step. Both compute in bfloat16
+where the CPU has instructions for it, and otherwise in float32, which is then many times faster; TRL by
+itself would take bfloat16 everywhere. Each run is a process of its own, the two in turn:
   end to end     tokens of the rows, padding apart, over the seconds from loading the model to the last step
   steady         the same over the steps after the first quarter
   peak           resident memory when training ends
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
 SHARED = ROOT.parent / "shared" / "data" / "alpaca_en_1k.json"
 
 HELD_OUT = 48
@@ -83,12 +85,12 @@ def job(kind: str, data: Path, seed: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     undo()
 
-    from lockstep import reference
+    from lockstep import models, reference
     from lockstep.collator import Collator
 
     rows = list(held_out)
     batches = [Collator(0)(rows[start : start + 8]) for start in range(0, len(rows), 8)]
-    found = list(reference.log_probs(model, batches, torch.bfloat16))
+    found = list(reference.log_probs(model, batches, models.compute_dtype("auto", "cpu")))
     nats = -sum(one.gather(1, targets[:, None]).sum().item() for one, targets in found)
     tokens = steps_tokens(train, settings, seed)
     later = max(1, len(tokens) // 4)
@@ -113,11 +115,9 @@ def steps_tokens(train: Any, settings: Any, seed: int) -> list[int]:
 
 
 def ours(settings: Any, train: Any, clock: Clock) -> tuple[Any, Any]:
-    import torch
+    from lockstep import models, training
 
-    from lockstep import training
-
-    made = training.build(settings, "cpu", torch.bfloat16, train, None, 0, [clock.callback])
+    made = training.build(settings, "cpu", models.compute_dtype("auto", "cpu"), train, None, 0, [clock.callback])
     made.trainer.train()
     made.trainer.network.set_attn_implementation("sdpa")
     return made.trainer.model, lambda: made.fast and made.fast.undo(made.trainer.model)
@@ -129,12 +129,15 @@ def trl(settings: Any, train: Any, clock: Clock) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from trl import SFTConfig, SFTTrainer
 
+    from lockstep import models
+
     lora, options = settings.lora, settings.train
+    dtype = models.compute_dtype("auto", "cpu")
     four_bit = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-    )  # fmt: skip
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
     folder = settings.model.folder
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=four_bit)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=four_bit)
     order = [row for window in windows(train, settings, options.seed) for row in window]
 
     class SameOrder(SFTTrainer):  # type: ignore[misc]
@@ -144,7 +147,7 @@ def trl(settings: Any, train: Any, clock: Clock) -> tuple[Any, Any]:
     trainer = SameOrder(
         model,
         args=SFTConfig(
-            output_dir=tempfile.mkdtemp(), max_length=settings.data.max_length, use_cpu=True, bf16=True, seed=options.seed,
+            output_dir=tempfile.mkdtemp(), max_length=settings.data.max_length, use_cpu=True, bf16=dtype == torch.bfloat16, seed=options.seed,
             per_device_train_batch_size=options.per_device_train_batch_size, num_train_epochs=1,
             gradient_accumulation_steps=options.gradient_accumulation_steps, learning_rate=options.learning_rate,
             warmup_steps=options.warmup_steps, lr_scheduler_type="linear", optim="adamw_torch", save_strategy="no",
@@ -233,8 +236,10 @@ def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace
         for kind, runs in found.items()
     }
     middle = {kind: {key: statistics.median(some) for key, some in one.items()} for kind, one in values.items()}
-    cores = os.cpu_count()
-    print(f"\n{options.rows} rows of {options.data.name}, {options.seeds} seeds, {cores} cores; median [range]")
+    from lockstep import models
+
+    cores, dtype = os.cpu_count(), models.compute_dtype("auto", "cpu")
+    print(f"\n{options.rows} rows of {options.data.name}, {options.seeds} seeds, {cores} cores, {dtype}; median [range]")
     for key, (name, _, digits) in columns.items():
         print(f"{name:22}" + "".join(f"{kind}: {spread(values[kind][key], digits):28}" for kind in values))
     ours, theirs = middle["lockstep"], middle["trl"]

@@ -155,6 +155,8 @@ def measure_trained(settings: Settings, adapter: Path, pad: int, work: Path) -> 
 def measure(folder: Path, sums: shards.Sums, data: Path, pad: int, work: Path) -> dict[str, float]:
     """How far a merged model on disk is from the trained one, in nats per supervised position.
 
+    It computes as it will when it is served here: in the weights' bfloat16 where the device can.
+
     Args:
         sums: of its files, as `merging.write_weights` gave them.
         work: the folder where `measure_trained` wrote.
@@ -163,7 +165,8 @@ def measure(folder: Path, sums: shards.Sums, data: Path, pad: int, work: Path) -
         UserError: the files do not hold what was written.
     """
     shards.verify(folder, sums)
-    network = models.load(folder, merging.DTYPE, models.device())
+    on = models.device()
+    network = models.load(folder, models.compute_dtype("auto", on), on)
     start = 0
     divergences, agreements, losses = [], [], []
     for found, targets in reference.log_probs(network, probes(data, pad), torch.float32):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,7 +112,6 @@ def plan(settings: Settings) -> Plan:
     arguments = [
         *subject.arguments,
         "--host", serve.host, "--port", str(serve.port),
-        "--dtype", serve.dtype,
         "--max-model-len", str(serve.max_model_len),
         "--max-num-seqs", str(serve.max_num_seqs),
         "--middleware", "lockstep.middleware.Guard",
@@ -164,12 +164,29 @@ def _device_arguments(settings: Settings, model: Path, cuda: bool) -> list[str]:
     if cuda:
         gpus = serve.tensor_parallel_size * serve.pipeline_parallel_size * serve.data_parallel_size
         preflight.check_gpu_memory(serve.gpu_memory_utilization, gpus)
-        memory = ["--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
+        memory = ["--dtype", _gpu_dtype(serve.dtype, gpus), "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
         return memory + (["--enforce-eager"] if serve.enforce_eager else [])
-    preflight.check_cpu_memory(model, serve.kv_cache_memory_bytes)
-    memory = ["--kv-cache-memory-bytes", str(serve.kv_cache_memory_bytes)]
+    dtype = _cpu_dtype(serve.dtype)
+    preflight.check_cpu_memory(model, serve.kv_cache_memory_bytes, dtype)
+    memory = ["--dtype", dtype, "--kv-cache-memory-bytes", str(serve.kv_cache_memory_bytes)]
     # Compiling needs a C++ compiler and a minute; it pays on a server that stays up.
     return memory + (["--enforce-eager"] if serve.enforce_eager is not False else [])
+
+
+def _gpu_dtype(setting: str, gpus: int) -> str:
+    """As in training: GPUs older than Ampere have no bfloat16."""
+    found = preflight.ask_gpus("compute_cap", gpus) if setting == "auto" else []
+    return "float16" if any(re.fullmatch(r"[1-7]\.\d", one) for one in found) else setting
+
+
+def _cpu_dtype(setting: str) -> str:
+    """As in training: a CPU without instructions for bfloat16 is many times slower with it."""
+    import torch
+
+    from lockstep import models
+
+    slow = setting == "auto" and models.compute_dtype("auto", "cpu") == torch.float32
+    return "float32" if slow else setting
 
 
 def _cpu_environment(workers: int) -> dict[str, str]:

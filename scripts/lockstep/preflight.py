@@ -60,11 +60,12 @@ def check_length(model: Path, length: int) -> None:
         raise UserError(f"--serve.max_model_len {length} is more than the model's {longest} positions")
 
 
-def check_cpu_memory(model: Path, cache: int) -> None:
-    """Raise UserError where weights and KV cache (bytes) do not fit into what is free."""
+def check_cpu_memory(model: Path, cache: int, dtype: str) -> None:
+    """Raise UserError where weights, stored with two bytes each, and KV cache (bytes) do not fit into what is free."""
     import psutil
 
-    needed = sum(file.stat().st_size for file in model.glob("*.safetensors")) + cache + CPU_OVERHEAD
+    weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    needed = weights * (2 if dtype == "float32" else 1) + cache + CPU_OVERHEAD
     available = psutil.virtual_memory().available
     if needed > available:
         raise UserError(
@@ -73,13 +74,17 @@ def check_cpu_memory(model: Path, cache: int) -> None:
         )
 
 
-def check_gpu_memory(share: float, gpus: int) -> None:
-    """Raise UserError where one of the GPUs that the server will take, the first visible ones, has too little free."""
-    query = ["nvidia-smi", "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
+def ask_gpus(what: str, gpus: int) -> list[str]:
+    """What nvidia-smi says (--query-gpu) of the GPUs that the server will take, the first visible ones: a line for each."""
+    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         query += ["--id", ",".join(visible.split(",")[:gpus])]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    for gpu, line in enumerate(answer.stdout.splitlines()[:gpus]):
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()[:gpus]
+
+
+def check_gpu_memory(share: float, gpus: int) -> None:
+    """Raise UserError where one of the GPUs that the server will take has too little free."""
+    for gpu, line in enumerate(ask_gpus("memory.total,memory.free", gpus)):
         if not re.fullmatch(r"\d+, \d+", line):  # unified memory is reported as [N/A]
             continue
         total, free = map(int, line.split(", "))

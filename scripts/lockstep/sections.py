@@ -322,7 +322,7 @@ class Serve(Section):
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     served_model_name: Name | None = Field(None, description="the name that clients send; the run's name where not set")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="auto: that of the weights, bfloat16"
+        "auto", description="auto: that of the weights, bfloat16, where the device has it; else as train.dtype"
     )
     max_model_len: int = Field(4096, ge=16, description="longest prompt and answer, in tokens")
     max_num_seqs: int = Field(64, ge=1, description="requests in one batch")

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from serving import reseal
 
-from lockstep import configfile, endpoint, paths, preflight, servable
+from lockstep import configfile, endpoint, paths, servable
 from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.stage import Stage
@@ -132,13 +133,35 @@ def test_the_base_is_served_with_the_runs_template(home: Path) -> None:
     assert flag(plan, "--chat-template") == str(home / "outputs/r/adapter/chat_template.jinja")
 
 
+def gpus(home: Path, monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    """An nvidia-smi that tells of two GPUs of one kind, since there are none here to ask."""
+    said = f'case "$1" in *compute_cap) echo {capability}; echo {capability};; *) echo 81920, 80000; echo 81920, 80000;; esac'
+    (home / "bin").mkdir(exist_ok=True)
+    (home / "bin/nvidia-smi").write_text(f"#!/bin/sh\n{said}\n")
+    (home / "bin/nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("ACCEL", "cuda")
+
+
 def test_cuda_flags_differ_in_what_they_must(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(home)
-    monkeypatch.setenv("ACCEL", "cuda")
-    monkeypatch.setattr(preflight, "check_gpu_memory", lambda share, gpus: None)  # there is no GPU here to ask
+    gpus(home, monkeypatch, "9.0")
     plan = endpoint.plan(settings(serve__tensor_parallel_size="2", serve__gpu_memory_utilization="0.8"))
     assert (flag(plan, "--tensor-parallel-size"), flag(plan, "--gpu-memory-utilization")) == ("2", "0.8")
     assert "--enforce-eager" not in plan.command and "--kv-cache-memory-bytes" not in plan.command
+    with pytest.raises(UserError, match="GPU 0 has 80000 MiB free of 81920 MiB"):
+        endpoint.plan(settings(serve__gpu_memory_utilization="0.99"))
+
+
+def test_it_serves_in_a_dtype_that_the_device_computes_with(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(home)
+    for able, dtype in (({"avx2": True}, "float32"), ({"avx512_bf16": True}, "auto"), ({"amx_bf16": True}, "auto")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", able.copy)
+        assert flag(endpoint.plan(settings()), "--dtype") == dtype
+        assert flag(endpoint.plan(settings(serve__dtype="bfloat16")), "--dtype") == "bfloat16"
+    for capability, dtype in (("7.5", "float16"), ("8.0", "auto"), ("9.0", "auto"), ("12.0", "auto"), ("[N/A]", "auto")):
+        gpus(home, monkeypatch, capability)
+        assert flag(endpoint.plan(settings()), "--dtype") == dtype
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
