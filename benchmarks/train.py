@@ -239,7 +239,8 @@ def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace
     from lockstep import models
 
     cores, dtype = os.cpu_count(), models.compute_dtype("auto", "cpu")
-    print(f"\n{options.rows} rows of {options.data.name}, {options.seeds} seeds, {cores} cores, {dtype}; median [range]")
+    work = f"{options.rows} rows of {options.data.name}, {options.seeds} seeds, {cores} cores, {dtype}"
+    print(f"\n{work}; median [range]")
     for key, (name, _, digits) in columns.items():
         print(f"{name:22}" + "".join(f"{kind}: {spread(values[kind][key], digits):28}" for kind in values))
     ours, theirs = middle["lockstep"], middle["trl"]

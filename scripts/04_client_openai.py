@@ -260,7 +260,6 @@ def seldom(say: Callable[[str], None], seconds: float = 5) -> Callable[[str], No
 
 
 def main() -> int | None:
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # terminals that lack a character show a ?
     chosen = options()
     settings = cli.settings_from(chosen)
     url = chosen.base_url or endpoint.url(settings)

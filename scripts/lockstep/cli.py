@@ -94,7 +94,8 @@ def run(work: Callable[[], int | None]) -> NoReturn:
 
     0 done · 2 something that the user can put right · 75 SIGTERM, unfinished · 130 Ctrl-C. LOCKSTEP_DEBUG=1 shows tracebacks.
     """
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # a terminal or locale that is not UTF-8 shows \u4f60 for what it cannot; work must not end over that
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel is no news
     try:
         code = work() or 0

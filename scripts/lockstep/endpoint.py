@@ -164,7 +164,8 @@ def _device_arguments(settings: Settings, model: Path, cuda: bool) -> list[str]:
     if cuda:
         gpus = serve.tensor_parallel_size * serve.pipeline_parallel_size * serve.data_parallel_size
         preflight.check_gpu_memory(serve.gpu_memory_utilization, gpus)
-        memory = ["--dtype", _gpu_dtype(serve.dtype, gpus), "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
+        dtype = _gpu_dtype(serve.dtype, gpus)
+        memory = ["--dtype", dtype, "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
         return memory + (["--enforce-eager"] if serve.enforce_eager else [])
     dtype = _cpu_dtype(serve.dtype)
     preflight.check_cpu_memory(model, serve.kv_cache_memory_bytes, dtype)

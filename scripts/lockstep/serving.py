@@ -34,7 +34,7 @@ def served(words: Sequence[str], mode: str, say: Callable[[str], None]) -> Itera
         say: is told the command, and what the server says of itself.
 
     Raises:
-        UserError: it did not start, or did not pass; it has said why on stderr.
+        UserError: it did not start, did not pass, or ended too soon; it has said why on stderr.
     """
     port = free_port()
     command = [str(SCRIPT), *words, "--serve.mode", mode, "--serve.port", str(port), "--serve.host", "127.0.0.1"]
@@ -53,7 +53,15 @@ def served(words: Sequence[str], mode: str, say: Callable[[str], None]) -> Itera
                 break
         else:
             raise UserError(f"the server for mode {mode} did not start: its own message stands above")
-        yield f"http://127.0.0.1:{port}/v1"
+        try:
+            yield f"http://127.0.0.1:{port}/v1"
+        except Exception as error:
+            if server.poll() is None:
+                raise
+            raise UserError(
+                f"the server for mode {mode} ended before its work was done: its own message stands above; "
+                "run the same command again to go on"
+            ) from error
     finally:
         server.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):

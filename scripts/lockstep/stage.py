@@ -46,7 +46,8 @@ class Stage:
         force: bool = False,
         keep_partial: bool = False,
     ) -> None:
-        self.name, self.folder, self.config = name, folder, dict(config)
+        self.name, self.config = name, dict(config)
+        self.folder = folder.resolve() if folder.is_symlink() else folder  # a link to a larger disk stays one
         self.input_paths, self.force, self.keep_partial = inputs, force, keep_partial
         self.inputs = {paths.label(path): manifest.fingerprint(path) for path in inputs}
         self.metrics: dict[str, Any] = {}  # filled by the stage while it works
@@ -151,6 +152,7 @@ class Stage:
 
     def _publish(self, work: Path, seconds: float) -> None:
         for path in manifest.payload(work).values():
+            path.chmod(path.stat().st_mode | 0o444 & ~_umask())  # safetensors writes for its owner alone
             manifest.fsync(path)
         record = self._manifest(manifest.hash_files(work), seconds)
         manifest.write_json(work / FILE, record.model_dump(by_alias=True))
@@ -183,6 +185,12 @@ class Stage:
             seconds=round(seconds, 3),
         )
         return record.model_copy(update={"digest": record.content_digest()})
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _git_commit() -> str | None:

@@ -49,7 +49,7 @@ def state_of(home: Home) -> tuple[int, str]:
 
 
 def living(home: Home) -> list[psutil.Process]:
-    """All processes that were started for this home, whoever their parent is now."""
+    """All processes that were started for this home, whoever their parent is now; the dead that nobody reaped do not count."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -72,12 +72,35 @@ def test_nothing_outlives_the_supervisor(home: Home, phase: str) -> None:
         assert stream.socket.recv(1)
     supervisor.kill()
     supervisor.communicate()
-    assert not psutil.wait_procs(living(home), timeout=10)[1], "processes of the server live on"
+    deadline = time.monotonic() + 10
+    while living(home) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not living(home), "processes of the server live on"
     if stream:
         with contextlib.suppress(ConnectionError):
             assert b"[DONE]" not in stream.read()
     code, text = state_of(home)
     assert code == 3 and "no server of" in text
+
+
+def test_an_evaluation_whose_engine_is_killed_says_so(home: Path) -> None:
+    words = [sys.executable, str(ROOT / "scripts/05_evaluate.py"), *home.words, "--serve.max_model_len", "512"]
+    work = subprocess.Popen(
+        words,
+        env=script_environment(home.folder, ACCEL="cpu"),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert work.stdout
+    assert any(line.startswith("in lockstep") for line in work.stdout)
+    for process in living(home):
+        if process.cmdline()[0].startswith("VLLM::"):
+            process.kill()
+    complaint = work.communicate(timeout=300)[1]
+    last = complaint.splitlines()[-1]
+    assert work.returncode == 2 and last.startswith("error: the server for mode base ended before its work was done")
+    assert "Traceback" not in complaint and not living(home)
 
 
 def test_it_serves_again(home: Home) -> None:

@@ -51,6 +51,30 @@ def test_other_settings_are_refused_by_name_and_force_replaces(home: Path) -> No
     assert new(home, {"data": {"x": 2}}).finished() is not None
 
 
+def test_an_output_that_is_a_link_to_another_disk_stays_one(home: Path) -> None:
+    (home / "outputs/r").mkdir(parents=True)
+    (home / "large").mkdir()
+    (home / "outputs/r/data").symlink_to(home / "large/data")
+    for text in "abc":
+        write(new(home, force=True), text)
+        assert (home / "outputs/r/data").is_symlink() and (home / "large/data/sub/file").read_text() == text
+        assert new(home).finished()
+    assert sorted(path.name for path in (home / "large").iterdir()) == [".data.lock", "data"]
+    assert [path.name for path in (home / "outputs/r").iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o007, 0o640)])
+def test_files_can_be_read_by_whom_the_umask_allows(home: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        with new(home).writing() as work:
+            (work / "weights").write_text("a")
+            (work / "weights").chmod(0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert (home / "outputs/r/data/weights").stat().st_mode & 0o777 == mode
+
+
 def test_a_changed_input_file_is_refused_by_name(home: Path) -> None:
     source = home / "rows.jsonl"
     source.write_text("1")
