@@ -170,6 +170,7 @@ def _device_arguments(settings: Settings, model: Path, cuda: bool) -> list[str]:
     dtype = _cpu_dtype(serve.dtype)
     preflight.check_cpu_memory(model, serve.kv_cache_memory_bytes, dtype)
     memory = ["--dtype", dtype, "--kv-cache-memory-bytes", str(serve.kv_cache_memory_bytes)]
+    memory += ["--block-size", "32"]  # vLLM's 128 on CPUs would keep no beginning of a prompt that is shorter
     # Compiling needs a C++ compiler and a minute; it pays on a server that stays up.
     return memory + (["--enforce-eager"] if serve.enforce_eager is not False else [])
 

@@ -148,7 +148,7 @@ def test_cuda_flags_differ_in_what_they_must(home: Path, monkeypatch: pytest.Mon
     gpus(home, monkeypatch, "9.0")
     plan = endpoint.plan(settings(serve__tensor_parallel_size="2", serve__gpu_memory_utilization="0.8"))
     assert (flag(plan, "--tensor-parallel-size"), flag(plan, "--gpu-memory-utilization")) == ("2", "0.8")
-    assert "--enforce-eager" not in plan.command and "--kv-cache-memory-bytes" not in plan.command
+    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--block-size"} & set(plan.command)
     with pytest.raises(UserError, match="GPU 0 has 80000 MiB free of 81920 MiB"):
         endpoint.plan(settings(serve__gpu_memory_utilization="0.99"))
 
