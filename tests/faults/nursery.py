@@ -409,6 +409,7 @@ class Nursery:
     def keep(self, snapshot: Path) -> Path:
         """A copy of models/ and outputs/."""
         shutil.rmtree(snapshot, ignore_errors=True)
+        snapshot.mkdir(parents=True)
         for name in ("models", "outputs"):
             if (self.home / name).exists():
                 shutil.copytree(self.home / name, snapshot / name, copy_function=shutil.copy2)
