@@ -97,6 +97,8 @@ class Watch:
         self.reads.bad.clear()
         self.counting = threading.Lock()
         self.task.notes += f".{os.getpid()}"
+        if torch := sys.modules.get("torch"):  # makes its threads anew after a fork, and not where several threads ask
+            torch.set_num_threads(torch.get_num_threads())
         multiprocessing.util.Finalize(None, self.write_notes, exitpriority=1)
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:

@@ -234,7 +234,9 @@ def test_changed_settings_are_refused_by_name(home: Path, source: Path) -> None:
 
 def test_a_merge_past_its_bound_ships_nothing_and_says_why(home: Path, source: Path) -> None:
     shutil.rmtree(home / "outputs/r/merged")
-    said = refused(run_in(home, "03_merge_lora.py", *common(source), "--merge.strategy", "original", "--merge.max_kl", "1e-9"))
+    said = refused(
+        run_in(home, "03_merge_lora.py", *common(source), "--merge.strategy", "original", "--merge.max_kl", "1e-9")
+    )
     assert "nothing ships" in said
     assert not (home / "outputs/r/merged").exists()
     assert json.loads((home / "outputs/r/merged.failed/merge_report.json").read_text())["passed"] is False
