@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
 SHARED = ROOT.parent / "shared" / "data" / "alpaca_en_1k.json"
 
 HELD_OUT = 48
@@ -76,28 +75,30 @@ def job(kind: str, data: Path, seed: int) -> None:
     import torch
     from datasets import load_from_disk
 
+    from lockstep import models
+
     torch.set_num_threads(os.cpu_count() or 1)
-    settings = settings_for(seed)
+    settings, dtype = settings_for(seed), models.compute_dtype("auto", "cpu")
     train, held_out = (load_from_disk(str(data / split)) for split in ("train", "held_out"))
     clock, started = Clock(), time.perf_counter()
-    model, undo = (ours if kind == "lockstep" else trl)(settings, train, clock)
+    model, undo = (ours if kind == "lockstep" else trl)(settings, train, dtype, clock)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     undo()
 
-    from lockstep import models, reference
+    from lockstep import reference
     from lockstep.collator import Collator
 
     rows = list(held_out)
     batches = [Collator(0)(rows[start : start + 8]) for start in range(0, len(rows), 8)]
-    found = list(reference.log_probs(model, batches, models.compute_dtype("auto", "cpu")))
+    found = list(reference.log_probs(model, batches, dtype))
     nats = -sum(one.gather(1, targets[:, None]).sum().item() for one, targets in found)
     tokens = steps_tokens(train, settings, seed)
     later = max(1, len(tokens) // 4)
     print(json.dumps({
         "end_to_end": sum(tokens) / seconds,
         "steady": sum(tokens[later:]) / (clock.steps[-1] - clock.steps[later - 1]),
-        "seconds": seconds, "peak_bytes": peak, "held_out": nats / sum(len(targets) for _, targets in found),
+        "dtype": str(dtype), "seconds": seconds, "peak_bytes": peak, "held_out": nats / sum(len(targets) for _, targets in found),
     }))  # fmt: skip
 
 
@@ -114,25 +115,22 @@ def steps_tokens(train: Any, settings: Any, seed: int) -> list[int]:
     return [sum(lengths[row] for row in window) for window in windows(train, settings, seed)]
 
 
-def ours(settings: Any, train: Any, clock: Clock) -> tuple[Any, Any]:
-    from lockstep import models, training
+def ours(settings: Any, train: Any, dtype: Any, clock: Clock) -> tuple[Any, Any]:
+    from lockstep import training
 
-    made = training.build(settings, "cpu", models.compute_dtype("auto", "cpu"), train, None, 0, [clock.callback])
+    made = training.build(settings, "cpu", dtype, train, None, 0, [clock.callback])
     made.trainer.train()
     made.trainer.network.set_attn_implementation("sdpa")
     return made.trainer.model, lambda: made.fast and made.fast.undo(made.trainer.model)
 
 
-def trl(settings: Any, train: Any, clock: Clock) -> tuple[Any, Any]:
+def trl(settings: Any, train: Any, dtype: Any, clock: Clock) -> tuple[Any, Any]:
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from trl import SFTConfig, SFTTrainer
 
-    from lockstep import models
-
     lora, options = settings.lora, settings.train
-    dtype = models.compute_dtype("auto", "cpu")
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -220,10 +218,11 @@ def main() -> None:
                 answer = subprocess.run(words, capture_output=True, text=True, check=False)
                 if answer.returncode:
                     raise SystemExit(f"{kind} failed:\n{answer.stderr[-3000:]}")
-                found[kind].append(json.loads(answer.stdout.splitlines()[-1]))
-                print(
-                    f"seed {seed} {kind:9} " + "  ".join(f"{k} {v:.4g}" for k, v in found[kind][-1].items()), flush=True
-                )
+                measured = json.loads(answer.stdout.splitlines()[-1])
+                dtype = measured.pop("dtype")
+                found[kind].append(measured)
+                figures = "  ".join(f"{name} {value:.4g}" for name, value in measured.items())
+                print(f"seed {seed} {kind:9} {dtype}  {figures}", flush=True)
     report(found, options)
 
 
@@ -236,11 +235,8 @@ def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace
         for kind, runs in found.items()
     }
     middle = {kind: {key: statistics.median(some) for key, some in one.items()} for kind, one in values.items()}
-    from lockstep import models
-
-    cores, dtype = os.cpu_count(), models.compute_dtype("auto", "cpu")
-    work = f"{options.rows} rows of {options.data.name}, {options.seeds} seeds, {cores} cores, {dtype}"
-    print(f"\n{work}; median [range]")
+    cores = os.cpu_count()
+    print(f"\n{options.rows} rows of {options.data.name}, {options.seeds} seeds, {cores} cores; median [range]")
     for key, (name, _, digits) in columns.items():
         print(f"{name:22}" + "".join(f"{kind}: {spread(values[kind][key], digits):28}" for kind in values))
     ours, theirs = middle["lockstep"], middle["trl"]

@@ -32,7 +32,7 @@ def compute_dtype(setting: str, on: str) -> torch.dtype:
     if setting != "auto":
         return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(setting, torch.float32)
     if on == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if on == "cpu":
         able = torch.cpu.get_capabilities()
         has_bf16 = able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16")

@@ -61,11 +61,14 @@ def check_length(model: Path, length: int) -> None:
 
 
 def check_cpu_memory(model: Path, cache: int, dtype: str) -> None:
-    """Raise UserError where weights, stored with two bytes each, and KV cache (bytes) do not fit into what is free."""
+    """Raise UserError where weights in the dtype that they are served in, and KV cache (bytes), do not fit into what is free."""
     import psutil
 
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    needed = weights * (2 if dtype == "float32" else 1) + cache + CPU_OVERHEAD
+    config = config_of(model)
+    if dtype == "float32" and config.get("dtype", config.get("torch_dtype")) != "float32":
+        weights *= 2
+    needed = weights + cache + CPU_OVERHEAD
     available = psutil.virtual_memory().available
     if needed > available:
         raise UserError(

@@ -55,7 +55,7 @@ def served(words: Sequence[str], mode: str, say: Callable[[str], None]) -> Itera
             raise UserError(f"the server for mode {mode} did not start: its own message stands above")
         try:
             yield f"http://127.0.0.1:{port}/v1"
-        except Exception as error:
+        except UserError as error:
             if server.poll() is None:
                 raise
             raise UserError(

@@ -151,8 +151,9 @@ class Stage:
                 manifest.check_hashes(path, manifest.read(path))
 
     def _publish(self, work: Path, seconds: float) -> None:
+        readable = 0o444 & ~_umask()
         for path in manifest.payload(work).values():
-            path.chmod(path.stat().st_mode | 0o444 & ~_umask())  # safetensors writes for its owner alone
+            path.chmod(path.stat().st_mode | readable)  # safetensors writes for its owner alone
             manifest.fsync(path)
         record = self._manifest(manifest.hash_files(work), seconds)
         manifest.write_json(work / FILE, record.model_dump(by_alias=True))
@@ -188,6 +189,7 @@ class Stage:
 
 
 def _umask() -> int:
+    """What this process takes away from new files; it can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

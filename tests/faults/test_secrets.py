@@ -156,7 +156,7 @@ FAILURES: dict[str, Callable[[Home], int]] = {
     "stages out of order": lambda h: h.stage("03_merge_lora.py", *h.words, "--run", "none"),
     "the disk is full at the data": lambda h: h.stage("01_data_collator.py", *h.words, "--run", "disk", limit=2000),
     "other settings than before": lambda h: h.stage("02_train_qlora.py", *h.words, "--run", "r", *TRAIN, "--train.seed", "7"),
-    "a merge past its bound": lambda h: h.stage("03_merge_lora.py", *h.words, "--run", "r", "--merge.strategy", "original", "--merge.max_kl", "1e-9", "--force"),
+    "a merge past its bound": lambda h: h.stage("03_merge_lora.py", *h.words, "--run", "r", "--merge.strategy", "original", "--merge.max_kl", "1e-12", "--force"),
     "no server to ask": lambda h: h.stage("04_client_openai.py", "Hello?", "--serve.port", str(free_port()), "--run", "r"),
     "a traceback on request": lambda h: h.stage("01_data_collator.py", "--config", "absent.yaml", LOCKSTEP_DEBUG="1"),
 }  # fmt: skip

@@ -235,7 +235,7 @@ def test_changed_settings_are_refused_by_name(home: Path, source: Path) -> None:
 def test_a_merge_past_its_bound_ships_nothing_and_says_why(home: Path, source: Path) -> None:
     shutil.rmtree(home / "outputs/r/merged")
     said = refused(
-        run_in(home, "03_merge_lora.py", *common(source), "--merge.strategy", "original", "--merge.max_kl", "1e-9")
+        run_in(home, "03_merge_lora.py", *common(source), "--merge.strategy", "original", "--merge.max_kl", "1e-12")
     )
     assert "nothing ships" in said
     assert not (home / "outputs/r/merged").exists()
