@@ -18,6 +18,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "2"
+os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def script_environment(home: Path, **extra: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ transformers would let rows see each other. Here the borders of the rows are kno
 meet. Rows may share a beginning that was computed once (see PackingCollator).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
@@ -17,25 +17,10 @@ from torch import Tensor, nn
 BEYOND = ("softcap", "s_aux", "position_bias")  # what some models' attention has, and this one has not
 BLOCK = 160  # queries that attend together
 NAME = "lockstep_rows"  # as transformers' attn_implementation
-_borders: list[int] = []  # of the pass that is being computed; the recomputation of checkpointing reads them, too
 
 
 class Unknown(Exception):
     """A model asks for attention that is not computed here."""
-
-
-@contextmanager
-def borders(of: Tensor | None) -> Iterator[None]:
-    """Where the shared beginning and each row of the pass end, for as long as the block lasts.
-
-    Forward and backward of a pass belong into one block: gradient checkpointing computes again.
-    """
-    before = list(_borders)
-    _borders[:] = [] if of is None else of.tolist()
-    try:
-        yield
-    finally:
-        _borders[:] = before
 
 
 class _Rows(torch.autograd.Function):
@@ -136,10 +121,10 @@ def _with_shared(one: Tensor, start: int, end: int, shared: int) -> Tensor:
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, **more: Any,
+    dropout: float = 0.0, borders: Sequence[int] = (), **more: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' attention interface."""
-    ends = tuple(_borders)
+    """transformers' attention interface. `borders` came through the model's forward as a keyword of ours."""
+    ends = tuple(borders)
     if not ends or dropout or mask is not None or any(more.get(name) is not None for name in BEYOND):
         raise Unknown
     if torch.is_autocast_enabled(query.device.type):  # as it would cast them for torch's own attention

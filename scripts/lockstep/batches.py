@@ -61,15 +61,33 @@ class Window:
     """One process's share of an optimizer step.
 
     Attributes:
-        passes: batches for the model, each with `labels`; every process has equally many.
+        lanes: the passes, batches for the model, each with `labels`: one list for each lane, whose passes
+            are computed one after another, beside those of other lanes. Every process has equally many.
     """
 
-    passes: list[dict[str, "torch.Tensor"]]
+    lanes: list[list[dict[str, "torch.Tensor"]]]
+
+    @property
+    def passes(self) -> list[dict[str, "torch.Tensor"]]:
+        """Those of all lanes."""
+        return [batch for lane in self.lanes for batch in lane]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of this process's rows, padding apart, a shared beginning counted for each."""
+        return sum(_tokens_in(batch) for batch in self.passes)
 
     @property
     def supervised(self) -> int:
         """Supervised tokens of this process's share."""
         return sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in self.passes)
+
+
+def _tokens_in(batch: Mapping[str, "torch.Tensor"]) -> int:
+    if "borders" not in batch:
+        return int(batch["attention_mask"].sum())
+    shared = int(batch["borders"][0])
+    return batch["input_ids"].numel() + shared * (len(batch["borders"]) - 2)
 
 
 def plan(lengths: Sequence[int], limit: int, rows_in_a_pass: int | None, processes: int) -> list[list[list[int]]]:
@@ -112,6 +130,7 @@ class WindowCollator:
         packed: lay rows end to end instead of padding them.
         share_prefix: let rows of a pass that begin alike share that beginning; see PackingCollator.
         rank: of this process, among `processes`.
+        lanes: how many passes are computed at the same time. Together they hold what one by itself would.
     """
 
     pad_token_id: int
@@ -121,15 +140,21 @@ class WindowCollator:
     share_prefix: bool = False
     rank: int = 0
     processes: int = 1
+    lanes: int = 1
 
     def __call__(self, rows: Sequence[Row]) -> Window:
         # what all rows of the window begin with, every pass computes once
         shared = common_prefix(rows) if self.share_prefix else 0
         lengths = [len(row["input_ids"]) - shared for row in rows]
-        limit = self.rows_in_a_pass * self.max_length - shared
-        mine = plan(lengths, limit, None if self.packed else self.rows_in_a_pass, self.processes)[self.rank]
+        lanes = max(1, min(self.lanes, self.rows_in_a_pass, len(rows)))
+        at_once = self.rows_in_a_pass // lanes
+        limit = at_once * self.max_length - shared
+        shares = plan(lengths, limit, None if self.packed else at_once, self.processes * lanes)
         collate = PackingCollator(self.share_prefix) if self.packed else Collator(self.pad_token_id)
-        return Window([collate([rows[place] for place in one] or [silenced(rows[0])]) for one in mine])
+        mine = shares[self.rank * lanes : (self.rank + 1) * lanes]
+        return Window(
+            [[collate([rows[place] for place in one] or [silenced(rows[0])]) for one in lane] for lane in mine]
+        )
 
 
 def silenced(row: Row) -> Row:

@@ -96,6 +96,9 @@ def run(work: Callable[[], int | None]) -> NoReturn:
     """
     # a terminal or locale that is not UTF-8 shows \u4f60 for what it cannot; work must not end over that
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    # By default torch's threads spin for milliseconds where they wait for each other. With one program more than
+    # cores that takes most of the time, several times over; with none, sleeping earlier costs nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel is no news
     try:
         code = work() or 0
@@ -113,7 +116,7 @@ def run(work: Callable[[], int | None]) -> NoReturn:
         if error.errno not in OF_THE_USER:
             raise
         code = _report(f"{error.strerror}: {_where(error)}; nothing was published", USER_ERROR)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
         code = _report(f"out of memory ({error}): stop other programs and run again; nothing was published", USER_ERROR)

@@ -14,9 +14,10 @@ class Terminated(BaseException):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or the machine had no memory left; torch, oneDNN and Python's threads say the latter only in words."""
+    """Whether a GPU or the machine had no memory left; torch, oneDNN, Python's threads and imports say so only in words."""
     words = (
         "can't allocate memory", "could not create a primitive", "could not create a memory", "can't start new thread",
+        "failed to map segment from shared object",
     )  # fmt: skip
     of_a_gpu = type(error).__name__ == "OutOfMemoryError"  # by name: this module must not load torch
     return isinstance(error, MemoryError) or of_a_gpu or any(text in str(error) for text in words)

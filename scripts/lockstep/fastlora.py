@@ -6,6 +6,9 @@ computes the same sum, base + scale · B · A · dropout(x), with the weights th
 layers that read the same input, such as q, k and v, all at once.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,25 @@ from lockstep.adapters import NAME
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
+class _Seeds(threading.local):
+    """Where this thread's masks come from: torch's generator, if it has none of its own."""
+
+    generator: torch.Generator | None = None
+
+
+_seeds = _Seeds()
+
+
+@contextmanager
+def masks_of(seed: int) -> Iterator[None]:
+    """Masks of this thread come from a generator of their own, whatever other threads draw."""
+    _seeds.generator = torch.Generator().manual_seed(seed)
+    try:
+        yield
+    finally:
+        _seeds.generator = None
+
+
 def draw_mask(x: Tensor, p: float) -> Tensor:
     """int16 of x's shape: 0 with probability p, else 1.
 
@@ -28,8 +50,9 @@ def draw_mask(x: Tensor, p: float) -> Tensor:
     SFC64, seeded from torch's generator: the checkpoint of that one is enough, and gradient
     checkpointing, which sets it back, sees the same masks again.
     """
-    seed = int(torch.randint(2**62, ()))
-    words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
+    seed = int(torch.randint(2**62, (), generator=_seeds.generator))
+    # as random_raw(), which would keep other threads waiting
+    words = np.random.Generator(np.random.SFC64(seed)).integers(2**64, size=-(-x.numel() // 4), dtype=np.uint64)
     bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
     return torch.ge(bits, round(p * 2**16) - 2**15, out=torch.empty_like(bits))
 
@@ -83,6 +106,14 @@ class _FrozenPlusLora(torch.autograd.Function):
         return of_x, None, None, None, None, *of_a, *of_b
 
 
+class _Held(threading.local):
+    """What one thread has computed of siblings, and not all of them have fetched."""
+
+    def __init__(self) -> None:
+        self.input: Tensor | None = None  # holding it keeps its identity
+        self.outputs: dict[int, Tensor] = {}
+
+
 class _Siblings:
     """The adapted layers of a module that read the same input: the first that is called computes for all."""
 
@@ -100,16 +131,16 @@ class _Siblings:
         self.scales = tuple(layer.scaling[NAME] for layer in layers)
         p = layers[0].lora_dropout[NAME]
         self.p = p.p if isinstance(p, nn.Dropout) else 0.0
-        self.input: Tensor | None = None  # of which there are outputs to be fetched; holding it keeps its identity
-        self.outputs: dict[int, Tensor] = {}
+        self.held = _Held()
 
     def output(self, number: int, x: Tensor) -> Tensor:
         """What layer `number` makes of x."""
-        if self.input is not x or number not in self.outputs:
-            self.input, self.outputs = x, dict(enumerate(self._all(x)))
-        found = self.outputs.pop(number)
-        if not self.outputs:
-            self.input = None
+        held = self.held
+        if held.input is not x or number not in held.outputs:
+            held.input, held.outputs = x, dict(enumerate(self._all(x)))
+        found = held.outputs.pop(number)
+        if not held.outputs:
+            held.input = None
         return found.view(*x.shape[:-1], -1)
 
     def _all(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -130,10 +161,12 @@ class FastPass:
     Attributes:
         layers: how many layers are computed so. 0: not for this kind of adapter, or too little memory
             for the dequantized weights.
+        whole: no adapted layer is left to PEFT.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found = [module for module in model.modules() if isinstance(module, LoraLayer) and _is_plain(module)]
+        adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        found = [layer for layer in adapted if _is_plain(layer)]
         four_bit = sum(
             layer.base_layer.in_features * layer.base_layer.out_features for layer in found if _is_4bit(layer)
         )
@@ -144,6 +177,7 @@ class FastPass:
             for number, layer in enumerate(together):
                 _replace(layer, number, group)
         self.layers = len(found)
+        self.whole = 0 < len(found) == len(adapted)
 
     def undo(self, model: nn.Module) -> None:
         """PEFT's own forward pass again, and the dequantized weights freed."""

@@ -5,6 +5,7 @@ hidden states that predict a supervised token, and on request only a few of thos
 the logits never exist whole.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,10 +21,16 @@ LOGITS = {"cpu": 6 * 2**20, "cuda": 2**27, "mps": 2**25}  # how many exist at a 
 
 @contextmanager
 def _hidden_states_at(network: nn.Module, places: Tensor, give_all: bool) -> Iterator[list[Tensor]]:
-    """Hand the output layer the hidden states at `places` [rows, length - 1], or none but collect them."""
-    collected: list[Tensor] = []
+    """Hand the output layer the hidden states at `places` [rows, length - 1], or none but collect them.
 
-    def select(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor]:
+    In this thread alone: others may compute passes of their own at the same time.
+    """
+    collected: list[Tensor] = []
+    mine = threading.get_ident()
+
+    def select(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        if threading.get_ident() != mine:
+            return None
         chosen = hidden[0][:, :-1][places]
         collected.append(chosen)
         return (chosen if give_all else chosen[:0],)
@@ -48,14 +55,16 @@ def supervised_logits(
         float32 logits [n, vocabulary] and their n targets, row by row.
     """
     inputs, targets, supervised = _split(batch)
-    with attention.borders(batch.get("borders")), _hidden_states_at(network, supervised, True):
+    with _hidden_states_at(network, supervised, True):
         logits: Tensor = (outer or network)(**inputs, use_cache=False).logits
     return logits.float().reshape(-1, logits.shape[-1]), targets[supervised]
 
 
-def _split(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def _split(batch: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensor, Tensor]:
     """The model's inputs; targets [rows, length - 1]; and which of them are supervised."""
-    inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "borders")}
+    inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name not in ("labels", "borders")}
+    if "borders" in batch:
+        inputs["borders"] = batch["borders"].tolist()  # for `attention`
     targets = batch["labels"][:, 1:]  # the token at position i is predicted at position i - 1
     return inputs, targets, targets != IGNORE
 
@@ -73,7 +82,7 @@ def loss_sum(
         logits, targets = supervised_logits(network, batch, outer)
         return nn.functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
     inputs, targets, supervised = _split(batch)
-    with attention.borders(batch.get("borders")), _hidden_states_at(network, supervised, False) as hidden:
+    with _hidden_states_at(network, supervised, False) as hidden:
         (outer or network)(**inputs, use_cache=False)
     head: Any = network.get_output_embeddings()  # type: ignore[operator]
     loss: Tensor = _HeadLoss.apply(hidden[0], head.weight, head.bias, targets[supervised])  # type: ignore[no-untyped-call]
@@ -162,6 +171,19 @@ def rows_stay_apart(network: nn.Module, max_length: int) -> bool:
             return False
     # rounding differs between the two ways; another attention would differ everywhere
     return bool((first - padded).abs().mean() <= 0.1 * padded.std())
+
+
+def draws_in_training(network: nn.Module) -> bool:
+    """Whether a pass in training draws from torch's own generator of random numbers."""
+    training, before = network.training, torch.get_rng_state()
+    network.train()
+    try:
+        with torch.no_grad():
+            supervised_logits(network, _on(network, PackingCollator()(_probe(5))))
+        return not torch.equal(before, torch.get_rng_state())
+    finally:
+        network.train(training)
+        torch.set_rng_state(before)
 
 
 def _on(network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

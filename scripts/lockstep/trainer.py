@@ -4,6 +4,7 @@ import contextlib
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from lockstep import attention, checkpoints, loss, paths
+from lockstep import checkpoints, loss, paths
 from lockstep.batches import Row, Window, WindowCollator, WindowLoader, WindowSampler
 from lockstep.errors import UserError, is_out_of_memory
+from lockstep.lanes import Lanes
 from lockstep.sections import Lora, Train
 
 EVALUATED_AT_ONCE = 64  # rows among which passes of like length are found
@@ -42,6 +44,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         super().__init__(**named)
         self.settings, self.lora, self.collate, self.in_pieces, self.network = train, lora, collate, in_pieces, network
         self.rows_in_a_pass = collate.rows_in_a_pass
+        self.lanes = Lanes(collate.lanes)
         self.tokens = 0
 
     # --- rows ---
@@ -73,12 +76,14 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         self.rows = inputs
         before = torch.get_rng_state()
         while True:
-            window = replace(self.collate, rows_in_a_pass=self.rows_in_a_pass)(inputs)
+            window: Window = replace(self.collate, rows_in_a_pass=self.rows_in_a_pass)(inputs)
             supervised = int(self._sum_over_processes(torch.tensor(window.supervised, device=self.args.device)))
             if not supervised:
                 raise UserError(f"no token carries loss in {_named(inputs)}: look at preview.html")
             try:
-                return self._passes(model, window, supervised)
+                shown = self._backward(model, window, supervised)
+                self.tokens += window.tokens
+                return shown
             except (RuntimeError, MemoryError) as error:
                 if not (is_out_of_memory(error) and self._may_halve()):
                     raise
@@ -86,34 +91,30 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
             torch.set_rng_state(before)
             model.zero_grad()
 
-    def _passes(self, model: Any, window: Window, supervised: int) -> Tensor:
-        total, tokens = torch.zeros((), device=self.args.device), 0
+    def _backward(self, model: Any, window: Window, supervised: int) -> Tensor:
+        part_of = partial(self._part, model, supervised)
+        if len(window.lanes) > 1:
+            weights = [weight for weight in model.parameters() if weight.requires_grad]
+            return self.lanes.backward(weights, window.lanes, part_of)
+        total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(window.passes, start=1):
             last = number == len(window.passes)
             self.accelerator.gradient_state._set_sync_gradients(last)
-            batch = self._prepare_inputs(batch)
-            with (
-                contextlib.nullcontext() if last else self.accelerator.no_sync(model),
-                attention.borders(batch.get("borders")),
-            ):
-                with self.compute_loss_context_manager():
-                    part, _ = loss.loss_sum(self.network, batch, self.in_pieces, outer=model)
-                part = part / supervised
-                self._require_finite(part.item())
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                part = part_of(batch)
                 # DDP and FSDP average the processes' gradients; the window's loss is their sum
                 self.accelerator.backward(part * self.accelerator.num_processes)
             total += part.detach()
-            mask = batch.get("attention_mask")
-            tokens += self._tokens_in(batch) if mask is None else int(mask.sum())
-        self.tokens += tokens
         shown: Tensor = total * self.accelerator.num_processes  # Trainer logs the mean over the processes
         return shown
 
-    @staticmethod
-    def _tokens_in(batch: dict[str, Tensor]) -> int:
-        """Tokens of the rows, a shared beginning counted for each."""
-        own, shared = batch["input_ids"].numel(), int(batch["borders"][0])
-        return own + shared * (len(batch["borders"]) - 2)
+    def _part(self, model: Any, supervised: int, batch: dict[str, Tensor]) -> Tensor:
+        """A pass's part of the window's mean loss."""
+        with self.compute_loss_context_manager():
+            part, _ = loss.loss_sum(self.network, self._prepare_inputs(batch), self.in_pieces, outer=model)
+        part = part / supervised
+        self._require_finite(part.item())
+        return part
 
     def _sum_over_processes(self, value: Tensor) -> Tensor:
         return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, "sum")
@@ -176,14 +177,10 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         total = torch.zeros(2, dtype=torch.float64)
         training = self.model.training
         self.model.eval()
-        with torch.no_grad(), self.autocast():
-            for start in range(0, len(rows), EVALUATED_AT_ONCE):
-                some = [rows[place] for place in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))]
-                for batch in collate(some).passes:
-                    part, count = loss.loss_sum(
-                        self.network, self._prepare_inputs(batch), self.in_pieces, outer=self.model
-                    )
-                    total += torch.tensor([part.item(), count], dtype=torch.float64)
+        for start in range(0, len(rows), EVALUATED_AT_ONCE):
+            some = [rows[place] for place in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))]
+            for part in self.lanes.each(self._nats_and_tokens, collate(some).lanes):
+                total += part
         self.model.train(training)
         nats, tokens = self._sum_over_processes(total.to(torch.float32).to(self.args.device)).tolist()
         value = nats / tokens
@@ -196,6 +193,14 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _nats_and_tokens(self, passes: list[dict[str, Tensor]]) -> Tensor:
+        total = torch.zeros(2, dtype=torch.float64)
+        with torch.no_grad(), self.autocast():
+            for batch in passes:
+                part, count = loss.loss_sum(self.network, self._prepare_inputs(batch), self.in_pieces, outer=self.model)
+                total += torch.tensor([part.item(), count], dtype=torch.float64)
+        return total
 
     # --- checkpoints ---
 

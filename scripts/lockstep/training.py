@@ -4,7 +4,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lockstep import adapters, attention, checkpoints, fastlora, heldout, loss, 
 from lockstep.batches import WindowCollator
 from lockstep.config import Settings
 from lockstep.errors import Terminated, UserError, is_out_of_memory
+from lockstep.lanes import lanes_for
 from lockstep.trainer import SupervisedTrainer, perplexity
 
 Say = Callable[[str], object]
@@ -152,6 +153,7 @@ def build(
         # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
         in_pieces = not ranks.SHARDED and loss.head_is_plain(network)
     fast = fastlora.FastPass(model) if on == "cpu" and not ranks.SHARDED else None
+    collate = replace(collate, lanes=lanes_for(settings.train, network, fast, collate))
     trainer = SupervisedTrainer(
         train=settings.train, lora=settings.lora, collate=collate, in_pieces=in_pieces, network=network,
         model=model, args=made, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks),

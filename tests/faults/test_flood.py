@@ -196,7 +196,9 @@ def test_a_thousand_mixed_requests(server: tuple[Home, Served], record_property:
     with ThreadPoolExecutor(64) as pool:
         list(pool.map(one, range(REQUESTS)))
     assert not wrong, (wrong, seen)
-    assert seen["plain: whole"] + seen["stream: whole"] > 100, seen
+    assert seen["plain: whole"] + seen["stream: whole"] >= QUEUE // 2, (
+        seen
+    )  # what finds room at once is answered, however slowly
     deadline = time.monotonic() + 5
     while running(url) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -47,9 +47,9 @@ def killed_at(world: World, name: str, sites: dict[str, int], before: Path, more
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_kill_at_each_place_that_changes_the_disk(world: World, name: str, record_property: Any) -> None:
-    clean = world.clean[name]
-    record_property("cases", len(moments(clean.ended.sites, random.Random(name))))
-    wrong = killed_at(world, name, clean.ended.sites, clean.before)
+    sites = world.sites(name)
+    record_property("cases", len(moments(sites, random.Random(name))))
+    wrong = killed_at(world, name, sites, world.clean[name].before)
     assert not wrong, "\n".join(wrong)
 
 

@@ -78,6 +78,11 @@ class World:
         given = shared[:2] if name == "batch" else shared
         return [word.format(home=home, server=self.server) for word in (script, *given, *own)]
 
+    def sites(self, name: str) -> dict[str, int]:
+        """The places of a stage that change the disk, and how often; without those that an earlier stage has, too."""
+        earlier = {site for other in list(STAGES)[: list(STAGES).index(name)] for site in self.clean[other].ended.sites}
+        return {site: count for site, count in self.clean[name].ended.sites.items() if site not in earlier}
+
     def run(self, name: str, more: tuple[str, ...] = (), **task: Any) -> Ended:
         """Run a stage; `task` says what goes wrong, as in `nursery.Task`."""
         return self.nursery.run(*self.words(name), *more, **task)

@@ -1,5 +1,6 @@
 """The trainer's promises, on a tiny model in float32: what an optimizer step sees depends on its rows alone."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lockstep import configfile, paths, training
+from lockstep import configfile, loss, paths, training
 from lockstep.collator import IGNORE
 from lockstep.errors import UserError
 
@@ -82,6 +83,43 @@ def test_a_step_does_not_depend_on_how_its_rows_are_laid_out(build: Any, other: 
         torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-3, atol=1e-6)
 
 
+LANES = {"train__per_device_train_batch_size": "4", "train__gradient_accumulation_steps": "2"}
+
+
+def test_passes_side_by_side_are_the_same_step_and_the_same_every_time(build: Any) -> None:
+    def measured(lanes: int, dropout: str) -> tuple[float, dict[str, torch.Tensor]]:
+        made = build(rows(*SIZES), lora__lora_dropout=dropout, **LANES)
+        assert made.trainer.collate.lanes == min(torch.get_num_threads(), 4)
+        made.trainer.collate = replace(made.trainer.collate, lanes=lanes)
+        for name, weight in made.trainer.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(2))
+        torch.manual_seed(5)
+        return step(made)
+
+    (alone, gradients), (beside, others) = measured(1, "0"), measured(2, "0")
+    assert beside == pytest.approx(alone, rel=1e-5) and gradients.keys() == others.keys() != set()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-6)
+    first = measured(3, "0.3")
+    for _ in range(5):
+        again = measured(3, "0.3")
+        assert again[0] == first[0] and all(torch.equal(again[1][name], first[1][name]) for name in first[1])
+
+
+def test_passes_that_draw_from_the_one_generator_are_computed_in_turn(build: Any) -> None:
+    for other in (
+        {"train__neftune_noise_alpha": "5"},
+        {"train__gradient_checkpointing": "true"},
+        {"lora__use_dora": "true", "merge__strategy": "original"},
+    ):
+        assert build(rows(*SIZES), **LANES, **other).trainer.collate.lanes == 1, other
+    made = build(rows(*SIZES), **LANES)
+    assert not loss.draws_in_training(made.trainer.network)
+    made.trainer.network.get_input_embeddings().register_forward_hook(lambda _, __, out: torch.dropout(out, 0.1, True))
+    assert loss.draws_in_training(made.trainer.network)
+
+
 def test_the_loss_is_the_mean_over_the_supervised_tokens_of_the_window(build: Any) -> None:
     made = build(rows(*SIZES))
     network, nats, tokens = made.trainer.network, 0.0, 0
@@ -146,28 +184,28 @@ def test_what_is_not_finite_stops_before_the_step_and_names_the_rows(build: Any,
             assert torch.equal(weight, before[name]) and weight.isfinite().all(), name
 
 
-def test_out_of_memory_halves_the_passes_and_keeps_the_step(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lockstep import loss
-
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_out_of_memory_halves_the_passes_and_keeps_the_step(
+    build: Any, monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
     wanted = step(build(rows(*SIZES)))
     made, small = build(rows(*SIZES), train__auto_batch="true"), loss.loss_sum
+    made.trainer.collate = replace(made.trainer.collate, lanes=lanes)
 
     def scarce(network: Any, batch: Any, *rest: Any, **named: Any) -> Any:
-        if batch["input_ids"].numel() > 80:
+        if batch["input_ids"].numel() > 64:  # a longest row
             raise torch.OutOfMemoryError("CUDA out of memory")
         return small(network, batch, *rest, **named)
 
     monkeypatch.setattr(loss, "loss_sum", scarce)
     found = step(made)
-    assert made.trainer.rows_in_a_pass == 1
+    assert made.trainer.rows_in_a_pass == lanes
     assert found[0] == pytest.approx(wanted[0], rel=1e-5)
     for name, gradient in wanted[1].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-6)
 
 
 def test_out_of_memory_without_auto_batch_ends_with_numbers(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lockstep import loss
-
     def scarce(*_: Any, **__: Any) -> Any:
         raise RuntimeError(
             "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"
