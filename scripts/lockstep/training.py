@@ -148,11 +148,11 @@ def build(
     """
     made = arguments(settings, on, dtype, evaluate=held_out is not None)
     model, network = load_model(settings, on, dtype)
+    fast = fastlora.FastPass(model) if on == "cpu" and not ranks.SHARDED else None
     with torch.autocast(on, dtype, enabled=dtype != torch.float32):
         collate = lay_out(settings, network, on, pad)
         # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
         in_pieces = not ranks.SHARDED and loss.head_is_plain(network)
-    fast = fastlora.FastPass(model) if on == "cpu" and not ranks.SHARDED else None
     collate = replace(collate, lanes=lanes_for(settings.train, network, fast, collate))
     trainer = SupervisedTrainer(
         train=settings.train, lora=settings.lora, collate=collate, in_pieces=in_pieces, network=network,
