@@ -1,6 +1,6 @@
 """How fast stage 02 trains, and with how much memory, beside TRL's SFTTrainer on the same rows and steps.
 
-Run     .venv/bin/python benchmarks/train.py                    200 rows, three seeds; about half an hour on two cores
+Run     .venv/bin/python benchmarks/train.py                    200 rows (32 on old CPUs), three seeds; about half an hour on two cores
         .venv/bin/python benchmarks/train.py --data FILE --rows N --seeds N --json FILE
 
 Both train the same NF4 model (the embedded default) with the same LoRA, dropout, learning rate and
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data" / "alpaca_en_1k.json"
 
 HELD_OUT = 48
+ROWS, ROWS_SLOW = 200, 32
 SETTINGS = {
     "train.per_device_train_batch_size": "2",
     "train.gradient_accumulation_steps": "8",
@@ -163,6 +164,13 @@ def trl(settings: Any, train: Any, dtype: Any, clock: Clock) -> tuple[Any, Any]:
     return trainer.model, lambda: None
 
 
+def default_rows() -> int:
+    """As many as three seeds get through in half an hour."""
+    dtype = "from lockstep import models; print(models.compute_dtype('auto', 'cpu'))"
+    answer = subprocess.run([sys.executable, "-c", dtype], capture_output=True, text=True, check=True)
+    return ROWS_SLOW if answer.stdout.strip() == "torch.float32" else ROWS
+
+
 def prepare(file: Path, count: int, home: Path) -> None:
     """Token ids and labels for both, made by stages 00 and 01; rows longer than max_length are left out."""
     source = home / "rows.jsonl"
@@ -199,7 +207,9 @@ def spread(values: list[float], digits: int = 1) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED if SHARED.exists() else ROOT / "data/toy/train.jsonl")
-    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument(
+        "--rows", type=int, help=f"default: {ROWS}, and {ROWS_SLOW} on CPUs without bfloat16 instructions"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--job", nargs=3, metavar=("KIND", "DATA", "SEED"), help=argparse.SUPPRESS)
@@ -210,6 +220,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         os.environ |= {"LOCKSTEP_HOME": scratch, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "scripts")}
+        options.rows = options.rows or default_rows()
         prepare(options.data, options.rows, home)
         found: dict[str, list[dict[str, float]]] = {"lockstep": [], "trl": []}
         for seed in range(1, options.seeds + 1):
