@@ -181,12 +181,15 @@ def test_a_thousand_mixed_requests(server: tuple[Home, Served], record_property:
     kinds = chance.choices(list(KINDS), [weight for weight, _ in KINDS.values()], k=REQUESTS)
     record_property("cases", REQUESTS)
     before = memory(served_)
-    wrong, seen = [], Counter[str]()
+    wrong, seen, patience = [], Counter[str](), time.monotonic() + 90
 
     def one(number: int) -> None:
         kind = kinds[number]
         try:
             found = kind(url, random.Random(number))
+            while found == "refused 429" and kind in (plain, stream) and time.monotonic() < patience:
+                time.sleep(1)  # as clients do; how many find room at once is a matter of the machine's speed
+                found = kind(url, random.Random(number))
         except (OSError, ValueError) as error:
             found = f"{type(error).__name__}: {error}"
         seen[f"{kind.__name__}: {found}"] += 1
@@ -196,9 +199,7 @@ def test_a_thousand_mixed_requests(server: tuple[Home, Served], record_property:
     with ThreadPoolExecutor(64) as pool:
         list(pool.map(one, range(REQUESTS)))
     assert not wrong, (wrong, seen)
-    assert seen["plain: whole"] + seen["stream: whole"] >= QUEUE // 2, (
-        seen
-    )  # what finds room at once is answered, however slowly
+    assert seen["plain: whole"] + seen["stream: whole"] > 100, seen
     deadline = time.monotonic() + 5
     while running(url) and time.monotonic() < deadline:
         time.sleep(0.1)
