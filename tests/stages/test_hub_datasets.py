@@ -115,6 +115,9 @@ def test_a_cut_transfer_goes_on_where_it_stopped(get: Get, hub: hub_stub.Hub, tm
     assert "run again to resume" in said and "--data.train_file" in said
     assert {"hub": "--data.source modelscope", "modelscope": "--data.source hub"}[source] in said
     assert not (tmp_path / "data/hub/org--tiny").exists()
+    # On a slow machine a small file's turn may not have come when the large one is cut.
+    whole = {name for name in WANTED if (tmp_path / "data/hub/.org--tiny.partial" / name).exists()}
+    assert "data/train.jsonl" not in whole
     hub.faults.clear()
     hub.headers.clear()
     hub.requests.clear()
@@ -122,8 +125,8 @@ def test_a_cut_transfer_goes_on_where_it_stopped(get: Get, hub: hub_stub.Hub, tm
     assert answer.returncode == 0, answer.stderr
     assert brought(tmp_path) == WANTED
     again = [(r, h.get("range")) for r, h in zip(hub.requests, hub.headers, strict=True) if DELIVERY.match(r)]
-    assert len(again) == 1  # whole files are not fetched again; the Hub's library begins the cut one anew
-    assert source == "hub" or (str(again[0][1]).startswith("bytes=") and again[0][1] != "bytes=0-")
+    assert len(again) == len(WANTED) - len(whole)  # the Hub's library begins what was cut anew
+    assert source == "hub" or any(str(asked).startswith("bytes=") and asked != "bytes=0-" for _, asked in again)
 
 
 @pytest.mark.parametrize("source", ["hub", "modelscope"])
