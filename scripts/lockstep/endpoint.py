@@ -2,9 +2,6 @@
 
 import json
 import os
-import re
-import shutil
-import subprocess
 import sys
 import urllib.parse
 from collections.abc import Callable
@@ -13,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lockstep import admission, gate, manifest, paths, preflight, servable
+from lockstep import admission, devices, gate, manifest, paths, preflight, servable
 from lockstep.config import Settings
 from lockstep.errors import UserError
 
@@ -84,15 +81,6 @@ def model_name(settings: Settings) -> str:
     return settings.serve.served_model_name or settings.run
 
 
-def has_cuda() -> bool:
-    """Whether an NVIDIA driver answers, the same test as in the Makefile."""
-    if os.environ.get("ACCEL"):
-        return os.environ["ACCEL"] == "cuda"
-    if not shutil.which("nvidia-smi"):
-        return False
-    return subprocess.run(["nvidia-smi"], capture_output=True, check=False).returncode == 0
-
-
 def plan(settings: Settings) -> Plan:
     """Check all that can be checked before a slow start, and say how to start.
 
@@ -108,7 +96,7 @@ def plan(settings: Settings) -> Plan:
     loopback = preflight.check_address(serve.host, serve.port)
     subject = _subject(settings)
     preflight.check_length(subject.model, serve.max_model_len)
-    cuda = has_cuda()
+    cuda = devices.has_cuda()
     arguments = [
         *subject.arguments,
         "--host", serve.host, "--port", str(serve.port),
@@ -119,7 +107,7 @@ def plan(settings: Settings) -> Plan:
         "--disable-access-log-for-endpoints", "/health,/metrics",
         "--shutdown-timeout", "30",
         "--chat-template-content-format", "string",  # as training renders messages
-        *_device_arguments(settings, subject.model, cuda),
+        *devices.arguments(serve, subject.model, cuda),
         *_parallel_arguments(settings),
         *_more_arguments(serve.vllm_args),
     ]  # fmt: skip
@@ -130,7 +118,7 @@ def plan(settings: Settings) -> Plan:
         "HF_HUB_OFFLINE": "1",
     }
     if not cuda:
-        environment |= _cpu_environment(serve.tensor_parallel_size * serve.pipeline_parallel_size)
+        environment |= devices.cpu_environment(serve.tensor_parallel_size * serve.pipeline_parallel_size)
     rules = admission.Rules(
         tokenizer=str(subject.answers_with),
         allow_tokens=list(subject.allow_tokens),
@@ -156,52 +144,6 @@ def plan(settings: Settings) -> Plan:
         canary=gate.canary_prompt(subject.adapters[model_name(settings)]),
         timeout=serve.startup_timeout,
     )
-
-
-def _device_arguments(settings: Settings, model: Path, cuda: bool) -> list[str]:
-    """The one place where CUDA and CPU differ."""
-    serve = settings.serve
-    if cuda:
-        gpus = serve.tensor_parallel_size * serve.pipeline_parallel_size * serve.data_parallel_size
-        preflight.check_gpu_memory(serve.gpu_memory_utilization, gpus)
-        dtype = _gpu_dtype(serve.dtype, gpus)
-        memory = ["--dtype", dtype, "--gpu-memory-utilization", str(serve.gpu_memory_utilization)]
-        return memory + (["--enforce-eager"] if serve.enforce_eager else [])
-    dtype = _cpu_dtype(serve.dtype)
-    preflight.check_cpu_memory(model, serve.kv_cache_memory_bytes, dtype)
-    memory = ["--dtype", dtype, "--kv-cache-memory-bytes", str(serve.kv_cache_memory_bytes)]
-    memory += ["--block-size", "32"]  # vLLM's 128 on CPUs would keep no beginning of a prompt that is shorter
-    # Compiling needs a C++ compiler and a minute; it pays on a server that stays up.
-    return memory + (["--enforce-eager"] if serve.enforce_eager is not False else [])
-
-
-def _gpu_dtype(setting: str, gpus: int) -> str:
-    """As in training: GPUs older than Ampere have no bfloat16."""
-    found = preflight.ask_gpus("compute_cap", gpus) if setting == "auto" else []
-    return "float16" if any(re.fullmatch(r"[1-7]\.\d", one) for one in found) else setting
-
-
-def _cpu_dtype(setting: str) -> str:
-    """As in training: a CPU without instructions for bfloat16 is many times slower with it."""
-    import torch
-
-    from lockstep import models
-
-    slow = setting == "auto" and models.compute_dtype("auto", "cpu") == torch.float32
-    return "float32" if slow else setting
-
-
-def _cpu_environment(workers: int) -> dict[str, str]:
-    """All cores answer, each worker on its share of them."""
-    found = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-    if workers > 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
-        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
-        if len(cores) < workers:
-            raise UserError(f"{workers} workers share a model, and there are {len(cores)} cores for them")
-        share = len(cores) // workers
-        shares = [cores[start : start + share] for start in range(0, share * workers, share)]
-        found["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(",".join, shares))
-    return found
 
 
 def _parallel_arguments(settings: Settings) -> list[str]:

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.e2e
 
 ASK = [{"role": "user", "content": "你是谁？ 🙂"}]
 CHAT = "/v1/chat/completions"
+PROMISE = "Only this machine is let in, elsewhere nobody without the key, and to no route that is closed"
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,7 @@ def report(home: Home) -> Any:
     return json.loads((home.run / "serve/gate_report.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.promise(PROMISE)
 def test_merged(home: Home) -> None:
     """All of one server's life: what it says, what it takes, where it listens, and that its end cuts nothing off."""
     with served(home) as server:
@@ -122,7 +124,10 @@ def test_two_adapters_on_the_base_that_they_were_trained_on(home: Home, tmp_path
         assert ask(server.url + CHAT, {"model": "r", "messages": ASK, "max_tokens": 2})[0] == 200
 
 
-def test_nobody_is_let_in_before_the_gate_opens_and_nobody_without_the_key_after(home: Home) -> None:
+@pytest.mark.promise(PROMISE)
+def test_nobody_is_let_in_before_the_gate_opens_and_nobody_without_the_key_after(
+    home: Home, record_property: Any
+) -> None:
     port, key = free_port(), "k" * 24
     url = f"http://127.0.0.1:{port}"
     supervisor = launch(home, "--serve.host", "0.0.0.0", port=port, LOCKSTEP_API_KEY=key)
@@ -158,7 +163,9 @@ def test_nobody_is_let_in_before_the_gate_opens_and_nobody_without_the_key_after
         assert seen == {503}
         assert any(line.startswith("serving r at") for line in supervisor.stdout)
         body = {"messages": ASK, "max_tokens": 2}
-        for path in (*vllm_routes(), "/nothing", f"//{CHAT}", f"{CHAT}/"):
+        paths = (*vllm_routes(), "/nothing", f"//{CHAT}", f"{CHAT}/")
+        record_property("cases", 6 * len(paths))
+        for path in paths:
             answers = [ask(url + path, body, method)[0] for method in ("GET", "POST", "OPTIONS")]
             answers += [ask(url + path, body, method, Authorization="Bearer wrong")[0] for method in ("GET", "POST")]
             assert set(answers) <= ({200, 404} if path == "/health" else {401, 404}), path
@@ -200,6 +207,7 @@ def spoil_generation_config(home: Home) -> str:
     return "generation_config.json ends answers at token 300, which is an ordinary one"
 
 
+@pytest.mark.promise("What is not the trained model, or hangs, is not served")
 @pytest.mark.parametrize("spoil", [spoil_template, spoil_generation_config])
 def test_a_model_that_is_not_the_trained_one_is_not_served(home: Home, tmp_path: Path, spoil: Any) -> None:
     import re

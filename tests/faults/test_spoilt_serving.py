@@ -19,7 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from serving import Home, ask, finished_run, refused, reseal, served
 
-pytestmark = pytest.mark.faults
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.promise("What is not the trained model, or hangs, is not served"),
+]
 
 ASK = [{"role": "user", "content": "你是谁？"}]
 

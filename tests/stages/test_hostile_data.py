@@ -22,6 +22,8 @@ from lockstep.records import Record
 from lockstep.rows import Row
 from lockstep.sections import Data
 
+pytestmark = pytest.mark.promise("A hostile file costs no row: each is kept as it is, or rejected for its reason")
+
 CASES = corpus.cases()
 BAD = [case for case in CASES if case.broken]
 Collate = Callable[[str, Sequence[Path]], CompletedProcess[str]]
@@ -109,11 +111,14 @@ def test_the_corpus_is_large_and_equal_each_time() -> None:
     assert len(CASES) >= 300 and len({case.name for case in CASES}) == len(CASES)
 
 
-def test_every_record_is_kept_as_it_is_or_rejected_for_its_reason(collate: Collate, home: Path) -> None:
+def test_every_record_is_kept_as_it_is_or_rejected_for_its_reason(
+    collate: Collate, home: Path, record_property: Any
+) -> None:
     from datasets import load_from_disk
     from transformers import AutoTokenizer
 
     cases = [case for case in CASES if not case.broken]
+    record_property("cases", len(cases))
     answer = collate("all", corpus.write(home / "files", cases))
     assert answer.returncode == 0, answer.stderr
     assert "Traceback" not in answer.stderr
