@@ -14,9 +14,10 @@ from lockstep import config, configfile, paths, sections
 from lockstep.config import Settings
 from lockstep.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError, is_out_of_memory
 
-# What a disk, or a name, can be like that is the user's to put right.
+# What a disk, a name, or what stands there can be like that is the user's to put right.
 OF_THE_USER = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
 )  # fmt: skip
 
 
@@ -94,6 +95,7 @@ def run(work: Callable[[], int | None]) -> NoReturn:
 
     0 done · 2 something that the user can put right · 75 SIGTERM, unfinished · 130 Ctrl-C. LOCKSTEP_DEBUG=1 shows tracebacks.
     """
+    _stand_in_for_closed_streams()
     # a terminal or locale that is not UTF-8 shows \u4f60 for what it cannot; work must not end over that
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     # By default torch's threads spin for milliseconds where they wait for each other. With one program more than
@@ -121,6 +123,16 @@ def run(work: Callable[[], int | None]) -> NoReturn:
             raise
         code = _report(f"out of memory ({error}): stop other programs and run again; nothing was published", USER_ERROR)
     sys.exit(code)
+
+
+def _stand_in_for_closed_streams() -> None:
+    """Standard streams that the caller closed lead nowhere: else the next file opened would take such a number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)  # for programs started from here, too
+    os.close(number)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 def _where(error: OSError) -> str:
