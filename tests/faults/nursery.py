@@ -27,6 +27,7 @@ import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
@@ -81,12 +82,11 @@ class Task:
 
 
 class Watch:
-    """A profile function: notes sites, and acts at one."""
+    """Notes sites, and acts at one, from a profile function: see `profile`."""
 
     def __init__(self, task: Task, home: str, reads: "Reads") -> None:
         self.task, self.home, self.reads = task, home, reads
         self.sites: Counter[str] = Counter()
-        self.library: dict[CodeType, str] = {}
         self.call = task.at.split()[1:] if task.at.startswith("call ") else []
         self.calls = 0
         self.pid, self.counting = os.getpid(), threading.Lock()
@@ -101,24 +101,30 @@ class Watch:
             torch.set_num_threads(torch.get_num_threads())
         multiprocessing.util.Finalize(None, self.write_notes, exitpriority=1)
 
-    def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event == "c_call":
-            operation = self.c_operation(arg) if arg.__name__ in C_CALLS else None
-        elif event == "call":
-            operation = self.library.get(frame.f_code)
-            if operation is None:
-                operation = self.library_operation(frame.f_code)
-            if self.call:
-                self.look_for_call(frame.f_code)
-        else:
+    def profile(self) -> Callable[[FrameType, str, Any], None]:
+        """For sys.setprofile. Millions of calls come by: all but a few must be let go at once, by their names."""
+        names, act = {name for _, name in LIBRARY_CALLS} | set(self.call[1:]), self.look_at
+
+        def called(frame: FrameType, event: str, arg: Any) -> None:
+            if event == "c_call":
+                if arg.__name__ in C_CALLS:
+                    act(frame, self.c_operation(arg))
+            elif event == "call" and frame.f_code.co_name in names:
+                act(frame, self.library_operation(frame.f_code))
+                if self.call:
+                    self.look_for_call(frame.f_code)
+
+        return called
+
+    def look_at(self, frame: FrameType, operation: str | None) -> None:
+        if not operation:
             return
-        if operation:
-            site = self.site(frame, operation)
-            with self.counting:
-                self.sites[site] += 1
-                now = site == self.task.at and self.sites[site] == self.task.time
-            if now:
-                self.act()
+        site = self.site(frame, operation)
+        with self.counting:
+            self.sites[site] += 1
+            now = site == self.task.at and self.sites[site] == self.task.time
+        if now:
+            self.act()
 
     def c_operation(self, function: Any) -> str | None:
         name = str(function.__name__)
@@ -133,8 +139,7 @@ class Watch:
     def library_operation(self, code: CodeType) -> str:
         """The operation that a Python function stands for, or "" for all others."""
         names = [name for file, name in LIBRARY_CALLS if code.co_name == name and code.co_filename.endswith(file)]
-        self.library[code] = names[0] if names else ""
-        return self.library[code]
+        return names[0] if names else ""
 
     def look_for_call(self, code: CodeType) -> None:
         file, name = self.call
@@ -148,7 +153,7 @@ class Watch:
 
         All that a function writes into buffers is one place.
         """
-        inner = frame.f_back if self.library.get(frame.f_code) else frame
+        inner = frame.f_back if self.library_operation(frame.f_code) else frame
         buffered = operation in BUFFERED
         lines: list[str] = []
         walk = inner
@@ -281,8 +286,8 @@ def child(task: Task, home: Path, pipe: int) -> int:
         sys.addaudithook(reads)
     limit(task)
     if task.do or (task.notes and not task.watch_reads):
-        threading.setprofile(watch)
-        sys.setprofile(watch)
+        threading.setprofile(watch.profile())
+        sys.setprofile(watch.profile())
     try:
         runpy.run_path(script, run_name="__main__")
         code = 0
@@ -322,6 +327,15 @@ def printed(pipe: int) -> str:
     return found.decode(errors="replace")
 
 
+def draw_a_picture(home: Path) -> None:
+    """What matplotlib looks for and keeps, such as fonts, takes longer than the picture."""
+    from lockstep import curves
+
+    log = home / "metrics.jsonl"
+    log.write_text('{"step": 1, "loss": 1.0, "learning_rate": 1.0}\n{"step": 2, "eval_loss": 1.0}\n')
+    curves.draw(log, home / "loss.png", "run r")
+
+
 def main() -> None:
     import importlib
 
@@ -332,6 +346,7 @@ def main() -> None:
     for file in sorted((ROOT / "scripts/lockstep").glob("*.py")):
         if file.stem not in {"__init__", "middleware", "chatpage", "chatparts"}:
             importlib.import_module(f"lockstep.{file.stem}")
+    draw_a_picture(home)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

