@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -327,13 +328,14 @@ def printed(pipe: int) -> str:
     return found.decode(errors="replace")
 
 
-def draw_a_picture(home: Path) -> None:
+def draw_a_picture() -> None:
     """What matplotlib looks for and keeps, such as fonts, takes longer than the picture."""
     from lockstep import curves
 
-    log = home / "metrics.jsonl"
-    log.write_text('{"step": 1, "loss": 1.0, "learning_rate": 1.0}\n{"step": 2, "eval_loss": 1.0}\n')
-    curves.draw(log, home / "loss.png", "run r")
+    with tempfile.TemporaryDirectory() as folder:  # home may be a small disk
+        log = Path(folder) / "metrics.jsonl"
+        log.write_text('{"step": 1, "loss": 1.0, "learning_rate": 1.0}\n{"step": 2, "eval_loss": 1.0}\n')
+        curves.draw(log, log.with_name("loss.png"), "run r")
 
 
 def main() -> None:
@@ -346,7 +348,7 @@ def main() -> None:
     for file in sorted((ROOT / "scripts/lockstep").glob("*.py")):
         if file.stem not in {"__init__", "middleware", "chatpage", "chatparts"}:
             importlib.import_module(f"lockstep.{file.stem}")
-    draw_a_picture(home)
+    draw_a_picture()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
