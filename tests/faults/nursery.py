@@ -104,14 +104,14 @@ class Watch:
 
     def profile(self) -> Callable[[FrameType, str, Any], None]:
         """For sys.setprofile. Millions of calls come by: all but a few must be let go at once, by their names."""
-        names, act = {name for _, name in LIBRARY_CALLS} | set(self.call[1:]), self.look_at
+        names = {name for _, name in LIBRARY_CALLS} | set(self.call[1:])
 
         def called(frame: FrameType, event: str, arg: Any) -> None:
             if event == "c_call":
                 if arg.__name__ in C_CALLS:
-                    act(frame, self.c_operation(arg))
+                    self.look_at(frame, self.c_operation(arg))
             elif event == "call" and frame.f_code.co_name in names:
-                act(frame, self.library_operation(frame.f_code))
+                self.look_at(frame, self.library_operation(frame.f_code))
                 if self.call:
                     self.look_for_call(frame.f_code)
 
@@ -342,7 +342,6 @@ def main() -> None:
     import importlib
 
     home = Path(os.environ["LOCKSTEP_HOME"])
-    sys.path.insert(0, SCRIPTS)
     for name in IMPORTS:
         importlib.import_module(name)
     for file in sorted((ROOT / "scripts/lockstep").glob("*.py")):
@@ -394,7 +393,7 @@ class Nursery:
 
         self.home, self.notes = home, notes or home
         self.process = subprocess.Popen(
-            [sys.executable, __file__], env=script_environment(home, OMP_NUM_THREADS="1", **env), text=True,
+            [sys.executable, __file__], env=script_environment(home, OMP_NUM_THREADS="1", PYTHONPATH=SCRIPTS, **env), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 

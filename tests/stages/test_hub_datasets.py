@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -126,6 +127,9 @@ def test_a_cut_transfer_goes_on_where_it_stopped(get: Get, hub: hub_stub.Hub, tm
     assert brought(tmp_path) == WANTED
     again = [(r, h.get("range")) for r, h in zip(hub.requests, hub.headers, strict=True) if DELIVERY.match(r)]
     assert len(again) == len(WANTED) - len(whole)  # the Hub's library begins what was cut anew
+    if source == "hub":
+        asked_for = {urllib.parse.unquote(r.partition(f"{hub_stub.COMMIT}/")[2]) for r, _ in again}
+        assert asked_for == WANTED.keys() - whole
     assert source == "hub" or any(str(asked).startswith("bytes=") and asked != "bytes=0-" for _, asked in again)
 
 

@@ -11,7 +11,6 @@ from conftest import ROOT
 
 PRINTS = """
 import subprocess, sys
-from pathlib import Path
 from lockstep import cli
 
 def work():
