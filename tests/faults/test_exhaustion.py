@@ -10,6 +10,8 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -208,37 +210,46 @@ def test_a_local_model_with_weights_that_are_no_numbers_is_not_taken(world: Worl
         (home / "tiny.good").rename(home / "tiny")
 
 
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """A second nursery, whose home is empty: a disk is put there."""
+    folder = tmp_path_factory.mktemp("beside")
+    (folder / "disk").mkdir()
+    nursery = Nursery(folder / "disk", folder)
+    yield nursery
+    nursery.close()
+
+
+@contextmanager
+def disk(place: Path, size: int) -> Iterator[None]:
+    """A disk of memory, of `size` bytes."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize("name", ["local", "data", "train", "merge", "base"])
-def test_a_real_disk_that_is_full(world: World, name: str, tmp_path: Path, record_property: Any) -> None:
-    """A disk of memory with little room left beside what is there."""
+def test_a_real_disk_that_is_full(world: World, name: str, beside: Nursery, record_property: Any) -> None:
+    """With little room left beside what is there."""
     rooms = (16, 64, 256, 600)  # KB
     record_property("cases", len(rooms))
     before = world.clean[name].before
     used = sum(file.stat().st_size + 4096 for file in before.rglob("*"))
     wrong = []
     for room in rooms:
-        disk = tmp_path / f"disk{room}"
-        disk.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={used + room * 1024}", "tmpfs", str(disk)]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
-            pytest.skip("no disk can be mounted here")
-        small = None
-        try:
-            for part in before.iterdir():
-                shutil.copytree(part, disk / part.name, copy_function=shutil.copy2)
-            good = published(disk)
-            small = Nursery(disk, tmp_path)
-            ended = small.run(*world.words(name))
-            if ended.code not in (0, 2):
-                wrong.append(f"{room} KB: ends with {ended.code}: {ended.printed[-1500:]}")
-            elif ended.code == 2:
-                one_line(ended)
-                wrong += [
-                    f"{room} KB: {file} differs" for file, what in good.items() if published(disk).get(file) != what
-                ]
-        finally:
-            if small:
-                small.close()
-            subprocess.run(["umount", str(disk)], check=True)
+        with disk(beside.home, used + room * 1024):
+            beside.restore(before)
+            good = published(beside.home)
+            ended = beside.run(*world.words(name))
+            found = published(beside.home)
+        if ended.code not in (0, 2):
+            wrong.append(f"{room} KB: ends with {ended.code}: {ended.printed[-1500:]}")
+        elif ended.code == 2:
+            one_line(ended)
+            wrong += [f"{room} KB: {file} differs" for file, what in good.items() if found.get(file) != what]
     assert not wrong, "\n".join(wrong)

@@ -27,6 +27,7 @@ NAMES = (
 )  # fmt: skip
 SECRETS = {name: f"canary{number}x" + "Zq7" * 8 for number, name in enumerate(NAMES)}
 TRAIN = ("--train.max_steps", "2", "--lora.r", "4", "--train.sample_tokens", "4")
+HANGS = 900.0  # seconds: an evaluation starts two servers, a minute each where nothing else runs
 
 
 class Watch(threading.Thread):
@@ -68,7 +69,7 @@ class Home:
         answer = subprocess.run(
             [sys.executable, str(ROOT / "scripts" / script), *words],
             env=script_environment(self.folder, **settings | SECRETS | extra), cwd=self.folder, capture_output=True, text=True,
-            timeout=300, check=False, preexec_fn=starve if limit else None,
+            timeout=HANGS, check=False, preexec_fn=starve if limit else None,
         )  # fmt: skip
         assert leaks(answer.stdout + answer.stderr) == []
         return answer.returncode
