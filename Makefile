@@ -29,6 +29,17 @@ RUN   := $(shell grep -oE -- $(call quoted,--(run|method|(model|data|lora|quanti
 UPSTREAM := $(if $(CONFIG),--config $(CONFIG)) $(RUN)
 TORCH_CPU := $(shell grep -E '^torch==' requirements-cpu.txt)
 
+ifneq ($(ACCEL),cuda)
+# torch's CPU build is on PyTorch's own index, if the configured one lacks it
+TORCH_FIRST := { $(PY) -m pip install --quiet --no-deps $(TORCH_CPU) 2>/dev/null || \
+    $(PY) -m pip install --quiet --no-deps $(TORCH_CPU) --index-url https://download.pytorch.org/whl/cpu; } &&
+endif
+# Lock .venv, open as 9. A stage that runs in it holds it (cli.py), and so does another make.
+ALONE := { $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || \
+    { echo "error: .venv must be made anew, and programs run from it, or another make fills it: wait for them, or stop them (make stop)" >&2; exit 2; }; }
+# Who looks after what runs takes the packages that are there.
+LOOK := $(if $(wildcard $(PY)),,setup)
+
 # $(call parse,script): find a mistyped argument of the goal before anything else runs.
 parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 # $(call need,script [flags],goal): run a goal first if the output of its script is not there.
@@ -46,14 +57,8 @@ setup: .venv/$(ACCEL).stamp ## make .venv and install the locked packages (CUDA 
 
 .venv/$(ACCEL).stamp: $(LOCK)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f"error: Lockstep runs on Python 3.11 and 3.12, and $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=python3.11")'
-	$(PYTHON) -m venv --clear .venv
-	@echo "installing the packages of $(LOCK) …"
-ifneq ($(ACCEL),cuda)
-	@# torch's CPU build is on PyTorch's own index, if the configured one lacks it
-	$(PY) -m pip install --quiet --no-deps $(TORCH_CPU) 2>/dev/null || \
-	    $(PY) -m pip install --quiet --no-deps $(TORCH_CPU) --index-url https://download.pytorch.org/whl/cpu
-endif
-	$(PY) -m pip install --quiet --no-deps -r $(LOCK)
+	@mkdir -p .venv && exec 9<.venv && $(ALONE) && echo "installing the packages of $(LOCK) …" && \
+	$(PYTHON) -m venv --clear .venv && $(TORCH_FIRST) $(PY) -m pip install --quiet --no-deps -r $(LOCK)
 	@touch $@
 
 .venv/dev.stamp: .venv/$(ACCEL).stamp requirements-dev.lock
@@ -98,10 +103,10 @@ serve-detached: setup ## the same in the background: returns once the endpoint i
 	$(call need,scripts/03_merge_lora.py,merge)
 	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh --detach $(FLAGS)
 
-status: setup ## is the run served, is it open, and what did the gate find?
+status: $(LOOK) ## is the run served, is it open, and what did the gate find?
 	@PYTHON=$(PY) scripts/serve_vllm.sh --status $(UPSTREAM) || [ $$? -eq 3 ]
 
-stop: setup ## stop the server of the run
+stop: $(LOOK) ## stop the server of the run
 	@PYTHON=$(PY) scripts/serve_vllm.sh --stop $(UPSTREAM)
 
 client: setup ## 04 ask the server; ARGS='"a question" --stream', --chat, --batch FILE
@@ -122,7 +127,7 @@ report: setup ## write the report again, from what is there
 chat: setup ## 06 a chat page in the browser, at http://127.0.0.1:7860
 	$(PY) scripts/06_chat_ui.py $(FLAGS)
 
-monitor: setup ## watch the server: requests, tokens/s, TTFT, ITL, cache; ARGS=--once for one line of JSON
+monitor: $(LOOK) ## watch the server: requests, tokens/s, TTFT, ITL, cache; ARGS=--once for one line of JSON
 	@$(PY) scripts/monitor.py $(FLAGS)
 
 demo: setup ## the whole pipeline on the embedded model, with base and tuned answers side by side

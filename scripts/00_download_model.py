@@ -102,6 +102,8 @@ def local_files(model: Model) -> list[Path]:
     found = {path.name: path for path in source.iterdir()}
     take = wanted(found)
     for name in sorted(take):
+        if hub.NO_NAME.search(name):
+            raise UserError(f"{model.path} holds a file {name!r}, a name that cannot be written down: rename it")
         refuse_odd(found[name])
     refuse_unsafe(model.path, found.keys(), take)
     return [found[name] for name in sorted(take)]

@@ -276,7 +276,9 @@ def main() -> None:
         if reason := problem(books, data):
             failed = folder.with_name("data.failed")
             shutil.rmtree(failed, ignore_errors=True)
-            shutil.copytree(work, failed, ignore=shutil.ignore_patterns(*SPLITS))
+            for split in SPLITS:
+                shutil.rmtree(work / split, ignore_errors=True)
+            shutil.move(work, failed)
             raise UserError(f"{reason}; see {paths.label(failed)}/rejects.jsonl and preview.html beside it")
 
         # --- save ---

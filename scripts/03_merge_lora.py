@@ -128,15 +128,17 @@ def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
 def take_in(settings: Settings, force: bool) -> None:
     """outputs/<run>/adapter/ from a folder of PEFT's, where it is not there yet."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from lockstep import certificate, external
+    from lockstep import certificate, external, inspection
 
     folder = paths.data_file(settings.adapter.path or "")
-    inputs = [settings.model.folder, settings.run_dir / "data", *external.files_of(folder)]
+    files = external.files_of(folder)
+    inputs = [settings.model.folder, settings.run_dir / "data", *files]
     sections = settings.sections("model", "data", "method", "quantization", "adapter")
     stage = Stage("train", settings.run_dir / "adapter", sections, inputs, force)
     stage.origin = "external"
     if found := stage.finished():
         return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
+    inspection.check_adapter(files)
     if note := external.check(settings, folder):
         print(f"note: {note}")
     with stage.writing() as work:

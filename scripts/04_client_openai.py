@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lockstep import asking, cli, endpoint, manifest, paths, questions, records, repetition, template
+from lockstep import asking, cleaning, cli, endpoint, manifest, paths, questions, records, repetition, template
 from lockstep.asking import Answer, Endpoint, NoAnswer
 from lockstep.batchfile import BatchFile, Row, key_of
 from lockstep.config import Settings
@@ -41,7 +41,9 @@ POST: dict[str, Callable[[str], str]] = {"dedupe": repetition.remove}
 
 
 def show(piece: str) -> None:
-    print(records.printable(piece), end="", flush=True)
+    """A terminal gets only text: control sequences in an answer could hide what is said about it."""
+    text = cleaning.drop_controls(piece) if sys.stdout.isatty() else piece
+    print(records.printable(text), end="", flush=True)
 
 
 def answer(server: Endpoint, body: dict[str, Any], stream: bool, post: str | None, stats: bool) -> str:
@@ -97,9 +99,8 @@ def chat(server: Endpoint, talk: Conversation, model: str, post: str | None) -> 
             if said is not None:
                 note(said)
                 continue
-            question = talk.last_question() if line.strip() == "/retry" else line
-            body = asking.request(talk.sampling, model, talk.messages(question))
-            talk.add(question, answer(server, body, True, post, talk.stats))
+            messages = talk.ask_again() if line.strip() == "/retry" else talk.ask(line)
+            talk.add(answer(server, asking.request(talk.sampling, model, messages), True, post, talk.stats))
         except UserError as error:
             note(f"error: {' '.join(str(error).split())}")
         except KeyboardInterrupt:
@@ -276,7 +277,7 @@ def main() -> int | None:
         chat(connect(note), talk, model, chosen.post)
         return None
     question = template.fold(chosen.question, chosen.input, style)
-    body = asking.request(settings.sampling, model, talk.messages(question))
+    body = asking.request(settings.sampling, model, talk.ask(question))
     if chosen.curl:
         return print(as_curl(url, body))
     try:

@@ -224,6 +224,18 @@ def ended(number: int, _: Any) -> None:
     raise Terminated("terminated; run the same command again to go on")
 
 
+def forget_answers(answers: Path, folder: Path) -> None:
+    """Remove the answers of an earlier evaluation; those of a forced one that did not come to its end stay."""
+    note, replaces = (
+        answers / "forced.json",
+        manifest.looks_complete(folder) and manifest.sha256_of(folder / manifest.FILE),
+    )
+    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != replaces:
+        shutil.rmtree(answers, ignore_errors=True)
+        answers.mkdir()
+        manifest.write_json(note, replaces)
+
+
 def options() -> argparse.Namespace:
     parser = cli.parser(__doc__ or "", "evaluate", "serve")
     cli.stage_options(parser)
@@ -259,14 +271,14 @@ def main() -> None:
     stage = Stage("evaluate", folder, sections, inputs, chosen.force)
     if found := stage.finished():
         return print(f"{paths.label(folder)} is up to date ({manifest.short(found.digest)})")
-    if chosen.force:
-        shutil.rmtree(run_dir / "answers", ignore_errors=True)
 
     # --- work, save, manifest last ---
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ended)
     os.environ["HF_HUB_OFFLINE"] = "1"
     with stage.writing() as work:
+        if chosen.force:
+            forget_answers(run_dir / "answers", folder)
         metrics = evaluate(settings, work)
         stage.metrics = {
             side: {name: metrics[side][name]["value"] for name in metrics[side]} for side in ("base", "tuned")

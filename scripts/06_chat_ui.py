@@ -19,7 +19,7 @@ import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from lockstep import cli, endpoint
+from lockstep import cli, endpoint, middleware
 from lockstep.config import Settings
 from lockstep.errors import UserError
 
@@ -37,12 +37,24 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Sealed:
-    """Sends every answer with a policy that keeps browsers on this server."""
+    """Sends every answer with a policy that keeps browsers on this server.
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self.app = app
+    Args:
+        own_names: answer where this machine is asked by its own names, and not where a page of the web
+            whose name was made to lead here asks.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], own_names: bool) -> None:
+        self.app, self.own_names = app, own_names
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
+        host = dict(scope.get("headers", ())).get(b"host", b"")
+        if scope["type"] == "http" and self.own_names and not middleware.HERE.fullmatch(host):
+            from starlette.responses import PlainTextResponse
+
+            said = f"without {PASSWORD} this page is at http://localhost or a loopback address only"
+            return await PlainTextResponse(said, 403)(scope, receive, send)
+
         async def sealed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 extra = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
@@ -103,7 +115,7 @@ def serve(page: Any, at: socket.socket, auth: tuple[str, str] | None) -> None:
         head=f"<script>{chatparts.SCRIPT.read_text(encoding='utf-8')}</script>",
     )  # fmt: skip
     # Browsers hold connections open that Ctrl-C need not wait for.
-    config = uvicorn.Config(Sealed(app), log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(Sealed(app, own_names=auth is None), log_level="warning", timeout_graceful_shutdown=1)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[at])
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lockstep import cli, configfile, manifest, paths, records
+from lockstep import cleaning, cli, configfile, manifest, paths, records
 from lockstep.errors import UserError
 
 CONFIG = Path("configs/demo.yaml")
@@ -61,7 +61,7 @@ def show(rows: Answers) -> None:
         question = row["messages"][-1]["content"].replace("\n", " ")
         print(f"\n  {question}")
         for name, text in (("wanted", row["wanted"]), *((side, row[side].get("answer")) for side in ("base", "tuned"))):
-            line = " ".join(str(text).split())
+            line = cleaning.drop_controls(" ".join(str(text).split()))
             print(f"    {name:6} {line[:150]}{'…' if len(line) > 150 else ''}")
 
 

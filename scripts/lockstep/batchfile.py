@@ -1,7 +1,8 @@
 """The file of a batch's answers: one line for each question, in order, and there only when whole.
 
 Answers are kept in `.NAME.partial` beside it as they come, so that a batch which was killed at any
-point goes on where it was. `.NAME.done` says what a finished file is an answer to.
+point goes on where it was. `.NAME.done` says what a finished file is an answer to, and
+`.NAME.KEY.partial` keeps what was unfinished when another batch came, until its own comes again.
 """
 
 import hashlib
@@ -146,14 +147,10 @@ class BatchFile:
 
     def _opened(self, force: bool) -> BinaryIO | None:
         """The partial file, ready to be added to; None where the output is finished."""
-        if self.partial.exists():
-            if _header(self.partial) == self.key:
-                stream = self._resumed()
-                self.news = f"going on: {len(self._places)} of {self.rows} rows are done" if self._places else ""
-                return stream
-            kept = self.partial.with_name(f"{self.partial.name}.old")
-        else:
-            kept = None
+        if self._found():
+            stream = self._resumed()
+            self.news = f"going on: {len(self._places)} of {self.rows} rows are done" if self._places else ""
+            return stream
         answered: list[bytes] = []
         if self.output.exists() and not force:
             if not self._is_ours():
@@ -163,10 +160,30 @@ class BatchFile:
                 )
             with self.output.open("rb") as lines:
                 answered = [line for line in lines if "error" not in json.loads(line)]
-        if kept:
+        if self.partial.exists():
+            self._put_aside()
+        return self._begun(answered)
+
+    def _found(self) -> bool:
+        """Whether unfinished work of this batch is there; it is in its place then."""
+        if self.partial.exists() and _header(self.partial) == self.key:
+            return True
+        if not (kept := self._kept(self.key)).exists():
+            return False
+        if self.partial.exists():
+            self._put_aside()
+        kept.rename(self.partial)
+        return True
+
+    def _put_aside(self) -> None:
+        """Keep another batch's unfinished answers under its own name."""
+        if key := _header(self.partial):
+            kept = self._kept(key)
             self.partial.replace(kept)
             self.news = f"starting afresh: {kept.name} keeps unfinished answers to other questions or settings"
-        return self._begun(answered)
+
+    def _kept(self, key: str) -> Path:
+        return self.output.with_name(f".{self.output.name}.{key[:16]}.partial")
 
     def _is_ours(self) -> bool:
         """Whether the output is what this batch made, unchanged."""

@@ -5,8 +5,6 @@ trained model says is handed over in a file that the others map.
 """
 
 import logging
-import multiprocessing
-import signal
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -34,22 +32,15 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
         UserError: its own, or the process was killed, as where memory runs out.
         OSError: its own.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_report, args=(sender, work, arguments), daemon=True)
-    child.start()
-    sender.close()
-    try:
-        found = receiver.recv()
-        child.join()
-    except EOFError as error:
-        child.join()
-        raise UserError(
-            f"the process that loads the model to measure it ended with {child.exitcode}: most likely this machine's "
-            f"memory ran out (a merge needs room for one model); stop other programs and run again"
-        ) from error
-    finally:
-        child.kill()  # where this process was interrupted
+    with processes.fresh(_report, work, arguments) as (child, receiver):
+        try:
+            found = receiver.recv()
+        except EOFError as error:
+            child.join()
+            raise UserError(
+                f"the process that loads the model to measure it ended with {child.exitcode}: most likely this machine's "
+                f"memory ran out (a merge needs room for one model); stop other programs and run again"
+            ) from error
         child.join()
     if isinstance(found, UserError | OSError):
         raise found
@@ -58,8 +49,6 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
 
 
 def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends this process
-    processes.die_with_parent()  # nobody must go on writing where the next run begins
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in cli.run
     try:
         sender.send(work(*arguments))

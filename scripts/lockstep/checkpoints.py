@@ -130,7 +130,7 @@ def newest(folder: Path) -> tuple[Path | None, list[Path]]:
     found = numbered(folder)
     broken: list[Path] = []
     for step in sorted(found, reverse=True):
-        if _verifies(found[step]):
+        if verifies(found[step]):
             return found[step], broken
         aside = folder / f"{found[step].name}.broken"
         shutil.rmtree(aside, ignore_errors=True)
@@ -138,7 +138,8 @@ def newest(folder: Path) -> tuple[Path | None, list[Path]]:
     return None, broken
 
 
-def _verifies(checkpoint: Path) -> bool:
+def verifies(checkpoint: Path) -> bool:
+    """Whether all of it is there, as it was sealed."""
     try:
         sealed = json.loads((checkpoint / manifest.FILE).read_text(encoding="utf-8"))["files"]
         return manifest.hash_files(checkpoint) == {n: FileRecord.model_validate(r) for n, r in sealed.items()}

@@ -1,7 +1,8 @@
 """The command line that all stages share, and the one place where an error becomes a message."""
 
 import argparse
-import errno
+import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -10,15 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from lockstep import config, configfile, paths, sections
+from lockstep import config, configfile, paths, ranks, sections
 from lockstep.config import Settings
 from lockstep.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError, is_out_of_memory
-
-# What a disk, a name, or what stands there can be like that is the user's to put right.
-OF_THE_USER = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP,
-    errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
-)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,6 +91,7 @@ def run(work: Callable[[], int | None]) -> NoReturn:
     0 done · 2 something that the user can put right · 75 SIGTERM, unfinished · 130 Ctrl-C. LOCKSTEP_DEBUG=1 shows tracebacks.
     """
     _stand_in_for_closed_streams()
+    _hold_packages()
     # a terminal or locale that is not UTF-8 shows \u4f60 for what it cannot; work must not end over that
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     # By default torch's threads spin for milliseconds where they wait for each other. With one program more than
@@ -115,9 +111,7 @@ def run(work: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         code = _report(str(error), USER_ERROR)
     except OSError as error:
-        if error.errno not in OF_THE_USER:
-            raise
-        code = _report(f"{error.strerror}: {_where(error)}; nothing was published", USER_ERROR)
+        code = _report(f"{error.strerror or error}{_where(error)}; nothing was published", USER_ERROR)
     except (RuntimeError, MemoryError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
@@ -135,13 +129,21 @@ def _stand_in_for_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
+def _hold_packages() -> None:
+    """As long as a stage runs, `make setup` must not clear the environment that it runs in."""
+    if sys.prefix != sys.base_prefix:
+        with contextlib.suppress(OSError):  # it is being made anew, or its disk has no locks
+            fcntl.flock(os.open(sys.prefix, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 def _where(error: OSError) -> str:
-    return paths.label(Path(os.fsdecode(error.filename))) if error.filename else "while writing"
+    name = error.filename
+    return f": {paths.label(Path(os.fsdecode(name)))}" if name and not isinstance(name, int) else ""
 
 
 def _report(message: str, code: int) -> int:
     if os.environ.get("LOCKSTEP_DEBUG") == "1":
         raise  # noqa: PLE0704 - called from an except block, to show its traceback
-    rank = int(os.environ.get("RANK") or 0)  # of several processes each may have an error of its own
-    print(f"{f'process {rank}: ' if rank else ''}error: {' '.join(message.split())}", file=sys.stderr)
+    of_one = "" if ranks.FIRST else f"process {ranks.RANK}: "  # of several processes each may have an error of its own
+    print(f"{of_one}error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -4,7 +4,6 @@ Answers are kept in `outputs/<run>/answers/` under a name that holds the hash of
 on: model, question, sampling. What is there is not asked again, and a stopped evaluation goes on.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from lockstep.batchfile import BatchFile, Row, key_of
 from lockstep.collator import IGNORE
 from lockstep.errors import UserError
 from lockstep.overlap import Pair
+from lockstep.rows import unpacked
 from lockstep.sections import Evaluate, Sampling
 from lockstep.template import Message
 
@@ -109,18 +109,15 @@ def cases(data: Path, most: int | None) -> list[Case]:
     tokenizer = None
     found = []
     for row in split.select(range(min(len(split), most or len(split)))):
-        *before, last = row["messages"]
+        last = row["messages"][-1]
         places = [place for place, label in enumerate(row["labels"]) if label != IGNORE and place]
         start = max(place for place in places if place - 1 not in places)
         wanted = last["content"]
         if last.get("extra"):  # calls of tools: what the model must say is what its template writes
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(data.parent / "adapter", local_files_only=True)
             wanted = tokenizer.decode(row["input_ids"][start : places[-1] + 1], skip_special_tokens=True)
-        messages = [
-            {"role": one["role"], "content": one["content"]} | json.loads(one.get("extra") or "{}") for one in before
-        ]
-        tools = json.loads(row["tools"]) if row.get("tools") else None
-        found.append(Case(row["row"], messages, tools, wanted, row["input_ids"], places, start))
+        messages, tools = unpacked(row)
+        found.append(Case(row["row"], messages[:-1], tools, wanted, row["input_ids"], places, start))
     return found
 
 

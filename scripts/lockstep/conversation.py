@@ -1,5 +1,6 @@
 """A conversation with a model: its history, its system message and its sampling, and commands that change them."""
 
+import itertools
 import re
 
 from pydantic import ValidationError
@@ -30,20 +31,39 @@ class Conversation:
     def __init__(self, sampling: Sampling, system: str | None = None, stats: bool = False) -> None:
         self.sampling, self.system, self.stats = sampling, system, stats
         self.turns: list[tuple[str, str]] = []
+        self._asked: tuple[str, int] | None = None  # the last question, and after how many turns
 
-    def messages(self, question: str) -> list[Message]:
+    def ask(self, question: str) -> list[Message]:
         """What to send to have a question answered."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        said = [(role, text) for turn in self.turns for role, text in zip(("user", "assistant"), turn, strict=True)]
-        return [*system, *({"role": role, "content": text} for role, text in [*said, ("user", question)])]
+        self._asked = question, len(self.turns)
+        return self._messages(*self._asked)
 
-    def add(self, question: str, answer: str) -> None:
-        self.turns.append((question, answer))
+    def ask_again(self) -> list[Message]:
+        """The same for the last question. Until that is answered anew, an answer that it has counts.
+
+        Raises:
+            UserError: nothing has been asked.
+        """
+        if not self._asked:
+            raise UserError("nothing was asked yet")
+        return self._messages(*self._asked)
+
+    def add(self, answer: str) -> None:
+        """The whole answer to what was asked."""
+        assert self._asked
+        question, before = self._asked
+        self.turns[before:] = [(question, answer)]
+
+    def _messages(self, question: str, before: int) -> list[Message]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        said = [text for turn in self.turns[:before] for text in turn]
+        return [*system, *({"role": role, "content": text}
+                           for role, text in zip(itertools.cycle(("user", "assistant")), [*said, question], strict=False))]  # fmt: skip
 
     def command(self, line: str) -> str | None:
         """Do what a line commands and say what was done; None where it is no command, but a question.
 
-        Only /retry is not done here: it is a question again, see `last_question`.
+        Only /retry is not done here: it is a question again, see `ask_again`.
 
         Raises:
             UserError: no such command, or a value that cannot be.
@@ -54,6 +74,7 @@ class Conversation:
         name, rest = match[1], (match[2] or "").strip()
         if name == "reset":
             self.turns.clear()
+            self._asked = None
             return "the conversation is forgotten"
         if name == "system":
             if rest:
@@ -69,16 +90,6 @@ class Conversation:
         if name == "help":
             return "\n".join(f"  {name:18} {text}" for name, text in COMMANDS.items())
         raise UserError(f"no command /{name}: /help lists them; begin with a space to ask this as a question")
-
-    def last_question(self) -> str:
-        """The last question, taken back together with its answer.
-
-        Raises:
-            UserError: nothing has been asked.
-        """
-        if not self.turns:
-            raise UserError("nothing was answered yet")
-        return self.turns.pop()[0]
 
     def _set(self, rest: str) -> str:
         name, _, value = rest.replace("=", " ", 1).partition(" ")

@@ -1,12 +1,8 @@
 """The loss curve of a training, as a picture."""
 
-import json
 from pathlib import Path
 
-
-def read(metrics: Path) -> list[dict[str, float]]:
-    """The records of a metrics.jsonl."""
-    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+from lockstep import journal
 
 
 def draw(metrics: Path, picture: Path, title: str) -> None:
@@ -21,7 +17,7 @@ def draw(metrics: Path, picture: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    records = read(metrics)
+    records = journal.read(metrics)
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
     for key, name, color, marker in (("loss", "training", "#4878a8", ""), ("eval_loss", "held out", "#c44e52", "o")):
         points = [(record["step"], record[key]) for record in records if key in record]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import urllib.parse
 from collections.abc import Callable
@@ -25,6 +26,8 @@ RESERVED = {
     "trust_request_mm_kwargs", "enable_prompt_embeds", "enable_tokenizer_info_endpoint", "profiler_config",
     "tool_server", "logprobs_mode", "ssl_keyfile", "ssl_certfile", "allowed_local_media_path",
 }  # fmt: skip
+FLAG = re.compile(r"-{0,2}[A-Za-z][\w.-]*")
+MORE = re.compile(r"\s*-(?![\d.])")  # what would begin another flag; a negative number does not
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,13 @@ def _more_arguments(given: dict[str, Any]) -> list[str]:
     """serve.vllm_args as words of a command line."""
     words: list[str] = []
     for name, value in given.items():
+        values = (
+            list(map(str, value))
+            if isinstance(value, list)
+            else [json.dumps(value) if isinstance(value, dict) else str(value)]
+        )
+        if not FLAG.fullmatch(name) or any(MORE.match(text) for text in values):
+            raise UserError(f"--serve.vllm_args: {name}: {value!r} is not one flag and its values")
         plain = name.strip("-").replace("-", "_").removeprefix("no_").split(".")[0]
         if any(reserved.startswith(plain) for reserved in RESERVED):  # vLLM takes flags that are cut short, too
             raise UserError(
@@ -169,10 +179,8 @@ def _more_arguments(given: dict[str, Any]) -> list[str]:
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, list):
-            words += [flag, *map(str, value)]
         else:
-            words += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+            words += [flag, *values]
     return words
 
 

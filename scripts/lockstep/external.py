@@ -22,9 +22,9 @@ def files_of(folder: Path) -> list[Path]:
     """The files of a foreign adapter that are taken in.
 
     Raises:
-        UserError: it is no adapter that can be merged.
+        UserError: it is no adapter of LoRA's relatives.
     """
-    adapterfile.read(folder)
+    adapterfile.read_config(folder)
     names = [WEIGHTS, "adapter_config.json"]
     if own_tokenizer(folder):
         names += [*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", template.FILE]

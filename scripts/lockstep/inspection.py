@@ -6,7 +6,6 @@ tried once in a process of its own, which is ended when it takes too much.
 """
 
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -50,7 +49,17 @@ def check(folder: Path) -> None:
         _check_size(file)
         if file.suffix == ".json":
             _check_json(file)
-    _within_limits(folder)
+    _within_limits(_of_a_model, folder)
+
+
+def check_adapter(files: list[Path]) -> None:
+    """The same of those files of an adapter's folder that are taken, a tokenizer's among them or not. Raises UserError."""
+    for file in files:
+        _check_size(file)
+        if file.suffix == ".json":
+            _check_json(file)
+    tokenizer = any(file.name == "tokenizer_config.json" for file in files)
+    _within_limits(_of_an_adapter_and_tokenizer if tokenizer else _of_an_adapter, files[0].parent)
 
 
 def _check_size(file: Path) -> None:
@@ -98,48 +107,42 @@ def _asks_for_code(content: Any) -> bool:
 
 # --- in a process of its own ---
 
-Step = tuple[str, float, int]  # what is looked at, its seconds of CPU, its bytes of memory
+Step = tuple[
+    str, float, int, Callable[[], object]
+]  # what is looked at, in how many seconds of CPU and bytes of memory, how
 
 
-def _within_limits(folder: Path) -> None:
-    """Run `_steps` in a new process, which ends with the first step that takes too much."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_inspect, args=(sender, folder), daemon=True)
-    child.start()
-    sender.close()
+def _within_limits(steps: Callable[[Path], Iterator[Step]], folder: Path) -> None:
+    """Take steps in a new process, which ends with the first one that takes too much."""
     step, ends = "libraries", time.monotonic() + WALL * SECONDS
-    try:
-        while receiver.poll(max(0, ends - time.monotonic())):
-            said = receiver.recv()
-            if said is None:
-                return
-            if isinstance(said, UserError):
-                raise said
-            step, seconds, _ = said
-            ends = time.monotonic() + WALL * seconds
-        raise UserError(f"the {step} of the model took too long to be looked at: refused")
-    except EOFError as error:
-        child.join()
-        raise UserError(
-            f"the {step} of the model took too much time or memory, or broke the library that reads it "
-            f"(the process ended with {child.exitcode}): refused"
-        ) from error
-    finally:
-        child.kill()
-        child.join()
+    with processes.fresh(_inspect, steps, folder) as (child, receiver):
+        try:
+            while receiver.poll(max(0, ends - time.monotonic())):
+                said = receiver.recv()
+                if said is None:
+                    return
+                if isinstance(said, UserError):
+                    raise said
+                step, seconds = said
+                ends = time.monotonic() + WALL * seconds
+        except EOFError as error:
+            child.join()
+            raise UserError(
+                f"the {step} of the model took too much time or memory, or broke the library that reads it "
+                f"(the process ended with {child.exitcode}): refused"
+            ) from error
+    raise UserError(f"the {step} of the model took too long to be looked at: refused")
 
 
-def _inspect(sender: Connection, folder: Path) -> None:
+def _inspect(sender: Connection, steps: Callable[[Path], Iterator[Step]], folder: Path) -> None:
     """The new process: announce each step, limit it, take it."""
-    processes.die_with_parent()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the parent says what is wrong, in one line
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        for step, seconds, memory, work in _steps(folder):
-            sender.send((step, seconds, memory))
+        for step, seconds, memory, work in steps(folder):
+            sender.send((step, seconds))
             _limit(seconds, memory)
             try:
                 work()
@@ -171,9 +174,9 @@ def _limit(seconds: float, memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (now + memory, hard[1]))
 
 
-def _steps(folder: Path) -> Iterator[tuple[str, float, int, Callable[[], None]]]:
-    """(what, seconds, bytes, how) of every look at a model, from the simplest on."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+def _of_a_model(folder: Path) -> Iterator[Step]:
+    """Every look at a model, from the simplest on."""
+    from transformers import AutoConfig, GenerationConfig
 
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))  # mapped, not read
     seconds = SECONDS + weights / BYTES_A_SECOND
@@ -185,6 +188,27 @@ def _steps(folder: Path) -> Iterator[tuple[str, float, int, Callable[[], None]]]
             lambda: GenerationConfig.from_pretrained(folder, local_files_only=True),
         )  # fmt: skip
     yield "weights", SECONDS, MEMORY + 2 * weights, lambda: _check_fit(folder)
+    yield from _of_a_tokenizer(folder)
+
+
+def _of_an_adapter(folder: Path) -> Iterator[Step]:
+    """Its config may hold regular expressions, for PEFT."""
+    import peft.utils.other  # noqa: F401 - takes seconds, which are not the adapter's
+
+    from lockstep import adapterfile
+
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    yield "adapter", SECONDS + weights / BYTES_A_SECOND, MEMORY + 4 * weights, lambda: adapterfile.read(folder)
+
+
+def _of_an_adapter_and_tokenizer(folder: Path) -> Iterator[Step]:
+    yield from _of_an_adapter(folder)
+    yield from _of_a_tokenizer(folder)
+
+
+def _of_a_tokenizer(folder: Path) -> Iterator[Step]:
+    from transformers import AutoTokenizer
+
     found: list[PreTrainedTokenizerBase] = []
     yield "tokenizer", SECONDS, MEMORY, lambda: found.append(AutoTokenizer.from_pretrained(folder, **LOCAL))
     (tokenizer,) = found

@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ IN_FLIGHT = "/lockstep/in-flight"  # with the secret: how many requests have bee
 CLOSED = "the gate has not opened"  # by these words clients know why they are not let in
 BODY_SECONDS = 30.0  # for a body to arrive: who sends more slowly holds nothing up
 HEAR_OUT_SECONDS = 1.0  # for that of a request that is refused anyway
+HERE = re.compile(rb"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)  # this machine, as clients call it
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -84,6 +86,9 @@ class Guard:
         """The route, if it may be asked at all."""
         if not self.open.exists():
             raise Refusal(503, f"{CLOSED}: the server is being checked, or does not answer (make status)")
+        if self.rules.loopback and not self.key and not HERE.fullmatch(headers.get(b"host", b"localhost")):
+            # a page of the web whose name leads to this machine asks in its own name
+            raise Refusal(403, "without LOCKSTEP_API_KEY this server answers as localhost only, and not by other names")
         route: str = scope["path"]
         if self.rules.routes.get(route) != scope["method"]:
             raise Refusal(404, f"{scope['method']} {route:.80} is not served here")

@@ -14,6 +14,7 @@ HOME = Path(os.environ.get("LOCKSTEP_HOME") or ROOT).resolve()
 MODELS = HOME / "models"
 OUTPUTS = HOME / "outputs"
 DATASETS = HOME / "data" / "hub"
+_OURS = ("models/", "outputs/", "data/hub/")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
@@ -54,12 +55,14 @@ def label(path: Path) -> str:
     """How a path is written in manifests and messages: short where it is one of ours."""
     if any(path.is_relative_to(ours) for ours in (MODELS, OUTPUTS, DATASETS)):
         return path.relative_to(HOME).as_posix()
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+    short = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
+    # a file in the repository's own outputs/, where LOCKSTEP_HOME is elsewhere, must not be taken for one of there
+    return short if short and not short.startswith(_OURS) else path.as_posix()
 
 
 def resolve_label(text: str) -> Path:
     """The path that `label` wrote as `text`."""
-    return HOME / text if text.startswith(("models/", "outputs/", "data/hub/")) else ROOT / text
+    return HOME / text if text.startswith(_OURS) else ROOT / text
 
 
 def make_parent(path: Path) -> None:

@@ -1,6 +1,5 @@
 """What one sees of a training: a bar or lines, metrics.jsonl, answers at each evaluation, TensorBoard."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from lockstep import manifest
+from lockstep import cleaning, journal
 
 FILES = ("metrics.jsonl", "samples.jsonl")
 SHOWN = ("loss", "eval_loss", "learning_rate", "rows_in_a_pass")
@@ -48,7 +47,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
             return
         seconds = time.monotonic() - self.started
         speed = self.processes * self.trainer.tokens / seconds
-        _append(
+        journal.append(
             self.run_dir / "metrics.jsonl", {"step": state.global_step, **logs, "tokens_per_second": round(speed, 1)}
         )
         shown = [f"{key} {float(logs[key]):.4g}" for key in SHOWN if key in logs]
@@ -62,7 +61,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         records = self.answer()
         for record in records if self.chief else []:
-            _append(self.run_dir / "samples.jsonl", {"step": state.global_step, **record})
+            journal.append(self.run_dir / "samples.jsonl", {"step": state.global_step, **record})
             self.bar.clear()
             self.say(f"  {_end(record['prompt'])} → {_short(record['answer'])}")
 
@@ -77,20 +76,6 @@ def forget(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "runs", ignore_errors=True)
 
 
-def forget_after(file: Path, step: int) -> None:
-    """Drop a jsonl file's records of later steps, and a line that a kill cut off: it has no line break."""
-    if not file.exists():
-        return
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    with manifest.replacing(file) as stream:
-        stream.writelines(line for line in lines if json.loads(line)["step"] <= step)
-
-
-def _append(file: Path, record: dict[str, Any]) -> None:
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -98,11 +83,16 @@ def _clock(seconds: float) -> str:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = _line(text)
     return line if len(line) <= 60 else line[:59] + "…"
 
 
 def _end(text: str) -> str:
     """A prompt's end, where the question is; many begin with the same system prompt."""
-    line = " ".join(text.split())
+    line = _line(text)
     return line if len(line) <= 60 else "…" + line[-59:]
+
+
+def _line(text: str) -> str:
+    """In one line, and without what would steer the terminal."""
+    return cleaning.drop_controls(" ".join(text.split()))

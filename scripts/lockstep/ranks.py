@@ -3,9 +3,16 @@
 import os
 from typing import TypeVar
 
-PROCESSES = int(os.environ.get("WORLD_SIZE") or 1)
-RANK = int(os.environ.get("RANK") or 0)
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK") or 0)
+
+def _number(name: str, default: int) -> int:
+    """What a launcher wrote; anything else there is not ours."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
+
+PROCESSES = _number("WORLD_SIZE", 1)
+RANK = _number("RANK", 0) if PROCESSES > 1 else 0
+LOCAL_RANK = _number("LOCAL_RANK", 0) if PROCESSES > 1 else 0
 FIRST = RANK == 0
 # Each process holds only a part of every weight: FSDP, DeepSpeed's ZeRO.
 SHARDED = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))

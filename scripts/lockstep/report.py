@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lockstep import differences, manifest, paths
+from lockstep import differences, journal, manifest, paths
 
 PAGE = Path(__file__).with_name("report.html")
 ROWS = 300  # answers on the page
@@ -131,10 +131,7 @@ def _answers(file: Path) -> Iterator[dict[str, Any]]:
 
 def _curve(file: Path) -> dict[str, Any] | None:
     """The losses as points of an SVG of 720 × 240."""
-    if not file.exists():
-        return None
-    text = file.read_text(encoding="utf-8")
-    logs = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]  # a torn line waits
+    logs = journal.read(file)
     series = {
         key: [(log["step"], log[key]) for log in logs if key in log and "step" in log] for key in ("loss", "eval_loss")
     }

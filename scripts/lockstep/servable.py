@@ -89,6 +89,8 @@ def check_start(settings: Settings) -> None:
     folder = paths.data_file(settings.lora.start_from or "")
     try:
         theirs = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        if not isinstance(theirs, dict):
+            raise ValueError("adapter_config.json is no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(f"--lora.start_from {paths.label(folder)} holds no adapter ({error})") from error
     if not (folder / WEIGHTS).exists():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from lockstep import paths, processes
@@ -42,7 +43,7 @@ def served(words: Sequence[str], mode: str, say: Callable[[str], None]) -> Itera
     environment = os.environ | {"PYTHON": sys.executable}
     server = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=processes.die_with_parent,
+        preexec_fn=partial(processes.die_with_parent, os.getpid()),
     )  # fmt: skip
     assert server.stdout is not None
     try:

@@ -5,6 +5,7 @@ order that says nothing; the wanted answer stands beside them.
 """
 
 import csv
+import itertools
 import json
 import random
 from pathlib import Path
@@ -18,11 +19,12 @@ YES, NO = {"yes", "y", "1", "true", "是", "对", "通过"}, {"no", "n", "0", "f
 
 
 def write(file: Path, predictions: Path, rows: int, seed: int) -> None:
-    """A sheet of some rows; one that holds a person's marks is left alone, or kept as .old where the answers are others now."""
+    """A sheet of some rows; one that holds a person's marks is left alone, or kept as .old.csv where the answers are others now."""
     if file.exists() and any(row["accept"] for row in _rows(file)):
         if read(file, predictions):
             return
-        file.replace(file.with_suffix(".old.csv"))
+        names = (file.with_suffix(f".old{number if number > 1 else ''}.csv") for number in itertools.count(1))
+        file.replace(next(name for name in names if not name.exists()))
     answered = _answered(predictions)
     chosen = random.Random(seed).sample(answered, min(rows, len(answered)))
     with manifest.replacing(

@@ -49,7 +49,7 @@ class Stage:
         self.name, self.config = name, dict(config)
         self.folder = folder.resolve() if folder.is_symlink() else folder  # a link to a larger disk stays one
         self.input_paths, self.force, self.keep_partial = inputs, force, keep_partial
-        self.inputs = {paths.label(path): manifest.fingerprint(path) for path in inputs}
+        self.inputs = self._fingerprints()
         self.metrics: dict[str, Any] = {}  # filled by the stage while it works
         self.device = "cpu"
         self.revision: str | None = None  # of a downloaded model or data set
@@ -145,12 +145,23 @@ class Stage:
             replaced.rename(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
 
+    def _fingerprints(self) -> dict[str, str]:
+        return {paths.label(path): manifest.fingerprint(path) for path in self.input_paths}
+
     def _verify_inputs(self) -> None:
         for path in self.input_paths:
             if path.is_dir():
                 manifest.check_hashes(path, manifest.read(path))
+        self._require_same_inputs()
+
+    def _require_same_inputs(self) -> None:
+        """What is published must be of what its manifest names, and not of what took its place meanwhile."""
+        now = self._fingerprints()
+        if changed := [label for label, digest in self.inputs.items() if now[label] != digest]:
+            raise UserError(f"{', '.join(changed)} changed while this stage ran: run it again")
 
     def _publish(self, work: Path, seconds: float) -> None:
+        self._require_same_inputs()
         readable = 0o444 & ~_umask()
         for path in manifest.payload(work).values():
             path.chmod(path.stat().st_mode | readable)  # safetensors writes for its owner alone

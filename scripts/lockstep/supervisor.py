@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -119,7 +120,7 @@ def _launch(plan: Plan, secret: str, opened: Path, log: Path) -> subprocess.Pope
     with log.open("wb") as stream:
         return subprocess.Popen(
             plan.command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-            start_new_session=True, preexec_fn=processes.die_with_parent,
+            start_new_session=True, preexec_fn=partial(processes.die_with_parent, os.getpid()),
         )  # fmt: skip
 
 
@@ -157,11 +158,13 @@ def _watch(process: subprocess.Popen[bytes], server: Server, plan: Plan, opened:
         if alive and not opened.exists():
             opened.touch()
             print("the server answers again: open", flush=True)
-            _note_down(plan, "open")
+            with contextlib.suppress(OSError):  # a full disk: what serves goes on
+                _note_down(plan, "open")
         elif not alive and opened.exists() and process.poll() is None:
             opened.unlink()
             print("the server does not answer: closed until it does", file=sys.stderr, flush=True)
-            _note_down(plan, "not answering")
+            with contextlib.suppress(OSError):
+                _note_down(plan, "not answering")
 
 
 def _progress(server: Server) -> str | None:
@@ -179,15 +182,21 @@ def stop(folder: Path) -> str:
     process = known and _running(known)
     if not known or not process:
         return f"no server of {paths.label(folder.parent)} is running"
-    process.terminate()
+    try:
+        process.terminate()
+    except psutil.AccessDenied as error:
+        raise UserError(
+            f"process {process.pid} at {known['url']} is another user's: it is not yours to stop"
+        ) from error
     deadline = time.monotonic() + GRACE + 15
     while time.monotonic() < deadline:
         if not _running(known):
             return f"stopped the server at {known['url']}"
         time.sleep(0.1)
-    for one in [*process.children(recursive=True), process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
     return f"killed the server at {known['url']}, which did not stop by itself"
 
 
@@ -237,7 +246,7 @@ def detach(words: list[str], folder: Path) -> int:
 
 
 def _note_down(plan: Plan, state: str) -> None:
-    me = {"pid": os.getpid(), "created": psutil.Process().create_time()}
+    me = {"pid": os.getpid(), "created": psutil.Process().create_time(), "since_boot": _since_boot(psutil.Process())}
     what = {"url": plan.url, "model": plan.model, "mode": plan.mode, "state": state}
     manifest.write_json(plan.folder / "server.json", me | what)
 
@@ -250,11 +259,16 @@ def _note(folder: Path) -> dict[str, Any] | None:
     return note
 
 
+def _since_boot(process: psutil.Process) -> float:
+    """When it was started, in seconds that no step of the clock changes."""
+    return float(process.create_time() - psutil.boot_time())
+
+
 def _running(note: dict[str, Any]) -> psutil.Process | None:
     """The supervisor that wrote the note, unless it is gone and its number is someone else's."""
     try:
         process = psutil.Process(note["pid"])
-        ours = abs(process.create_time() - note["created"]) < 1
+        ours = abs(_since_boot(process) - note["since_boot"]) < 2
         return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
     except (psutil.NoSuchProcess, psutil.AccessDenied, KeyError):
         return None

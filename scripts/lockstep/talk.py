@@ -116,8 +116,8 @@ class Talk:
         """What to send to the model in a place to have a question answered."""
         said = Conversation(Sampling(), self.system)
         for turn, reply in self._counting(place):
-            said.add(turn.question, reply.text)
-        return said.messages(question)
+            said.turns.append((turn.question, reply.text))
+        return said.ask(question)
 
     @property
     def running(self) -> bool:

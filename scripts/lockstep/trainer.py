@@ -212,9 +212,9 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         return state
 
     def load_weights(self, checkpoint: Path) -> None:
-        """Put a checkpoint's weights into the model. Raises UserError where it is not there any more."""
-        if not checkpoint.exists():
-            raise UserError(f"{paths.label(checkpoint)} is gone: run again with --force")
+        """Put a checkpoint's weights into the model. Raises UserError where it is not there any more, or was changed."""
+        if not checkpoints.verifies(checkpoint):
+            raise UserError(f"{paths.label(checkpoint)} is gone, or is not what was saved: run again with --force")
         self._load_from_checkpoint(str(checkpoint), self.model_wrapped if self.is_fsdp_enabled else None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

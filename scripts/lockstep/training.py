@@ -11,7 +11,20 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
-from lockstep import adapters, attention, checkpoints, fastlora, heldout, loss, models, paths, progress, ranks, servable
+from lockstep import (
+    adapters,
+    attention,
+    checkpoints,
+    fastlora,
+    heldout,
+    journal,
+    loss,
+    models,
+    paths,
+    progress,
+    ranks,
+    servable,
+)
 from lockstep.batches import WindowCollator
 from lockstep.config import Settings
 from lockstep.errors import Terminated, UserError, is_out_of_memory
@@ -171,7 +184,7 @@ def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if ranks.FIRST:
         for name in progress.FILES:
-            progress.forget_after(run_dir / name, state.global_step)
+            journal.forget_after(run_dir / name, state.global_step)
     trainer.rows_in_a_pass = int((checkpoint / checkpoints.PASSES).read_text(encoding="utf-8"))
     train = trainer.settings
     stuck = heldout.is_stuck(state.log_history, train.early_stopping_patience, train.early_stopping_threshold)

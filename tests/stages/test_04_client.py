@@ -358,7 +358,7 @@ def test_answers_are_never_replaced_without_a_word(stage: Run, server: Server, t
     error(ask(stage, server, *words, "--sampling.seed", "1", "--force", *QUIET))
     server.fault = lambda question, attempt: ""
     other = ask(stage, server, *words, "--sampling.seed", "2", "--force")
-    assert other.returncode == 0 and "starting afresh: .out.jsonl.partial.old keeps" in other.stderr
+    assert other.returncode == 0 and re.search(r"starting afresh: \.out\.jsonl\.\w{16}\.partial keeps", other.stderr)
     lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "out.jsonl").write_text("".join(lines[:-1]))
     assert "answers other questions" in error(ask(stage, server, *words, "--sampling.seed", "2"))
@@ -440,11 +440,32 @@ def test_a_terminal_takes_a_paste_as_one_question_and_ctrl_c_stops_only_the_answ
     os.write(main, "再来\n".encode())
     until("来再".encode())
     until(b"> ")
+    os.write(main, b"/retry\n")
+    until("来再".encode())
+    until(b"> ")
     os.write(main, b"\x04")
     assert client.wait(timeout=10) == 0
     os.close(main)
-    assert [body["messages"][-1]["content"] for body in server.seen] == ["第一行\nline two", "再来"]
-    assert len(server.seen[-1]["messages"]) == 1
+    assert [body["messages"][-1]["content"] for body in server.seen] == ["第一行\nline two", "再来", "再来"]
+    assert [len(body["messages"]) for body in server.seen] == [1, 1, 1]
+
+
+def test_an_answer_does_not_steer_the_terminal(server: Server, tmp_path: Path) -> None:
+    hide = "\x1b[8m\x1b]0;title\x07\x9b8m"
+    for terminal in (True, False):
+        main, side = pty.openpty()
+        words = [
+            sys.executable,
+            str(ROOT / "scripts/04_client_openai.py"),
+            "--base-url",
+            server.url,
+            "repeat " + hide + "end",
+        ]
+        out = side if terminal else subprocess.PIPE
+        said = subprocess.run(words, env=script_environment(tmp_path), stdout=out, stderr=subprocess.PIPE, check=True)
+        shown = os.read(main, 4096) if terminal else said.stdout
+        os.close(main), os.close(side)
+        assert (hide.encode() in shown) is not terminal and b"[8m" in shown and b"end" in shown
 
 
 def test_a_chat_can_take_loops_out(server: Server, tmp_path: Path) -> None:

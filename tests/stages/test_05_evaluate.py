@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 from conftest import ROOT, script_environment
 from misbehaving import Handler, Server
@@ -134,6 +135,26 @@ def test_a_server_that_dies_loses_no_answer_and_is_not_asked_twice(
         done = evaluate(again, *urls(base, tuned), "--evaluate.concurrency", "1")
         assert done.returncode == 0, done.stderr
         assert len(base.seen) == questions  # the base's answers were all there
+
+
+def test_a_forced_evaluation_asks_anew_goes_on_when_stopped_and_leaves_a_running_one_alone(
+    home: Home, wanted: dict[str, str], tmp_path: Path
+) -> None:
+    again = home.copy(tmp_path / "home")
+    with answering({}, -2.0) as base, answering(wanted, -0.5) as tuned:
+        words = (*urls(base, tuned), "--evaluate.concurrency", "1", "--force")
+        assert evaluate(again, *words).returncode == 0
+        once, before = len(base.seen), (again.run / "answers/base.jsonl").read_bytes()
+        lock = filelock.FileLock(again.run / ".eval.lock")
+        with lock:
+            assert "is being written by" in evaluate(again, *words).stderr
+        assert len(base.seen) == once and (again.run / "answers/base.jsonl").read_bytes() == before
+        tuned.fault = lambda question, attempt: "reset" if len(tuned.seen) > once + 2 else ""
+        assert evaluate(again, *words).returncode == 2
+        assert len(base.seen) == 2 * once  # all anew
+        tuned.fault = lambda question, attempt: ""
+        assert evaluate(again, *words).returncode == 0
+        assert len(base.seen) == 2 * once  # and gone on with
 
 
 def test_a_report_is_not_made_of_another_models_figures(home: Home, tmp_path: Path) -> None:

@@ -418,6 +418,24 @@ def test_login_busy_port_second_server_and_recovery(browser: Any, tmp_path: Path
     busy.server_close()
 
 
+def test_without_a_login_the_page_answers_to_this_machines_names_only(tmp_path: Path) -> None:
+    def status(url: str, host: str) -> int:
+        try:
+            return int(DIRECT.open(urllib.request.Request(url, headers={"Host": host}), timeout=5).status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    with shown(tmp_path, "--base-url", "http://127.0.0.1:9/v1") as url:
+        for path in ("", "config"):
+            assert [status(url + "/" + path, host) for host in ("localhost:1", "127.0.0.1")] == [200, 200]
+            assert [status(url + "/" + path, host) for host in ("evil.example", "localhost.evil.example:1")] == [
+                403,
+                403,
+            ]
+    with shown(tmp_path, "--base-url", "http://127.0.0.1:9/v1", LOCKSTEP_UI_PASSWORD="p" * 12) as url:
+        assert status(url, "chat.example") == 200  # shows the login
+
+
 def test_what_cannot_be_is_one_line(stage: Run) -> None:
     def error(*words: str, **extra: str) -> str:
         answer = stage("06_chat_ui.py", *words, **extra)

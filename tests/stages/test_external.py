@@ -157,3 +157,35 @@ def test_where_the_4_bit_error_is_large_the_usual_merge_is_measured_and_refused(
     closer, usual = (found["candidates"][name] for name in ("dequantized", "original"))
     assert usual["kl_mean"] > 5 * closer["kl_mean"] and usual["kl_mean"] == failed["candidates"]["original"]["kl_mean"]
     assert len(shards.tensors_of(tmp_path / "outputs/r/merged")) == len(shards.tensors_of(tmp_path / "models/tiny"))
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.promise("Models made to harm are refused before anything of theirs runs")
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        ({"rank_pattern": {"([a-z_.0-9]+)+!": 4}}, "the adapter of the model took too much time"),
+        ({"alpha_pattern": {"(": 4}}, "transformers can load"),
+        ({"r": "x"}, "transformers can load"),
+        ({"r": None, "lora_alpha": []}, "transformers can load"),
+        ({"target_modules": [[]] * 9, "rank_pattern": [4]}, "transformers can load"),
+        ({"bias": {}, "modules_to_save": 1}, "transformers can load"),
+        (LOOPS, "the chat template of the model took too much time"),
+    ],
+)
+def test_an_adapter_made_to_harm_is_refused_in_bounded_time(
+    tmp_path: Path, stage: Run, words: tuple[str, ...], spoil: str | dict, says: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = tmp_path / "theirs"
+    foreign(theirs, tmp_path / "models/tiny", AutoTokenizer.from_pretrained(tmp_path / "models/tiny"))
+    if isinstance(spoil, str):
+        (theirs / "chat_template.jinja").write_text(spoil)
+    else:
+        file = theirs / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | spoil))
+    assert says in refused(stage("03_merge_lora.py", *words, "--adapter.path", str(theirs)))
+    assert not (tmp_path / "outputs/r/adapter").exists()

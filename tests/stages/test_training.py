@@ -138,6 +138,15 @@ def test_the_best_weights_are_published_and_a_stuck_training_stops(made: Path) -
     best = min(record["eval_loss"] for record in log if "eval_loss" in record)
     metrics = json.loads((folder / "adapter/metrics.json").read_text())
     assert metrics["eval_loss"] == best < log[-1]["eval_loss"]
+    number = next(record["step"] for record in log if record.get("eval_loss") == best)
+    weights = folder / f"checkpoints/checkpoint-{number}/adapter_model.safetensors"
+    spoilt = bytearray(weights.read_bytes())
+    spoilt[-1] ^= 1
+    weights.write_bytes(spoilt)
+    shutil.rmtree(folder / "adapter")
+    step = train(made, "best", *SHORT, *wild, "--train.load_best_model_at_end", "true")
+    assert step.returncode == 2 and f"checkpoint-{number} is gone, or is not what was saved" in step.stderr
+    assert not (folder / "adapter").exists()
     fresh(made, "stuck")
     still = ("--train.learning_rate", "1e-12", "--train.max_steps", "24")
     step = train(made, "stuck", *SHORT, *still, "--train.early_stopping_patience", "1")

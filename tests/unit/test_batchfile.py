@@ -38,6 +38,22 @@ def test_a_partial_file_cut_at_any_byte_goes_on_to_the_same_output(tmp_path: Pat
         assert run(output) == whole
 
 
+def test_each_batch_finds_its_own_unfinished_answers_again(tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    keys = [key_of(name) for name in "abc"]
+    for number, key in enumerate(keys):
+        with BatchFile(output, key, 6) as file:
+            for row in range(number + 1):
+                file.add({"row": row} | answer(row))
+    for number, key in [*enumerate(keys), *enumerate(keys)]:
+        with BatchFile(output, key, 6) as file:
+            assert file.done == set(range(number + 1))
+    assert run(output, keys[0]) == run(tmp_path / "whole.jsonl")
+    run(output, keys[1], force=True)
+    run(output, keys[2], force=True)
+    assert not list(tmp_path.glob(".*.partial"))
+
+
 def test_rows_with_errors_are_done_until_the_batch_has_ended(tmp_path: Path) -> None:
     output = tmp_path / "a.jsonl"
     with BatchFile(output, "k", 3) as file:

@@ -24,9 +24,9 @@ cli.run(work)
 """
 
 
-def run(folder: Path, program: str, streams: str = "") -> subprocess.CompletedProcess[str]:
+def run(folder: Path, program: str, streams: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
     line = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)} {streams}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "LOCKSTEP_HOME": str(folder)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "LOCKSTEP_HOME": str(folder)} | extra
     return subprocess.run(
         ["bash", "-c", line], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )  # fmt: skip
@@ -49,12 +49,38 @@ def test_what_is_printed_never_goes_into_a_file_because_a_stream_was_closed(tmp_
         ("(out / 'a file').mkdir()", "File exists: outputs/a file"),
         ("out.write_text('')", "Is a directory: outputs"),
         ("(out / 'gone').read_text()", "No such file or directory: outputs/gone"),
-        ("open('/dev/full', 'w', buffering=1).write('x\\n')", "No space left on device: while writing"),
+        ("(_ for _ in ()).throw(OSError(107, os.strerror(107)))", "Transport endpoint is not connected"),
+        ("(_ for _ in ()).throw(OSError(['several', 'at once']))", "['several', 'at once']"),
+        ("os.stat(99)", "Bad file descriptor"),
+        ("open('/dev/full', 'w', buffering=1).write('x\\n')", "No space left on device"),
     ],
 )
 def test_what_stands_in_the_way_is_one_line(tmp_path: Path, act: str, says: str) -> None:
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs/a file").touch()
-    program = f"from lockstep import cli, paths; out = paths.OUTPUTS; cli.run(lambda: {act} and None)"
+    program = f"import os; from lockstep import cli, paths; out = paths.OUTPUTS; cli.run(lambda: {act} and None)"
     answer = run(tmp_path, program)
     assert (answer.returncode, answer.stderr) == (2, f"error: {says}; nothing was published\n")
+
+
+def test_a_running_stage_holds_its_packages(tmp_path: Path) -> None:
+    try_it = "fcntl.flock(os.open(sys.prefix, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    answer = run(tmp_path, f"import fcntl, os, sys; from lockstep import cli; cli.run(lambda: {try_it})")
+    assert (answer.returncode, answer.stderr) == (2, "error: Resource temporarily unavailable; nothing was published\n")
+
+
+def test_what_no_launcher_wrote_into_the_environment_is_not_taken_for_its_word(tmp_path: Path) -> None:
+    for given in ({"RANK": "abc"}, {"RANK": "1"}, {"WORLD_SIZE": "x", "LOCAL_RANK": "-3"}):
+        answer = run(
+            tmp_path, "from lockstep import cli, ranks; cli.run(lambda: print(ranks.RANK, ranks.LOCAL_RANK))", **given
+        )
+        assert (answer.returncode, answer.stdout) == (0, "0 0\n")
+
+
+def test_a_file_in_the_repositorys_outputs_is_not_taken_for_one_of_another_home(tmp_path: Path) -> None:
+    for name in ("outputs/demo/mine.jsonl", "models/m/config.json", "data/hub/x", "data/mine.jsonl"):
+        program = f"from lockstep import paths; file = paths.data_file({name!r}); print(paths.resolve_label(paths.label(file)) == file)"
+        assert run(tmp_path, program).stdout == "True\n"
+        assert run(ROOT, program).stdout == "True\n"
+        own = f"from lockstep import paths; file = paths.HOME / {name!r}; print(paths.resolve_label(paths.label(file)) == file)"
+        assert run(tmp_path, own).stdout == "True\n"

@@ -13,17 +13,32 @@ def talk() -> Conversation:
 
 
 def test_history_and_system_message(talk: Conversation) -> None:
-    talk.add("你好", "免礼")
-    assert [one["content"] for one in talk.messages("?")] == ["你是甄嬛", "你好", "免礼", "?"]
+    talk.ask("你好")
+    talk.add("免礼")
+    assert [one["content"] for one in talk.ask("?")] == ["你是甄嬛", "你好", "免礼", "?"]
     talk.command("/system none")
-    assert [one["role"] for one in talk.messages("?")] == ["user", "assistant", "user"]
-    assert talk.last_question() == "你好" and not talk.turns
-    with pytest.raises(UserError):
-        talk.last_question()
-    talk.add("a", "b")
+    assert [one["role"] for one in talk.ask("?")] == ["user", "assistant", "user"]
     talk.command("/system two\nlines")
     talk.command("/reset")
-    assert talk.messages("?")[0]["content"] == "two\nlines" and not talk.turns
+    assert talk.ask("?")[0]["content"] == "two\nlines" and not talk.turns
+
+
+def test_the_last_question_is_asked_again_and_nothing_is_forgotten_before_the_new_answer(talk: Conversation) -> None:
+    with pytest.raises(UserError):
+        talk.ask_again()
+    talk.ask("a")
+    talk.add("b")
+    for _ in range(2):  # fails, and again
+        assert [one["content"] for one in talk.ask_again()] == ["你是甄嬛", "a"]
+    assert [one["content"] for one in talk.ask("c")] == ["你是甄嬛", "a", "b", "c"]  # which fails, too
+    assert [one["content"] for one in talk.ask_again()] == ["你是甄嬛", "a", "b", "c"]
+    talk.add("d")
+    talk.ask_again()
+    talk.add("e")
+    assert talk.turns == [("a", "b"), ("c", "e")]
+    talk.command("/reset")
+    with pytest.raises(UserError):
+        talk.ask_again()
 
 
 @pytest.mark.parametrize("name", Sampling.model_fields)

@@ -231,6 +231,11 @@ def test_any_other_flag_of_vllm_passes_through_and_none_past_the_door(home: Path
                  "override_generation_config.temperature", "trust_remote_cod"):  # fmt: skip
         with pytest.raises(UserError, match=f"{name} is not open to change"):
             endpoint.plan(settings(serve__vllm_args=json.dumps({name: True})))
+    for given in ({"host=0.0.0.0": True}, {"seed": ["1", "--host", "0.0.0.0"]}, {"seed": "--host=0.0.0.0"}, {"a b": 1},
+                  {"seed": [1, "--trust-remote-code"]}, {"": True}, {"seed": "-x"}, {"seed": " --host"}):  # fmt: skip
+        with pytest.raises(UserError, match="is not one flag and its values"):
+            endpoint.plan(settings(serve__vllm_args=json.dumps(given)))
+    assert endpoint.plan(settings(serve__vllm_args='{"seed": [-1, "-.5"]}')).command[-3:] == ["--seed", "-1", "-.5"]
 
 
 def test_what_would_fail_after_a_minute_is_said_at_once(home: Path) -> None:

@@ -27,10 +27,10 @@ def test_every_state_has_its_name(server: Server, monkeypatch: pytest.MonkeyPatc
 
 def test_a_server_that_loads_is_starting_and_one_that_died_is_down(tmp_path: Path) -> None:
     me = psutil.Process()
-    note = {"pid": me.pid, "created": me.create_time(), "state": "starting"}
+    note = {"pid": me.pid, "since_boot": me.create_time() - psutil.boot_time(), "state": "starting"}
     (tmp_path / "server.json").write_text(json.dumps(note))
     assert look(NOWHERE, tmp_path).kind == "starting"
-    (tmp_path / "server.json").write_text(json.dumps(note | {"created": 1.0}))
+    (tmp_path / "server.json").write_text(json.dumps(note | {"since_boot": 1.0}))
     assert look(NOWHERE, tmp_path).kind == "down"
 
 

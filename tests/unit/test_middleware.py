@@ -94,6 +94,26 @@ def test_what_is_not_on_the_list_is_not_there(made: Made, method: str, path: str
         assert asyncio.run(ask(guard, path, method, **headers))[0] == 404
 
 
+def test_without_a_key_this_machine_answers_to_its_own_names_only(made: Made) -> None:
+    """A page of the web whose name was made to lead to 127.0.0.1 asks in that name."""
+    for host in ("localhost:8000", "LOCALHOST", "127.0.0.1:8000", "127.1.2.3", "[::1]:8000"):
+        assert asyncio.run(ask(made(), host=host))[0] == 200
+    for host in (
+        "evil.example",
+        "evil.example:8000",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "10.0.0.1",
+        "",
+    ):
+        for path, method in ((CHAT, "POST"), ("/v1/models", "GET"), ("/health", "GET")):
+            status, answer, _ = asyncio.run(ask(made(), path, method, host=host))
+            assert status == 403 and "as localhost only" in answer["error"]["message"]
+    key = {"host": "models.example", "authorization": "Bearer " + "k" * 16}
+    assert asyncio.run(ask(made("k" * 16), **key))[0] == 200  # behind another server of this machine
+    assert asyncio.run(ask(made("k" * 16, loopback=False), **key))[0] == 200
+
+
 def test_a_key_is_asked_for_on_every_route_but_health(made: Made) -> None:
     guard = made(key="k" * 20)
     right = {"authorization": f"Bearer {'k' * 20}"}

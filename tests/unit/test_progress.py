@@ -1,16 +1,7 @@
 import json
 from pathlib import Path
 
-from lockstep import card, configfile, curves, progress
-
-
-def test_records_after_a_checkpoint_and_a_line_cut_off_go(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 5, 6, 9)]
-    file.write_text("".join(lines) + '{"step": 1')
-    progress.forget_after(file, 5)
-    assert file.read_text() == "".join(lines[:2])
-    progress.forget_after(tmp_path / "absent.jsonl", 5)
+from lockstep import card, configfile, curves
 
 
 def test_equal_logs_give_an_equal_picture(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def test_json_lines_split_at_line_breaks_alone(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_text('{"a": "x\u2028y\x85z"}\n\n{"a": 1}\n', encoding="utf-8")
     assert list(records.json_lines(file)) == [(1, {"a": "x\u2028y\x85z"}), (3, {"a": 1})]
-    file.write_text("{}\n{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"x\.jsonl:2 is not JSON"):
-        list(records.json_lines(file))
+    for line in ("{", "[" * 100_000):
+        file.write_text("{}\n" + line, encoding="utf-8")
+        with pytest.raises(UserError, match=r"x\.jsonl:2 is not JSON"):
+            list(records.json_lines(file))

@@ -56,7 +56,10 @@ def test_marks_of_another_models_answers_do_not_count_and_are_kept_beside(tmp_pa
     assert sheet.read(file, now) is None
     sheet.write(file, now, 2, seed=0)
     assert {row["answer"] for row in sheet._rows(file)} == {"x", "y"}
+    mark(file, ["no", "no"])
+    sheet.write(file, predictions(tmp_path, ["v", "w"]), 2, seed=0)  # neither's marks are lost
     assert "yes" in (tmp_path / "sheet.old.csv").read_text(encoding="utf-8-sig")
+    assert "no" in (tmp_path / "sheet.old2.csv").read_text(encoding="utf-8-sig")
 
 
 def test_what_is_no_mark_is_one_line(tmp_path: Path) -> None:

@@ -146,6 +146,23 @@ def test_an_input_whose_bytes_changed_is_never_read(home: Path) -> None:
         raise AssertionError("the stage must not start")
 
 
+def test_an_input_that_changes_while_the_stage_works_is_no_input_of_what_is_published(home: Path) -> None:
+    base, source = Stage("download", home / "models/m", {}, []), home / "rows.jsonl"
+    write(base)
+    source.write_text("1")
+    inputs = [base.folder, source]
+    write(new(home, inputs=inputs))
+    stage = new(home, inputs=inputs)  # what it will look for is known before it starts
+    source.write_text("2")
+    with pytest.raises(UserError, match=r"rows\.jsonl changed while"), stage.writing():
+        raise AssertionError("the stage must not start")
+    again = new(home, inputs=inputs, force=True)
+    with pytest.raises(UserError, match="models/m changed while"), again.writing() as work:
+        (work / "file").write_text("of the old one")
+        write(Stage("download", base.folder, {"other": 1}, [], True), "b")
+    assert (home / "outputs/r/data/sub/file").read_text() == "a"
+
+
 def test_a_full_disk_keeps_the_old_output(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(new(home))
 
