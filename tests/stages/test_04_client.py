@@ -454,13 +454,8 @@ def test_an_answer_does_not_steer_the_terminal(server: Server, tmp_path: Path) -
     hide = "\x1b[8m\x1b]0;title\x07\x9b8m"
     for terminal in (True, False):
         main, side = pty.openpty()
-        words = [
-            sys.executable,
-            str(ROOT / "scripts/04_client_openai.py"),
-            "--base-url",
-            server.url,
-            "repeat " + hide + "end",
-        ]
+        asked = ("--run", "r", "--base-url", server.url, "repeat " + hide + "end")
+        words = [sys.executable, str(ROOT / "scripts/04_client_openai.py"), *asked]
         out = side if terminal else subprocess.PIPE
         said = subprocess.run(words, env=script_environment(tmp_path), stdout=out, stderr=subprocess.PIPE, check=True)
         shown = os.read(main, 4096) if terminal else said.stdout
