@@ -13,13 +13,12 @@ login: its password is LOCKSTEP_UI_PASSWORD in the environment.
 
 import argparse
 import contextlib
-import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from lockstep import cli, endpoint, middleware
+from lockstep import cli, endpoint, middleware, preflight
 from lockstep.config import Settings
 from lockstep.errors import UserError
 
@@ -71,10 +70,7 @@ def login(settings: Settings) -> tuple[str, str] | None:
         UserError: others can reach the page, and there is no password.
     """
     host, password = settings.ui.host, os.environ.get(PASSWORD, "")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError as error:
-        raise UserError(f"--ui.host {host!r} is no address") from error
+    loopback = preflight.is_loopback(host, "--ui.host")
     if len(password) < SHORTEST_PASSWORD and (password or not loopback):
         raise UserError(
             f"--ui.host {host}: the page needs a password of {SHORTEST_PASSWORD} characters or more: set {PASSWORD} in "

@@ -17,16 +17,21 @@ SHORTEST_KEY = 16  # characters
 CPU_OVERHEAD = 3 * 2**30
 
 
+def is_loopback(host: str, setting: str) -> bool:
+    """Whether only this machine can reach the address that a setting names. Raises UserError where it is none."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError as error:
+        raise UserError(f"{setting} {host!r} is no address") from error
+
+
 def check_address(host: str, port: int) -> bool:
     """Whether only this machine can reach the address.
 
     Raises:
         UserError: it is none, others could reach it without a key, or the port is taken.
     """
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError as error:
-        raise UserError(f"--serve.host {host!r} is no address") from error
+    loopback = is_loopback(host, "--serve.host")
     key = (os.environ.get(middleware.KEY) or "").strip()
     if not loopback and len(key) < SHORTEST_KEY:
         raise UserError(
