@@ -30,6 +30,7 @@ from lockstep.sections import Sampling
 from lockstep.stage import Stage
 
 GREEDY = Sampling(temperature=0, top_p=1, top_k=-1, repetition_penalty=1)  # nothing that bends an answer
+FORCED = "forced.json"  # beside the answers: which evaluation --force replaces
 SHOWN = (
     "exact_match",
     "field_accuracy",
@@ -226,10 +227,8 @@ def ended(number: int, _: Any) -> None:
 
 def forget_answers(answers: Path, folder: Path) -> None:
     """Remove the answers of an earlier evaluation; those of a forced one that did not come to its end stay."""
-    note, replaces = (
-        answers / "forced.json",
-        manifest.looks_complete(folder) and manifest.sha256_of(folder / manifest.FILE),
-    )
+    note = answers / FORCED
+    replaces = manifest.looks_complete(folder) and manifest.sha256_of(folder / manifest.FILE)
     if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != replaces:
         shutil.rmtree(answers, ignore_errors=True)
         answers.mkdir()
@@ -283,6 +282,7 @@ def main() -> None:
         stage.metrics = {
             side: {name: metrics[side][name]["value"] for name in metrics[side]} for side in ("base", "tuned")
         }
+    (run_dir / "answers" / FORCED).unlink(missing_ok=True)
     tell(metrics)
     print(f"\n{paths.label(folder)} is complete; look at {paths.label(folder)}/report.html")
     print(f"{paths.label(run_dir)}/sheet.csv holds answers for you to judge; `make report` reads it back")
