@@ -164,11 +164,8 @@ def _more_arguments(given: dict[str, Any]) -> list[str]:
     """serve.vllm_args as words of a command line."""
     words: list[str] = []
     for name, value in given.items():
-        values = (
-            list(map(str, value))
-            if isinstance(value, list)
-            else [json.dumps(value) if isinstance(value, dict) else str(value)]
-        )
+        several = value if isinstance(value, list) else [value]
+        values = [json.dumps(one) if isinstance(one, dict) else str(one) for one in several]
         if not FLAG.fullmatch(name) or any(MORE.match(text) for text in values):
             raise UserError(f"--serve.vllm_args: {name}: {value!r} is not one flag and its values")
         plain = name.strip("-").replace("-", "_").removeprefix("no_").split(".")[0]

@@ -107,9 +107,8 @@ def _asks_for_code(content: Any) -> bool:
 
 # --- in a process of its own ---
 
-Step = tuple[
-    str, float, int, Callable[[], object]
-]  # what is looked at, in how many seconds of CPU and bytes of memory, how
+# What is looked at, in how many seconds of CPU, in how many bytes of memory, and how.
+Step = tuple[str, float, int, Callable[[], object]]
 
 
 def _within_limits(steps: Callable[[Path], Iterator[Step]], folder: Path) -> None:

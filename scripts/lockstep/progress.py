@@ -76,6 +76,12 @@ def forget(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "runs", ignore_errors=True)
 
 
+def forget_after(run_dir: Path, step: int) -> None:
+    """Remove what was shown of later steps, which come again."""
+    for name in FILES:
+        journal.forget_after(run_dir / name, step)
+
+
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -246,7 +246,8 @@ def detach(words: list[str], folder: Path) -> int:
 
 
 def _note_down(plan: Plan, state: str) -> None:
-    me = {"pid": os.getpid(), "created": psutil.Process().create_time(), "since_boot": _since_boot(psutil.Process())}
+    process = psutil.Process()
+    me = {"pid": process.pid, "created": process.create_time(), "since_boot": _since_boot(process)}
     what = {"url": plan.url, "model": plan.model, "mode": plan.mode, "state": state}
     manifest.write_json(plan.folder / "server.json", me | what)
 

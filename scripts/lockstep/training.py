@@ -11,20 +11,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
-from lockstep import (
-    adapters,
-    attention,
-    checkpoints,
-    fastlora,
-    heldout,
-    journal,
-    loss,
-    models,
-    paths,
-    progress,
-    ranks,
-    servable,
-)
+from lockstep import adapters, attention, checkpoints, fastlora, heldout, loss, models, paths, progress, ranks, servable
 from lockstep.batches import WindowCollator
 from lockstep.config import Settings
 from lockstep.errors import Terminated, UserError, is_out_of_memory
@@ -183,8 +170,7 @@ def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say
     say(f"resuming from {paths.label(checkpoint)}")
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if ranks.FIRST:
-        for name in progress.FILES:
-            journal.forget_after(run_dir / name, state.global_step)
+        progress.forget_after(run_dir, state.global_step)
     trainer.rows_in_a_pass = int((checkpoint / checkpoints.PASSES).read_text(encoding="utf-8"))
     train = trainer.settings
     stuck = heldout.is_stuck(state.log_history, train.early_stopping_patience, train.early_stopping_threshold)

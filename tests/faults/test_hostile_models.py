@@ -260,6 +260,7 @@ def test_a_local_model_of_odd_files(stage: Run, hostile: Path, tmp_path: Path, n
     odd_files(tmp_path)[name](hostile)
     said = refused_by_the_program(stage, LOCAL)
     assert "is no regular file of the model's folder" in said
+    assert not (tmp_path / "models/tiny").exists()
 
 
 def test_a_local_model_with_a_name_that_is_no_text(stage: Run, hostile: Path, tmp_path: Path) -> None:

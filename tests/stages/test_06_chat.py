@@ -428,10 +428,8 @@ def test_without_a_login_the_page_answers_to_this_machines_names_only(tmp_path: 
     with shown(tmp_path, "--base-url", "http://127.0.0.1:9/v1") as url:
         for path in ("", "config"):
             assert [status(url + "/" + path, host) for host in ("localhost:1", "127.0.0.1")] == [200, 200]
-            assert [status(url + "/" + path, host) for host in ("evil.example", "localhost.evil.example:1")] == [
-                403,
-                403,
-            ]
+            for host in ("evil.example", "localhost.evil.example:1"):
+                assert status(url + "/" + path, host) == 403
     with shown(tmp_path, "--base-url", "http://127.0.0.1:9/v1", LOCKSTEP_UI_PASSWORD="p" * 12) as url:
         assert status(url, "chat.example") == 200  # shows the login
 

@@ -98,14 +98,8 @@ def test_without_a_key_this_machine_answers_to_its_own_names_only(made: Made) ->
     """A page of the web whose name was made to lead to 127.0.0.1 asks in that name."""
     for host in ("localhost:8000", "LOCALHOST", "127.0.0.1:8000", "127.1.2.3", "[::1]:8000"):
         assert asyncio.run(ask(made(), host=host))[0] == 200
-    for host in (
-        "evil.example",
-        "evil.example:8000",
-        "localhost.evil.example",
-        "127.0.0.1.evil.example",
-        "10.0.0.1",
-        "",
-    ):
+    strange = ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "")
+    for host in strange:
         for path, method in ((CHAT, "POST"), ("/v1/models", "GET"), ("/health", "GET")):
             status, answer, _ = asyncio.run(ask(made(), path, method, host=host))
             assert status == 403 and "as localhost only" in answer["error"]["message"]
