@@ -13,6 +13,7 @@ login: its password is LOCKSTEP_UI_PASSWORD in the environment.
 
 import argparse
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -112,8 +113,10 @@ def serve(page: Any, at: socket.socket, auth: tuple[str, str] | None) -> None:
     )  # fmt: skip
     # Browsers hold connections open that Ctrl-C need not wait for.
     config = uvicorn.Config(Sealed(app, own_names=auth is None), log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)  # it would tell of each one cut
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[at])
+        server.run(sockets=[at])
 
 
 def options() -> argparse.Namespace:

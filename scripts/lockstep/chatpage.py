@@ -60,12 +60,18 @@ class Page:
         return voice.model
 
     def choices(self, view: View, model: str | None, other: str | None) -> tuple[Any, Any]:
-        """The two lists of models; what was chosen stays, and at first base and tuned stand side by side if a second endpoint is given."""
-        voices = self.voices(view)
-        if model not in voices:
+        """The two lists of models; what was chosen stays.
+
+        Until then, and before the first question, the wanted model is shown, with a second endpoint's beside it,
+        whichever of the two was ready first.
+        """
+        voices, other = self.voices(view), other or NOBODY
+        untouched = not view.talk.turns and (model is None or (model, other) == view.suggested)
+        if untouched or model not in voices:
             model = next((key for key, voice in voices.items() if voice.model == self.wanted), next(iter(voices), None))
-            second = [key for key, voice in voices.items() if voice.endpoint is not self.endpoints[0]]
-            other = second[0] if second and not other else other
+        if untouched:
+            second = (key for key, voice in voices.items() if voice.endpoint is not self.endpoints[0] and key != model)
+            view.suggested = (model, other := next(second, NOBODY))
         named = [(voice.label, key) for key, voice in voices.items()]
         rest = [(view.say("nobody"), NOBODY), *((label, key) for label, key in named if key != model)]
         other = other if other in dict(map(reversed, rest)) else NOBODY  # type: ignore[arg-type]

@@ -12,12 +12,14 @@ class View:
 
     Attributes:
         shown: the state line and the models, as drawn last.
+        suggested: the model and the one beside it that the page chose for the reader.
         trouble: why the last question has no answer.
     """
 
     def __init__(self) -> None:
         self.talk, self.language, self.trouble = Talk(), "en", ""
         self.shown: Any = None
+        self.suggested: tuple[str | None, str] | None = None
 
     def say(self, key: str, **values: object) -> str:
         return words.say(self.language, key, **values)

@@ -418,6 +418,34 @@ def test_login_busy_port_second_server_and_recovery(browser: Any, tmp_path: Path
     busy.server_close()
 
 
+@pytest.mark.parametrize("names", [("r", "base"), ("base", "r")])
+def test_a_second_server_stands_beside_the_first_whichever_is_ready_first(
+    browser: Any, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    ports = {name: free_port() for name in names}
+    words = ("--base-url", f"http://127.0.0.1:{ports['r']}/v1", "--compare-url", f"http://127.0.0.1:{ports['base']}/v1")
+    with shown(tmp_path, *words) as url, stand_in(ports[names[0]]) as early:
+        early.models = (names[0],)
+        person = Person(browser, url).ready()
+        page = person.page
+        assert names[0] in page.locator("#model input").input_value() and not page.locator("#pane2").is_visible()
+        with stand_in(ports[names[1]]) as late:
+            late.models = (names[1],)
+            early.answer = late.answer = lambda model, question: f"{model} heard"
+            page.wait_for_selector("#pane2")
+            assert page.locator("#model input").input_value() == "r"
+            person.asks("anyone?")
+            wait_for(lambda: person.text("pane2") == "base heard")
+            assert person.text() == "r heard"
+            page.click("#compare input")
+            page.locator("[role=option]", has_text="nothing").click()
+            page.click("#new")
+            page.wait_for_selector("#pane2", state="hidden")
+            time.sleep(1)  # some looks at the servers later, the reader's choice stands
+            assert not page.locator("#pane2").is_visible()
+        person.context.close()
+
+
 def test_without_a_login_the_page_answers_to_this_machines_names_only(tmp_path: Path) -> None:
     def status(url: str, host: str) -> int:
         try:
