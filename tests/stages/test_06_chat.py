@@ -126,13 +126,13 @@ class Person:
         self.page.press("#box textarea", "Enter")
 
     def text(self, pane: str = "pane", turn: int = -1) -> str:
-        """An answer, as it stands on the screen."""
-        said = self.page.locator(f"#{pane} .bot .message-content:not(:has(.note))")
-        return said.nth(turn).inner_text().strip() if said.count() else ""
+        """An answer, as it stands on the screen; all are read at once, as they may go at any time."""
+        said = self.page.locator(f"#{pane} .bot .message-content:not(:has(.note))").all_inner_texts()
+        return said[turn].strip() if said else ""
 
     def note(self, pane: str = "pane") -> str:
-        notes = self.page.locator(f"#{pane} .note")
-        return notes.last.inner_text() if notes.count() else ""
+        notes = self.page.locator(f"#{pane} .note").all_inner_texts()
+        return notes[-1] if notes else ""
 
     def told(self, text: str) -> None:
         """Wait until the last note says something."""
