@@ -6,12 +6,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny
 from faults.figures import pytest_runtest_makereport  # noqa: F401 - a hook
 from faults.world import World, built
+from filelock import FileLock
 from misbehaving import Handler, Server
+
+if TYPE_CHECKING:
+    from serving import Home
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -54,7 +59,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> "Home":
+    """A finished run with the dequantized base, made once for all workers; whoever changes it copies it."""
+    from serving import finished_run
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with FileLock(f"{folder}.lock"):
+        return finished_run(folder)
+
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with built(tmp_path_factory.mktemp("home")) as made:
         yield made

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import tiny
 from conftest import ROOT, script_environment
+from faults.nursery import Nursery
 
 from lockstep import manifest
 
@@ -55,17 +56,26 @@ class Home:
         subprocess.run(command, env=script_environment(self.folder), check=True, capture_output=True)
 
 
+TRAIN = ("--train.max_steps", "6", "--train.learning_rate", "2e-2", "--lora.r", "8")
+
+
 def finished_run(folder: Path, *extra: str, base: bool = True) -> Home:
-    """All stages, and the dequantized base if it is wanted."""
+    """All stages, and the dequantized base if it is wanted; forked from one process, as their imports take longest.
+
+    A run that stands there finished is taken as it is.
+    """
     home = Home(folder)
+    if (home.run / ("base" if base else "merged")).exists():
+        return home
     tiny.model(folder / "tiny")
     tiny.rows(folder / "rows.jsonl", 40)
-    home.stage("00_download_model.py")
-    home.stage("01_data_collator.py", *extra)
-    home.stage("02_train_qlora.py", *extra, "--train.max_steps", "6", "--train.learning_rate", "2e-2", "--lora.r", "8")
-    home.stage("03_merge_lora.py")
-    if base:
-        home.stage("03_merge_lora.py", "--base")
+    with Nursery(folder) as nursery:
+        nursery.finish("00_download_model.py", *home.words)
+        nursery.finish("01_data_collator.py", *home.words, *extra)
+        nursery.finish("02_train_qlora.py", *home.words, *extra, *TRAIN)
+        nursery.finish("03_merge_lora.py", *home.words)
+        if base:
+            nursery.finish("03_merge_lora.py", *home.words, "--base")
     return home
 
 

@@ -97,8 +97,9 @@ class BatchFile:
         Raises:
             What `work` raised first. No row is begun after that, and those that were are kept.
         """
-        rows = (number for number in range(self.rows) if number not in self._places)
-        todo, found = iter(list(rows)), queue.Queue[Row | BaseException | None](concurrency)
+        rows = [number for number in range(self.rows) if number not in self._places]
+        concurrency = min(concurrency, len(rows))
+        todo, found = iter(rows), queue.Queue[Row | BaseException | None](concurrency)
         stop = threading.Event()
 
         def worker() -> None:

@@ -3,13 +3,15 @@
 As a program it reads one task a line and forks a child for each; `Nursery` starts it and gives it tasks.
 A child watches its own calls: of the functions that write, rename, sync and save, each place in the
 scripts from which one is called is a site, where a task may kill it, signal it or have the call fail.
-With `watch_reads` it also notes what is read from a folder whose manifest does not verify.
+With `count_sites` it notes how often it comes to each, with `watch_reads` what is read from a folder whose
+manifest does not verify.
 """
 
 import contextlib
 import errno
 import faulthandler
 import fcntl
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -51,6 +53,7 @@ PATIENCE = 60.0  # seconds after which a stage hangs
 PIPE = 2**20  # bytes that a stage may print
 BUFFERED = {"write", "writelines", "flush"}
 C_CALLS = OS_CALLS | FILE_CALLS
+Trace = Callable[[FrameType, str, Any], Any]
 IMPORTS = (
     "torch", "numpy", "transformers", "transformers.models.llama.modeling_llama", "transformers.trainer",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "peft", "bitsandbytes", "accelerate",
@@ -75,6 +78,7 @@ class Task:
     kill_after: float = 0.0  # seconds
     file_size: int = 0  # limits, in bytes
     address_space: int = 0  # beyond what the forked child has
+    count_sites: bool = False
     watch_reads: bool = False
     env: dict[str, str] = field(default_factory=dict)
 
@@ -82,13 +86,16 @@ class Task:
 # ---- in the child ----
 
 
+def lines_of(code: CodeType) -> set[int | None]:
+    return {line for _, _, line in code.co_lines()}
+
+
 class Watch:
-    """Notes sites, and acts at one, from a profile function: see `profile`."""
+    """Notes sites, or acts at one place; `begin` says from where it looks."""
 
     def __init__(self, task: Task, home: str, reads: "Reads") -> None:
         self.task, self.home, self.reads = task, home, reads
         self.sites: Counter[str] = Counter()
-        self.call = task.at.split()[1:] if task.at.startswith("call ") else []
         self.calls = 0
         self.pid, self.counting = os.getpid(), threading.Lock()
 
@@ -102,9 +109,56 @@ class Watch:
             torch.set_num_threads(torch.get_num_threads())
         multiprocessing.util.Finalize(None, self.write_notes, exitpriority=1)
 
+    def begin(self) -> None:
+        """Look at every call, or where something is to happen, only as long as the function runs that it happens in."""
+        if not self.task.at or self.task.at.startswith(" "):  # a thread of a library's, without a line of ours
+            threading.setprofile(self.profile())
+            sys.setprofile(self.profile())
+        else:
+            look = self.calls_of if self.task.at.startswith("call ") else self.sites_in
+            threading.settrace(look())
+            sys.settrace(look())
+
+    def calls_of(self) -> Trace:
+        """For sys.settrace: acts at a call of a function."""
+        file, name = self.task.at.split()[1:]
+        file = SCRIPTS + file
+
+        def entered(frame: FrameType, event: str, arg: Any) -> None:
+            if frame.f_code.co_filename == file and frame.f_code.co_name == name:
+                self.calls += 1
+                if self.calls == self.task.time:
+                    self.act()
+
+        return entered
+
+    def sites_in(self) -> Trace:
+        """For sys.settrace: looks at every call while the innermost of our functions at the site runs."""
+        name, place = self.task.at.split(" > ")[-1].split()[0].split(":")
+        (file,) = map(str, Path(SCRIPTS).rglob(name))
+        profile, running = self.profile(), Counter[int]()
+
+        def entered(frame: FrameType, event: str, arg: Any) -> Trace | None:
+            code = frame.f_code
+            if code.co_filename != file or not (code.co_name == place or place in map(str, lines_of(code))):
+                return None
+            frame.f_trace_lines = False
+            running[threading.get_ident()] += 1
+            sys.setprofile(profile)
+            return left
+
+        def left(frame: FrameType, event: str, arg: Any) -> Trace:
+            if event == "return":
+                running[threading.get_ident()] -= 1
+                if not running[threading.get_ident()]:
+                    sys.setprofile(None)
+            return left
+
+        return entered
+
     def profile(self) -> Callable[[FrameType, str, Any], None]:
         """For sys.setprofile. Millions of calls come by: all but a few must be let go at once, by their names."""
-        names = {name for _, name in LIBRARY_CALLS} | set(self.call[1:])
+        names = {name for _, name in LIBRARY_CALLS}
 
         def called(frame: FrameType, event: str, arg: Any) -> None:
             if event == "c_call":
@@ -112,8 +166,6 @@ class Watch:
                     self.look_at(frame, self.c_operation(arg))
             elif event == "call" and frame.f_code.co_name in names:
                 self.look_at(frame, self.library_operation(frame.f_code))
-                if self.call:
-                    self.look_for_call(frame.f_code)
 
         return called
 
@@ -141,13 +193,6 @@ class Watch:
         """The operation that a Python function stands for, or "" for all others."""
         names = [name for file, name in LIBRARY_CALLS if code.co_name == name and code.co_filename.endswith(file)]
         return names[0] if names else ""
-
-    def look_for_call(self, code: CodeType) -> None:
-        file, name = self.call
-        if code.co_name == name and code.co_filename.endswith(file):
-            self.calls += 1
-            if self.calls == self.task.time:
-                self.act()
 
     def site(self, frame: FrameType, operation: str) -> str:
         """The lines of ours that led there, the operation, and the function of a library that called it.
@@ -286,9 +331,8 @@ def child(task: Task, home: Path, pipe: int) -> int:
     if task.watch_reads:
         sys.addaudithook(reads)
     limit(task)
-    if task.do or (task.notes and not task.watch_reads):
-        threading.setprofile(watch.profile())
-        sys.setprofile(watch.profile())
+    if task.do or task.count_sites:
+        watch.begin()
     try:
         runpy.run_path(script, run_name="__main__")
         code = 0
@@ -298,6 +342,7 @@ def child(task: Task, home: Path, pipe: int) -> int:
         traceback.print_exc()
         code = 1
     sys.setprofile(None)
+    sys.settrace(None)
     watch.write_notes()
     sys.stdout.flush()
     return code
@@ -348,6 +393,7 @@ def main() -> None:
         if file.stem not in {"__init__", "middleware", "chatpage", "chatparts"}:
             importlib.import_module(f"lockstep.{file.stem}")
     draw_a_picture()
+    gc.freeze()  # or each child looks through all that was imported
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -412,7 +458,15 @@ class Nursery:
         reads = [read for one in seen for read in one["reads"]]
         return Ended(**answer, sites=sites, reads=reads)
 
-    def close(self) -> None:
+    def finish(self, *argv: str) -> None:
+        """Fork a script that nothing happens to, and that must end well."""
+        ended = self.run(*argv)
+        assert ended.code == 0, ended.printed
+
+    def __enter__(self) -> "Nursery":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait(timeout=60)

@@ -88,7 +88,7 @@ def broke_beneath(ended: Ended) -> bool:
 def test_a_disk_that_is_full_at_each_place_that_writes(world: World, name: str, record_property: Any) -> None:
     finish(world, name)
     snapshot = world.nursery.keep(world.nursery.home / "snapshots/finished")
-    sites = world.run(name, more=AGAIN[name]).sites
+    sites = world.run(name, more=AGAIN[name], count_sites=True).sites
     takes_room = {site: count for site, count in sites.items() if site.split()[-1] not in {"os.unlink", "os.rmdir"}
                   and "rmtree" not in site and "unlink" not in site and site not in FILLED}  # fmt: skip
     FILLED.update(takes_room)
@@ -215,9 +215,8 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """A second nursery, whose home is empty: a disk is put there."""
     folder = tmp_path_factory.mktemp("beside")
     (folder / "disk").mkdir()
-    nursery = Nursery(folder / "disk", folder)
-    yield nursery
-    nursery.close()
+    with Nursery(folder / "disk", folder) as nursery:
+        yield nursery
 
 
 @contextmanager

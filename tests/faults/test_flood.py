@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from serving import Home, Served, ask, finished_run, served
+from serving import Home, Served, ask, served
 
 pytestmark = [
     pytest.mark.faults,
@@ -30,8 +30,8 @@ QUEUE = 40
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Served]]:
-    home = finished_run(tmp_path_factory.mktemp("home"), base=False)
+def server(finished: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Served]]:
+    home = finished.copy(tmp_path_factory.mktemp("run") / "home")
     with served(home, "--serve.max_num_seqs", "16", "--serve.max_queue", str(QUEUE - 16)) as running:
         yield home, running
 

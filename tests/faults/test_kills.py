@@ -61,7 +61,7 @@ def test_a_kill_at_each_place_that_replaces_an_output(world: World, name: str, r
     world.nursery.restore(world.clean[name].before)
     assert world.run(name).code == 0
     finished = world.nursery.keep(world.nursery.home / "snapshots/finished")
-    sites = world.run(name, ("--force",)).sites
+    sites = world.run(name, ("--force",), count_sites=True).sites
     only_here = {site: count for site, count in sites.items() if site not in world.clean[name].ended.sites}
     record_property("cases", len(only_here))
     wrong = killed_at(world, name, only_here, finished, ("--force",))
@@ -74,7 +74,9 @@ def test_a_kill_at_each_place_where_training_goes_on(world: World, record_proper
     world.nursery.restore(clean.before)
     world.run("train", do="kill", at="call lockstep/checkpoints.py publish", time=2)
     begun = world.nursery.keep(world.nursery.home / "snapshots/begun")
-    only_here = {site: n for site, n in world.run("train").sites.items() if site not in clean.ended.sites}
+    only_here = {
+        site: n for site, n in world.run("train", count_sites=True).sites.items() if site not in clean.ended.sites
+    }
     record_property("cases", len(only_here))
     wrong = killed_at(world, "train", only_here, begun)
     assert only_here and not wrong, "\n".join(wrong)

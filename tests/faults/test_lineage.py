@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 from conftest import ROOT, script_environment
+from faults.nursery import Nursery
 
 from lockstep import manifest, paths
 from lockstep.errors import UserError
@@ -46,9 +47,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.model(folder / "tiny")
     tiny.rows(folder / "rows.jsonl", 40)
     shutil.copyfile(folder / "tiny/chat_template.jinja", folder / "own.jinja")
-    for script, more in (("00_download_model.py", ()), (NEXT["01"], ()), (NEXT["02"], TRAIN), (NEXT["03"], ())):
-        step = stage(folder, script, *more)
-        assert step.returncode == 0, step.stderr
+    with Nursery(folder) as nursery:
+        for script, more in (("00_download_model.py", ()), (NEXT["01"], ()), (NEXT["02"], TRAIN), (NEXT["03"], ())):
+            nursery.finish(script, *words(folder), *more)
     return folder
 
 

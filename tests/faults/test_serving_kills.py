@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import ROOT, script_environment
-from serving import Home, ask, finished_run, free_port, launch, served
+from serving import Home, ask, free_port, launch, served
 from test_flood import Connection, asked, judged
 
 pytestmark = [
@@ -25,8 +25,8 @@ PHASES = ("starting", "checking", "open")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return finished_run(tmp_path_factory.mktemp("home"), base=False)
+def home(finished: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return finished.copy(tmp_path_factory.mktemp("run") / "home")
 
 
 def reach(home: Home, supervisor: subprocess.Popen[str], phase: str) -> None:

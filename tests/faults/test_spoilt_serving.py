@@ -17,7 +17,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from serving import Home, ask, finished_run, refused, reseal, served
+from serving import Home, ask, refused, reseal, served
 
 pytestmark = [
     pytest.mark.faults,
@@ -28,8 +28,8 @@ ASK = [{"role": "user", "content": "你是谁？"}]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return finished_run(tmp_path_factory.mktemp("home"))
+def home(finished: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return finished.copy(tmp_path_factory.mktemp("run") / "home")
 
 
 def edit(file: Path, change: Callable[[Any], Any]) -> None:

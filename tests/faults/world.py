@@ -149,18 +149,16 @@ def built(home: Path) -> Iterator[World]:
     prepare(home)
     stand_in = Server(("127.0.0.1", 0), Likely)
     threading.Thread(target=stand_in.serve_forever, args=(0.02,), daemon=True).start()
-    with hub.serve(home / "tiny") as repository:
-        made = World(Nursery(home, HF_ENDPOINT=repository.url), stand_in.url, {})
+    with hub.serve(home / "tiny") as repository, Nursery(home, HF_ENDPOINT=repository.url) as nursery:
+        made = World(nursery, stand_in.url, {})
         for name in STAGES:
             if name in BEFORE:
-                words = made.words("data")
-                assert made.nursery.run(*words, *BEFORE[name][1:]).code == 0
-            before = made.nursery.keep(home / "snapshots" / name)
-            ended = made.run(name)
+                nursery.finish(*made.words("data"), *BEFORE[name][1:])
+            before = nursery.keep(home / "snapshots" / name)
+            ended = made.run(name, count_sites=True)
             assert ended.code == 0, ended.printed
             made.clean[name] = Clean(before, contents(home), ended)
         yield made
-        made.nursery.close()
     stand_in.shutdown()
 
 
