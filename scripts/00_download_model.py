@@ -104,17 +104,10 @@ def local_files(model: Model) -> list[Path]:
     for name in sorted(take):
         if hub.NO_NAME.search(name):
             raise UserError(f"{model.path} holds a file {name!r}, a name that cannot be written down: rename it")
-        refuse_odd(found[name])
+        inspection.refuse_odd(found[name])
     refuse_unsafe(model.path, found.keys(), take)
+    manifest.check_seal(source)
     return [found[name] for name in sorted(take)]
-
-
-def refuse_odd(file: Path) -> None:
-    """Refuse what is no file of the model's own: a pipe never ends, a link may lead to the user's secrets."""
-    # the Hub's cache keeps snapshots/COMMIT/NAME as links to blobs/
-    own = {file.parent.resolve(), *(parent / "blobs" for parent in file.parent.resolve().parents[1:2])}
-    if not file.is_file() or (file.is_symlink() and file.resolve().parent not in own):
-        raise UserError(f"{paths.label(file)} is no regular file of the model's folder: refused")
 
 
 def fetch_local(model: Model, work: Path) -> None:

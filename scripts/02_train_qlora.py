@@ -109,7 +109,7 @@ def remember(trainer: "SupervisedTrainer", settings: Settings, dtype: "torch.dty
         reference.probe_rows(data),
         dtype,
         without_adapter=None if settings.method == "full" else model.disable_adapter(),
-        longest=trainer.network.config.get_text_config().max_position_embeddings,
+        longest=models.longest(trainer.network.config),
     )
     manifest.write_json(work / reference.FILE, record)
 
@@ -189,11 +189,12 @@ def main() -> None:
         held_out_loss = training.finish(trainer, settings, stop.asked, say)
 
         # --- save, manifest last ---
+        counted = json.loads((run_dir / "data" / "ledger.json").read_text(encoding="utf-8"))["splits"]["train"]
         metrics = {
             "train_loss": heldout.mean_training_loss(trainer.state.log_history),
             **held_out_loss,
-            "train_rows": data.metrics["train"]["rows"],
-            "supervised_tokens": data.metrics["train"]["supervised_tokens"],
+            "train_rows": counted["rows"],
+            "supervised_tokens": counted["supervised_tokens"],
             "steps": trainer.state.global_step,
             "tokens_per_second": round(trainer.tokens * ranks.PROCESSES / seconds, 1),
             "train_seconds": round(seconds, 1),

@@ -138,7 +138,7 @@ def take_in(settings: Settings, force: bool) -> None:
     stage.origin = "external"
     if found := stage.finished():
         return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
-    inspection.check_adapter(files)
+    inspection.check_adapter(files, settings.model.folder)
     if note := external.check(settings, folder):
         print(f"note: {note}")
     with stage.writing() as work:

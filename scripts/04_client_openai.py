@@ -21,6 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def answer_batch(server: Endpoint, settings: Settings, model: str, style: str, c
         raise UserError(f"{chosen.batch} holds no rows")
     paths.make_parent(chosen.output)
     body = asking.request(settings.sampling, model, [])
-    key = key_of([body, asked, chosen.post, served_weights(settings, chosen.base_url)])
+    key = key_of([body, [asdict(one) for one in asked], chosen.post, served_weights(settings, chosen.base_url)])
     with BatchFile(chosen.output, key, len(asked), chosen.force) as file:
         if file.finished:
             return print(f"{chosen.output} is up to date")
@@ -152,8 +153,12 @@ def answer_batch(server: Endpoint, settings: Settings, model: str, style: str, c
 
 def record(server: Endpoint, body: dict[str, Any], question: Question, post: str | None) -> Row:
     """A question's line of the output."""
-    messages, reference = question
-    row = {"messages": messages, "reference": reference} | server.record(body | {"messages": messages})
+    if question.fault:
+        return {"messages": question.messages, "reference": None, "error": question.fault}
+    asked = {"messages": question.messages} | ({"tools": question.tools} if question.tools else {})
+    # a call comes as the text that the model was trained to write
+    answered = server.record(body | asked | ({"tool_choice": "none"} if question.tools else {}))
+    row = asked | {"reference": question.reference} | answered
     if post and "answer" in row and (text := POST[post](row["answer"])) != row["answer"]:
         row |= {"answer": text, "answer_raw": row["answer"]}
     return row
@@ -263,7 +268,7 @@ def seldom(say: Callable[[str], None], seconds: float = 5) -> Callable[[str], No
 def main() -> int | None:
     chosen = options()
     settings = cli.settings_from(chosen)
-    url = chosen.base_url or endpoint.url(settings)
+    url = endpoint.address(chosen.base_url or endpoint.url(settings))
     model = chosen.model or endpoint.model_name(settings)
     check(chosen)
     style = questions.style_of(settings)

@@ -56,7 +56,7 @@ def bar(what: str, rows: int, there: int, coming: Iterator[Row]) -> Iterator[Row
 
 def contestants(settings: Settings) -> list[Contestant]:
     """Base, tuned, and the other runs, each with what tells it from other models and other engine settings."""
-    evaluate, run_dir = settings.evaluate, settings.run_dir
+    evaluate, run_dir, known = settings.evaluate, settings.run_dir, endpoint.model_name(settings)
     serve = cli.words_for(settings, "serve", without=("mode", "host", "port", "adapters", "served_model_name"))
     engine = json.dumps(engine_of(settings))
     template = manifest.sha256_of(run_dir / "adapter" / "chat_template.jinja")
@@ -65,16 +65,17 @@ def contestants(settings: Settings) -> list[Contestant]:
     def one(name: str, run: str, identity: str, mode: str, url: str | None = None) -> Contestant:
         # what else a server needs of the settings it has from the run's own manifests
         made = Contestant(name, run, f"{identity} {engine}", mode, ("--run", run, *serve), url)
-        return served_model(made, endpoint.model_name(settings)) if url else made
+        # a server of the adapter offers its base, too
+        return served_model(made, *([f"{known}-base"] if mode == "base" else []), known) if url else made
 
     def merged(run: str) -> str:
         return manifest.require(paths.run_dir(run) / "merged", "merge").digest
 
-    return [
-        one("base", settings.run, f"{base} {template}", "base", evaluate.base_url),
-        one("tuned", settings.run, merged(settings.run), "merged", evaluate.tuned_url),
-        *(one(run, run, merged(run), "merged") for run in evaluate.runs),
-    ]
+    untouched = one("base", settings.run, f"{base} {template}", "base", evaluate.base_url)
+    tuned = one("tuned", settings.run, merged(settings.run), "merged", evaluate.tuned_url)
+    if tuned.url and (tuned.url, tuned.model) == (untouched.url, untouched.model):
+        raise UserError(f"--evaluate.base_url and tuned_url lead to the same model, {tuned.model} at {tuned.url}")
+    return [untouched, tuned, *(one(run, run, merged(run), "merged") for run in evaluate.runs)]
 
 
 def engine_of(settings: Settings) -> dict[str, Any]:
@@ -83,14 +84,16 @@ def engine_of(settings: Settings) -> dict[str, Any]:
     return settings.serve.model_dump(mode="json", include=keep)
 
 
-def served_model(one: Contestant, wanted: str) -> Contestant:
-    """Someone else's server: the model of that name or the only one, and the address beside the weights for identity."""
+def served_model(one: Contestant, *wanted: str) -> Contestant:
+    """Someone else's server: the first model of these names or the only one, and the address beside the weights for identity."""
     from dataclasses import replace
 
     from lockstep.asking import Endpoint
 
     url = endpoint.address(one.url or "")
-    return replace(one, url=url, model=Endpoint(url, notice=print).model(wanted), identity=f"{url} {one.identity}")
+    model = Endpoint(url, notice=print).model(*wanted)
+    print(f"{one.name}: {model} at {url}")
+    return replace(one, url=url, model=model, identity=f"{url} {model} {one.identity}")
 
 
 def tasks(settings: Settings, asked: list[Case], panel: Any) -> list[Task]:
@@ -272,8 +275,9 @@ def main() -> None:
         return print(f"{paths.label(folder)} is up to date ({manifest.short(found.digest)})")
 
     # --- work, save, manifest last ---
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, ended)
+    signal.signal(signal.SIGTERM, ended)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means that a hang-up is no reason
+        signal.signal(signal.SIGHUP, ended)
     os.environ["HF_HUB_OFFLINE"] = "1"
     with stage.writing() as work:
         if chosen.force:

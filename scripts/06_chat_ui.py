@@ -139,10 +139,10 @@ def main() -> None:
     from lockstep.chatpage import Page
     from lockstep.health import Watch
 
-    own = None if chosen.base_url else settings.run_dir / "serve"
+    own = None if chosen.base_url else endpoint.folder(settings)
+    endpoints = [Endpoint(url, retries=0) for url in urls]  # the reader sees the state, and asks again
     watch = Watch([(url, own if place == 0 else None) for place, url in enumerate(urls)], settings.ui.check_seconds)
     watch.start()
-    endpoints = [Endpoint(url, retries=0) for url in urls]  # the reader sees the state, and asks again
     page = Page(settings, endpoints, watch, endpoint.model_name(settings)).build()
     host, port = at.getsockname()[:2]
     if port != settings.ui.port:

@@ -34,12 +34,12 @@ HOME, CLEAR = "\x1b[H", "\x1b[J"  # of terminals: to the top, and forget what is
 def look(url: str, settings: Settings) -> Snapshot | str:
     """The server's figures, or why there are none."""
     status, body = health.fetch(f"{url.removesuffix('/v1')}/metrics")
-    kind = health.kind_of(status, body, supervisor.is_starting(settings.run_dir / "serve"))
+    kind = health.kind_of(status, body, supervisor.is_starting(endpoint.folder(settings)))
     if kind != "ready":
         return SAID[kind]
     try:
         return gauges.read(body, time.monotonic())
-    except ValueError:
+    except (ValueError, KeyError):  # no figures, or other figures under these names
         return "what answers there is no vLLM: its /metrics are not in Prometheus' format"
 
 

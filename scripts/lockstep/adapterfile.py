@@ -31,7 +31,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "adapter_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{paths.label(folder)} holds no adapter: adapter_config.json cannot be read ({error})"
         ) from error
@@ -40,6 +40,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{paths.label(file)} describes {kind}, and only LoRA's relatives can be merged and served here"
         )
+    for key, kind in (("r", int), ("lora_alpha", int | float), ("base_model_name_or_path", str | None)):
+        if not isinstance(config.get(key), kind) or isinstance(config.get(key), bool):
+            raise UserError(f"{paths.label(file)}: {key} is {config.get(key)!r}")
     return config
 
 
@@ -125,18 +128,18 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         )
 
 
-def _setting(module: str, config: Mapping[str, Any], default: str, pattern: str) -> int:
+def _setting(module: str, config: Mapping[str, Any], default: str, pattern: str) -> float:
     """The rank or alpha of one module."""
-    patterns: dict[str, int] = config.get(pattern) or {}
-    if not patterns:  # the import takes seconds
-        return int(config[default])
-    from peft.utils.other import get_pattern_key
+    patterns: dict[str, float] = config.get(pattern) or {}
+    value: float = config[default]
+    if patterns:
+        from peft.utils.other import get_pattern_key  # takes seconds
 
-    value: int = patterns.get(get_pattern_key(list(patterns), module), config[default])
+        value = patterns.get(get_pattern_key(list(patterns), module), value)
     return value
 
 
-def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
+def _scale(module: str, rank: float, config: Mapping[str, Any]) -> float:
     alpha = _setting(module, config, "lora_alpha", "alpha_pattern")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lockstep import manifest, models, paths, servable
-from lockstep.errors import UserError
+from lockstep.errors import UserError, is_out_of_memory
 from lockstep.sections import Lora
 
 NAME = "default"  # PEFT's name of the only adapter
@@ -48,7 +49,13 @@ def start_from(model: Any, folder: Path) -> None:
     """Give the adapter the weights of an earlier one. Raises UserError where those do not fit."""
     from peft import set_peft_model_state_dict
 
-    found = set_peft_model_state_dict(model, load_file(folder / servable.WEIGHTS))
+    try:
+        found = set_peft_model_state_dict(model, load_file(folder / servable.WEIGHTS))
+    except (RuntimeError, SafetensorError) as error:  # other shapes, or a damaged file
+        if is_out_of_memory(error):
+            raise
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"--lora.start_from {paths.label(folder)} does not fit this adapter: {told}") from error
     wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]
     if wrong:
         raise UserError(f"--lora.start_from {paths.label(folder)} does not fit this adapter: {min(wrong)}")

@@ -18,9 +18,10 @@ class Split:
 
         disable_progress_bars()
         text, ids = Value("string"), List(Value("int32"))
-        # extra: what a message holds beside role and content, such as tool calls; extra and tools are JSON, or null
+        # answer: tokens of the last answer; extra: what a message holds beside role and content, such as tool calls; extra and tools are JSON, or null
         message = {"role": text, "content": text, "extra": text}
-        features = Features({"input_ids": ids, "labels": ids, "messages": List(message), "tools": text, "row": text})
+        features = Features({"input_ids": ids, "labels": ids, "answer": Value("int32"), "messages": List(message),
+                             "tools": text, "row": text})  # fmt: skip
         self.folder = folder
         Dataset.from_dict({name: [] for name in features}, features=features).save_to_disk(folder, num_shards=1)
         self._file = next(folder.glob("*.arrow"))
@@ -35,8 +36,8 @@ class Split:
             messages, tools = rows.packed(sample.row)
             messages = messages[: sample.messages]  # of a row with a sample a turn, up to that turn
             self._writer.write(
-                {"input_ids": sample.input_ids, "labels": sample.labels, "messages": messages, "tools": tools,
-                 "row": sample.row.name}
+                {"input_ids": sample.input_ids, "labels": sample.labels, "answer": sample.answer, "messages": messages,
+                 "tools": tools, "row": sample.row.name}
             )  # fmt: skip
 
     def line(self, place: int) -> dict[str, Any]:

@@ -4,8 +4,8 @@ vLLM ends an answer that it gave up on with a reason of its own, a proxy that ti
 stream as if all were well: an answer counts only with a finish reason that stands for an end.
 """
 
+import ipaddress
 import json
-import os
 import random
 import time
 import urllib.parse
@@ -59,7 +59,12 @@ class NoAnswer(UserError):
 
 
 def is_local(url: str) -> bool:
-    return urllib.parse.urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    """Whether an address is this machine's own, as the one that a server which listens everywhere is asked by."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return (found := ipaddress.ip_address(host)).is_loopback or found.is_unspecified
+    except ValueError:
+        return host == "localhost"
 
 
 def request(sampling: Sampling, model: str, messages: list[Message]) -> dict[str, Any]:
@@ -91,9 +96,7 @@ class Endpoint:
     ) -> None:
         from openai import DefaultHttpxClient, OpenAI, Timeout
 
-        key = (os.environ.get("LOCKSTEP_API_KEY") or "EMPTY").strip()
-        if not key.isascii():
-            raise UserError("LOCKSTEP_API_KEY must be plain ASCII")
+        key = middleware.key() or "EMPTY"
         self.url, self.retries, self.timeout, self.notice = url, retries, timeout, notice
         patience = Timeout(timeout, connect=min(timeout, 10.0))
         # Loopback is reached directly, whatever proxy the environment names; retries are made here.
@@ -132,19 +135,21 @@ class Endpoint:
 
         return self._again(asked)
 
-    def model(self, wanted: str) -> str:
-        """The served model of this name, or the only one there is.
+    def model(self, *wanted: str) -> str:
+        """The first of these names under which a model is served, or the only model there is.
 
         Raises:
             NoAnswer: there is no such one, or the server does not say.
         """
 
         def asked() -> str:
-            with self._explained(wanted):
+            with self._explained(wanted[0]):
                 names = [card.id for card in self.client.models.list()]
-            if wanted in names or len(names) == 1:
-                return wanted if wanted in names else names[0]
-            raise NoAnswer(f"{self.url} serves {', '.join(names) or 'nothing'}, and not {wanted}", "always")
+            if found := [name for name in wanted if name in names] or (names if len(names) == 1 else []):
+                return found[0]
+            raise NoAnswer(
+                f"{self.url} serves {', '.join(names) or 'nothing'}, and not {' or '.join(wanted)}", "always"
+            )
 
         return self._again(asked)
 

@@ -199,7 +199,7 @@ class BatchFile:
             made.write(_line({"key": self.key}))
             made.writelines(answered)
         stream = self._resumed()
-        if len(self._places) == self.rows:
+        if len(self._places) == self.rows and self.output.exists():
             stream.close()
             self.partial.unlink()
             return None

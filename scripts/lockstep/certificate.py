@@ -4,6 +4,7 @@ So one model is in memory at a time, and nothing that a process remembers can fl
 trained model says is handed over in a file that the others map.
 """
 
+import errno
 import logging
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from lockstep import adapterfile, merging, models, processes, reference, shards
 from lockstep.collator import IGNORE, Collator
 from lockstep.config import Settings
-from lockstep.errors import UserError, is_out_of_memory
+from lockstep.errors import UserError, is_full_disk, is_out_of_memory
 
 MAX_GAP = 0.05  # nats a token between the trained model's own record and the model that is read back
 LOG_PROBS = "trained.f32"  # of the trained model, float32 [positions, vocabulary]
@@ -54,7 +55,10 @@ def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, 
         sender.send(work(*arguments))
     except (UserError, OSError) as error:
         sender.send(error)
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
+        if is_full_disk(error):
+            sender.send(OSError(errno.ENOSPC, "the disk is full, or a file may not grow so large"))
+            return
         if not is_out_of_memory(error):
             raise
         sender.send(UserError(f"out of memory while a model is measured ({error}): stop other programs and run again"))

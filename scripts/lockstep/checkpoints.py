@@ -37,7 +37,7 @@ def publish(partial: Path, final: Path) -> None:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """torch and safetensors report a full disk in words of their own: as the OSError that it is.
+    """torch, safetensors and tokenizers report a full disk in words of their own: as the OSError that it is.
 
     Raises:
         OSError: a file could not be written.
@@ -46,8 +46,9 @@ def disk_errors() -> Iterator[None]:
 
     try:
         yield
-    except (RuntimeError, SafetensorError) as error:
-        if not any(
+    except Exception as error:
+        theirs = isinstance(error, RuntimeError | SafetensorError) or type(error) is Exception  # tokenizers'
+        if not theirs or not any(
             sign in str(error) for sign in ("iostream error", "inline_container", "os error", "Io error", "I/O error")
         ):
             raise

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from lockstep import config, configfile, paths, ranks, sections
 from lockstep.config import Settings
-from lockstep.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError, is_out_of_memory
+from lockstep.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError, is_full_disk, is_out_of_memory
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,11 +112,22 @@ def run(work: Callable[[], int | None]) -> NoReturn:
         code = _report(str(error), USER_ERROR)
     except OSError as error:
         code = _report(f"{error.strerror or error}{_where(error)}; nothing was published", USER_ERROR)
-    except (RuntimeError, MemoryError, ImportError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        code = _report(_explained(error), USER_ERROR)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a library of Rust's, and no Exception
             raise
-        code = _report(f"out of memory ({error}): stop other programs and run again; nothing was published", USER_ERROR)
+        code = _report(f"a library broke down ({error}); nothing was published", USER_ERROR)
     sys.exit(code)
+
+
+def _explained(error: Exception) -> str:
+    """What an error of a library means. Raises it where that is not known."""
+    if is_full_disk(error):
+        return "the disk is full, or a file may not grow so large; nothing was published"
+    if is_out_of_memory(error):
+        return f"out of memory ({error}): stop other programs and run again; nothing was published"
+    raise error
 
 
 def _stand_in_for_closed_streams() -> None:

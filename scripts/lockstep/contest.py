@@ -111,7 +111,9 @@ def cases(data: Path, most: int | None) -> list[Case]:
     for row in split.select(range(min(len(split), most or len(split)))):
         last = row["messages"][-1]
         places = [place for place, label in enumerate(row["labels"]) if label != IGNORE and place]
-        start = max(place for place in places if place - 1 not in places)
+        start = len(row["input_ids"]) - row["answer"]
+        if start - 1 in places:  # the prompt was trained, too, and is no answer
+            places = [place for place in places if place >= start]
         wanted = last["content"]
         if last.get("extra"):  # calls of tools: what the model must say is what its template writes
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(data.parent / "adapter", local_files_only=True)

@@ -10,6 +10,8 @@ from lockstep import preflight
 from lockstep.errors import UserError
 from lockstep.sections import Serve
 
+STEP = 512  # tokens of prompts that a CPU computes at a time
+
 
 def has_cuda() -> bool:
     """Whether an NVIDIA driver answers, the same test as in the Makefile."""
@@ -36,6 +38,8 @@ def arguments(serve: Serve, model: Path, cuda: bool) -> list[str]:
     preflight.check_cpu_memory(model, serve.kv_cache_memory_bytes, dtype)
     memory = ["--dtype", dtype, "--kv-cache-memory-bytes", str(serve.kv_cache_memory_bytes)]
     memory += ["--block-size", "32"]  # vLLM's 128 on CPUs would keep no beginning of a prompt that is shorter
+    # A step with a long prompt is over in seconds, and other requests, the canary among them, get their turn.
+    memory += ["--max-num-batched-tokens", str(max(STEP, serve.max_num_seqs))]
     # Compiling needs a C++ compiler and a minute; it pays on a server that stays up.
     return memory + (["--enforce-eager"] if serve.enforce_eager is not False else [])
 

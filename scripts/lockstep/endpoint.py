@@ -27,6 +27,7 @@ RESERVED = {
     "tool_server", "logprobs_mode", "ssl_keyfile", "ssl_certfile", "allowed_local_media_path",
 }  # fmt: skip
 FLAG = re.compile(r"-{0,2}[A-Za-z][\w.-]*")
+FOLDERS = ("serve", "serve-base")  # of a run; the second one for mode base
 MORE = re.compile(r"\s*-(?![\d.])")  # what would begin another flag; a negative number does not
 
 
@@ -44,7 +45,9 @@ class Plan:
     rules: admission.Rules
     prove: Callable[[gate.Server], dict[str, Any]]
     canary: list[int]  # a prompt
+    foresee: Callable[[], dict[str, Any] | None]  # why the gate would stay shut, where files say it
     timeout: float  # seconds until it must be healthy
+    grace: float  # seconds for requests in flight once it is told to stop
     pause: float = 5.0  # seconds between two canaries
     patience: float = 18.0  # that a canary, or any sign of work, may take: a hang shows within 30 s
 
@@ -79,6 +82,11 @@ def address(given: str) -> str:
     return given.rstrip("/")
 
 
+def folder(settings: Settings) -> Path:
+    """Where the supervisor keeps its notes: the base is served beside the tuned model."""
+    return settings.run_dir / FOLDERS[settings.serve.mode == "base"]
+
+
 def model_name(settings: Settings) -> str:
     """The name under which the tuned model answers (or, in base mode, the base)."""
     return settings.serve.served_model_name or settings.run
@@ -108,7 +116,7 @@ def plan(settings: Settings) -> Plan:
         "--middleware", "lockstep.middleware.Guard",
         "--disable-fastapi-docs",
         "--disable-access-log-for-endpoints", "/health,/metrics",
-        "--shutdown-timeout", "30",
+        "--shutdown-timeout", str(serve.shutdown_timeout),
         "--chat-template-content-format", "string",  # as training renders messages
         *devices.arguments(serve, subject.model, cuda),
         *_parallel_arguments(settings),
@@ -137,7 +145,7 @@ def plan(settings: Settings) -> Plan:
     return Plan(
         command=[sys.executable, "-W", "ignore", "-m", VLLM, "--model", str(subject.model), *arguments],
         environment=environment,
-        folder=settings.run_dir / "serve",
+        folder=folder(settings),
         url=url(settings),
         model=model_name(settings),
         mode=serve.mode,
@@ -146,6 +154,8 @@ def plan(settings: Settings) -> Plan:
         prove=partial(gate.prove, mode=serve.mode, served=folders, base_name=subject.base_name, bounds=bounds),
         canary=gate.canary_prompt(subject.adapters[model_name(settings)]),
         timeout=serve.startup_timeout,
+        foresee=partial(gate.foresee, folders),
+        grace=serve.shutdown_timeout + 5,  # a little more than vLLM's own
     )
 
 

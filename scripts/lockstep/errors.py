@@ -1,5 +1,7 @@
 """The ways in which a stage ends without success."""
 
+import re
+
 USER_ERROR = 2  # exit code: something that the user can put right
 TERMINATED = 75  # exit code: SIGTERM; unfinished, and the same command goes on (EX_TEMPFAIL)
 INTERRUPTED = 130  # exit code: Ctrl-C, as shells report SIGINT
@@ -11,6 +13,11 @@ class UserError(Exception):
 
 class Terminated(BaseException):
     """SIGTERM: everything stops, and nothing is published. Like KeyboardInterrupt no error to be handled."""
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a library of Rust's met a full disk, or a file that may not grow: it says so only in words."""
+    return bool(re.search(r"\(os error (27|28|122)\)", str(error)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lockstep import adapterfile, contract, manifest, merging, models, paths, reference, template
+from lockstep import adapterfile, contract, inspection, manifest, merging, models, paths, reference, template
 from lockstep.config import Settings
 from lockstep.errors import UserError
 from lockstep.servable import WEIGHTS
@@ -22,13 +22,16 @@ def files_of(folder: Path) -> list[Path]:
     """The files of a foreign adapter that are taken in.
 
     Raises:
-        UserError: it is no adapter of LoRA's relatives.
+        UserError: it is no adapter of LoRA's relatives, was changed since a stage made it, or holds odd files.
     """
-    adapterfile.read_config(folder)
     names = [WEIGHTS, "adapter_config.json"]
     if own_tokenizer(folder):
         names += [*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", template.FILE]
-    return [folder / name for name in names if (folder / name).exists()]
+    files = [folder / name for name in names if (folder / name).exists()]
+    inspection.check_files(files)
+    manifest.check_seal(folder)
+    adapterfile.read_config(folder)
+    return files
 
 
 def own_tokenizer(folder: Path) -> bool:
@@ -106,7 +109,7 @@ def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
         reference.probe_rows(data),
         dtype,
         without_adapter=network.disable_adapter(),
-        longest=network.config.get_text_config().max_position_embeddings,
+        longest=models.longest(network.config),
     )
     manifest.write_json(work / reference.FILE, record)
     said = [value for row in record["rows"] for value in row["trained"]]

@@ -12,12 +12,11 @@ import hashlib
 import http.client
 import json
 import math
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +59,8 @@ class Server:
             Unanswered: an error, or nothing within `timeout` seconds.
         """
         headers = {middleware.HEADER.decode(): self.secret, "Content-Type": "application/json"}
-        if key := os.environ.get(middleware.KEY):
-            headers["Authorization"] = f"Bearer {key.strip()}"
+        if key := middleware.key():
+            headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url.removesuffix("/v1") + path, data, headers)
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
@@ -131,7 +130,6 @@ def _findings(
     _tokens(server, name, folder, agreed, found)
     if found.reasons:  # other prompts than in training: nothing else can be compared
         return found
-    _special_ids(folder, agreed, found)
     _stops(server, name, agreed, found)
     rows = [row for row in recorded["rows"] if len(row["input_ids"]) <= bounds.max_model_len]
     if not rows and mode != "base":
@@ -141,13 +139,62 @@ def _findings(
     else:
         _probabilities(server, name, base_name, rows, bounds, found)
         _chats(server, name, agreed, recorded["golden"], bounds, found)
-    _answers(server, name, rows, bounds, found)
+    # how the base ends its answers is no fault of a training
+    _answers(server, name, rows, replace(bounds, min_stop_rate=None) if mode == "base" else bounds, found)
     return found
 
 
 def _all(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(work, items))
+
+
+def foresee(served: dict[str, tuple[Path, Path]]) -> dict[str, Any] | None:
+    """Why the gate would stay shut, as far as files say it: a minute before a server could.
+
+    Args:
+        served: as in `prove`.
+
+    Returns:
+        fields of the report, or None where proofs 1 and 2 have to be put to the server.
+    """
+    found = (_foreseen(*folders) for folders in served.values())
+    return next((report for report in found if report["reasons"]), None)
+
+
+def _foreseen(folder: Path, adapter: Path) -> dict[str, Any]:
+    agreed = json.loads((adapter / contract.FILE).read_text(encoding="utf-8"))
+    chat = template.load(folder, (folder / template.FILE).read_text(encoding="utf-8"))
+    conversations = agreed["conversations"]
+    wrong = [c["name"] for c in conversations if chat.prompt_ids(c["messages"], c.get("tools")) != c["prompt_ids"]]
+    reasons = [_other_tokens(folder, agreed, wrong)] if wrong else _other_ends(folder, agreed, chat)
+    return {"prompts": len(conversations), "token_mismatches": len(wrong), "reasons": reasons}
+
+
+def _other_tokens(folder: Path, agreed: dict[str, Any], wrong: list[str]) -> str:
+    text = (folder / template.FILE).read_bytes() if (folder / template.FILE).exists() else b""
+    same_text = hashlib.sha256(text).hexdigest() == agreed["template_sha256"]
+    return (
+        f"{len(wrong)} of {len(agreed['conversations'])} golden conversations become other tokens than in training "
+        f"(first {wrong[0]!r}): the {'tokenizer' if same_text else 'chat template'} differs"
+    )
+
+
+def _other_ends(folder: Path, agreed: dict[str, Any], chat: template.Template) -> list[str]:
+    now = chat.special_ids
+    reasons = [
+        f"the tokenizer's {name} token is {now[name]}, and was {token} in training"
+        for name, token in agreed["special_ids"].items()
+        if now[name] != token
+    ]
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    ends = settings.get("eos_token_id")
+    return reasons + [
+        f"{file.name} ends answers at token {token}, which is an ordinary one"
+        for token in (ends if isinstance(ends, list) else [] if ends is None else [ends])
+        if token not in agreed["stop_ids"] and token not in chat.tokenizer.added_tokens_decoder
+    ]
 
 
 def _tokens(server: Server, name: str, folder: Path, agreed: dict[str, Any], found: Findings) -> None:
@@ -163,27 +210,7 @@ def _tokens(server: Server, name: str, folder: Path, agreed: dict[str, Any], fou
     if len(conversations) < contract.FEWEST:
         found.reasons.append(f"{contract.FILE} holds only {len(conversations)} conversations: it was cut")
     if wrong:
-        text = (folder / template.FILE).read_bytes() if (folder / template.FILE).exists() else b""
-        same_text = hashlib.sha256(text).hexdigest() == agreed["template_sha256"]
-        found.reasons.append(
-            f"{len(wrong)} of {len(conversations)} golden conversations become other tokens than in training "
-            f"(first {wrong[0]!r}): the {'tokenizer' if same_text else 'chat template'} differs"
-        )
-
-
-def _special_ids(folder: Path, agreed: dict[str, Any], found: Findings) -> None:
-    """Proof 2, as far as files say it."""
-    chat = template.load(folder, (folder / template.FILE).read_text(encoding="utf-8"))
-    now = chat.special_ids
-    for name, token in agreed["special_ids"].items():
-        if now[name] != token:
-            found.reasons.append(f"the tokenizer's {name} token is {now[name]}, and was {token} in training")
-    file = folder / "generation_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    ends = settings.get("eos_token_id")
-    for token in ends if isinstance(ends, list) else [] if ends is None else [ends]:
-        if token not in agreed["stop_ids"] and token not in chat.tokenizer.added_tokens_decoder:
-            found.reasons.append(f"{file.name} ends answers at token {token}, which is an ordinary one")
+        found.reasons.append(_other_tokens(folder, agreed, wrong))
 
 
 def _stops(server: Server, name: str, agreed: dict[str, Any], found: Findings) -> None:
@@ -337,7 +364,7 @@ def _answers(server: Server, name: str, rows: list[Any], bounds: Bounds, found: 
     """The stop rate: the share of answers to held-out prompts that end by themselves."""
 
     def ends(row: dict[str, Any]) -> bool:
-        prompt = row["input_ids"][: row["places"][0]]
+        prompt = row["input_ids"][: row["start"]]
         room = min(LONGEST_ANSWER, bounds.max_model_len - len(prompt))
         return bool(server.complete(name, prompt, max_tokens=room)["finish_reason"] == "stop")
 

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import threading
 import urllib.error
 import urllib.request
@@ -32,17 +31,18 @@ class Health:
 
 
 def fetch(url: str, timeout: float = TIMEOUT) -> tuple[int, str]:
-    """(HTTP status, body) of a GET with the endpoint's key; status 0 where nothing answers."""
-    key = (os.environ.get(middleware.KEY) or "").strip()
+    """(HTTP status, body) of a GET with the endpoint's key; status 0 where nothing answers. Raises UserError: see the key."""
+    key = middleware.key()
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
     # Loopback is reached directly, whatever proxy the environment names.
     proxies = [urllib.request.ProxyHandler({})] if asking.is_local(url) else []
     try:
-        with urllib.request.build_opener(*proxies).open(request, timeout=timeout) as answer:
+        try:
+            answer = urllib.request.build_opener(*proxies).open(request, timeout=timeout)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
             return answer.status, answer.read().decode("utf-8", errors="replace")
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode("utf-8", errors="replace")
     except (OSError, ValueError, http.client.HTTPException):  # refused, silent, broken off, or no HTTP
         return 0, ""
 

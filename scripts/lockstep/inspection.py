@@ -9,12 +9,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lockstep import contract, processes, template
+from lockstep import contract, paths, processes, template
 from lockstep.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,14 +53,28 @@ def check(folder: Path) -> None:
     _within_limits(_of_a_model, folder)
 
 
-def check_adapter(files: list[Path]) -> None:
+def check_adapter(files: list[Path], base: Path) -> None:
     """The same of those files of an adapter's folder that are taken, a tokenizer's among them or not. Raises UserError."""
+    check_files(files)
+    tokenizer = any(file.name == "tokenizer_config.json" for file in files)
+    _within_limits(partial(_of_an_adapter, base=base, tokenizer=tokenizer), files[0].parent)
+
+
+def check_files(files: Iterable[Path]) -> None:
+    """Refuse what is no file of the folder's own, too large to be read as a whole, or no sound JSON. Raises UserError."""
     for file in files:
+        refuse_odd(file)
         _check_size(file)
         if file.suffix == ".json":
             _check_json(file)
-    tokenizer = any(file.name == "tokenizer_config.json" for file in files)
-    _within_limits(_of_an_adapter_and_tokenizer if tokenizer else _of_an_adapter, files[0].parent)
+
+
+def refuse_odd(file: Path) -> None:
+    """Refuse what is no file of the model's own: a pipe never ends, a link may lead to the user's secrets."""
+    # the Hub's cache keeps snapshots/COMMIT/NAME as links to blobs/
+    own = {file.parent.resolve(), *(parent / "blobs" for parent in file.parent.resolve().parents[1:2])}
+    if not file.is_file() or (file.is_symlink() and file.resolve().parent not in own):
+        raise UserError(f"{paths.label(file)} is no regular file of the model's folder: refused")
 
 
 def _check_size(file: Path) -> None:
@@ -190,7 +205,7 @@ def _of_a_model(folder: Path) -> Iterator[Step]:
     yield from _of_a_tokenizer(folder)
 
 
-def _of_an_adapter(folder: Path) -> Iterator[Step]:
+def _of_an_adapter(folder: Path, base: Path, tokenizer: bool) -> Iterator[Step]:
     """Its config may hold regular expressions, for PEFT."""
     import peft.utils.other  # noqa: F401 - takes seconds, which are not the adapter's
 
@@ -198,11 +213,23 @@ def _of_an_adapter(folder: Path) -> Iterator[Step]:
 
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     yield "adapter", SECONDS + weights / BYTES_A_SECOND, MEMORY + 4 * weights, lambda: adapterfile.read(folder)
+    yield "adapter", SECONDS, MEMORY, lambda: _try_patterns(folder, base)
+    if tokenizer:
+        yield from _of_a_tokenizer(folder)
 
 
-def _of_an_adapter_and_tokenizer(folder: Path) -> Iterator[Step]:
-    yield from _of_an_adapter(folder)
-    yield from _of_a_tokenizer(folder)
+def _try_patterns(folder: Path, base: Path) -> None:
+    """Ask of each of the base's modules, as PEFT does, whether the adapter belongs to it."""
+    import torch
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, **LOCAL))
+    config = PeftConfig.from_pretrained(str(folder))
+    for name, _ in network.named_modules():
+        check_target_module_exists(config, name)
 
 
 def _of_a_tokenizer(folder: Path) -> Iterator[Step]:
@@ -249,8 +276,12 @@ def _check_fit(folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, **LOCAL)
-    if getattr(config, "quantization_config", None):  # other tensors under other names, and libraries of their own
-        return
+    if found := getattr(config, "quantization_config", None):
+        kind = found.get("quant_method", "unknown") if isinstance(found, dict) else "unknown"
+        raise UserError(
+            f"the model is quantized already ({kind}), and an adapter cannot be merged onto such weights: take the model "
+            f"that it was made from, and --method qlora quantizes that"
+        )
     _, found = AutoModelForCausalLM.from_pretrained(
         folder, device_map="meta", output_loading_info=True, use_safetensors=True, **LOCAL
     )
@@ -261,7 +292,8 @@ def _check_fit(folder: Path) -> None:
 
 
 def _try_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    for text in (*RUNS, *template.PROBES):
+    said = [message["content"] for _, messages in contract.golden() for message in messages]
+    for text in (*RUNS, *template.PROBES, *said):
         tokenizer.encode(text, add_special_tokens=False)
 
 

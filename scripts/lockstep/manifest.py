@@ -268,6 +268,23 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
             raise UserError(f"{paths.label(folder / name)} was changed after it was made: {again(folder)}")
 
 
+def check_seal(folder: Path) -> None:
+    """Compare every byte of somebody's folder, where a stage or a checkpoint sealed it; others have no such manifest.
+
+    Raises:
+        UserError: names the file.
+    """
+    try:
+        files = json.loads((folder / FILE).read_text(encoding="utf-8"))["files"]
+        sealed = {folder / name: FileRecord.model_validate(record) for name, record in files.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return
+    for file, record in sealed.items():
+        whole = file.is_relative_to(folder) and ".." not in file.parts and file.is_file()
+        if not whole or file.stat().st_size != record.bytes or sha256_of(file) != record.sha256:
+            raise UserError(f"{paths.label(file)} was changed after it was made: it is not taken")
+
+
 def fingerprint(path: Path) -> str:
     """What stands for an input in a digest: a folder's own digest, a file's sha256."""
     if path.is_dir():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.admission import GENERATING, Rules
+from lockstep.errors import UserError
 
 RULES, OPEN, SECRET, KEY = "LOCKSTEP_RULES", "LOCKSTEP_OPEN", "LOCKSTEP_SECRET", "LOCKSTEP_API_KEY"
 HEADER = b"x-lockstep-secret"
@@ -30,6 +31,17 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def key() -> str:
+    """The endpoint's key, empty where there is none. Raises UserError, which does not tell it, where no header can carry it."""
+    found = os.environ.get(KEY, "").strip()
+    if not re.fullmatch("[!-~]*", found):
+        raise UserError(
+            f"{KEY} holds what no HTTP header can carry, such as a space or a line break: "
+            f"set it to the output of `openssl rand -hex 24`"
+        )
+    return found
 
 
 class Refusal(Exception):
@@ -48,7 +60,7 @@ class Guard:
         self.rules = Rules.read(Path(os.environ[RULES]))
         self.open = Path(os.environ[OPEN])
         self.secret = os.environ[SECRET].encode()
-        self.key = os.environ.get(KEY, "").strip().encode()
+        self.key = key().encode()
         self.running, self.judging = 0, asyncio.Semaphore(1)
         self.rules.template.control_token("")  # loaded now, and not while the first client waits
 

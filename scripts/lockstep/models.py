@@ -40,6 +40,12 @@ def compute_dtype(setting: str, on: str) -> torch.dtype:
     return torch.float32
 
 
+def longest(config: Any) -> int | None:
+    """The positions that a model has; None where its config sets no bound."""
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
 def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization | None = None) -> "PreTrainedModel":
     """A causal language model from a local folder of safetensors.
 

@@ -29,11 +29,10 @@ def check_address(host: str, port: int) -> bool:
     """Whether only this machine can reach the address.
 
     Raises:
-        UserError: it is none, others could reach it without a key, or the port is taken.
+        UserError: it is none, others could reach it without a key, the key is no key, or the port is taken.
     """
     loopback = is_loopback(host, "--serve.host")
-    key = (os.environ.get(middleware.KEY) or "").strip()
-    if not loopback and len(key) < SHORTEST_KEY:
+    if len(middleware.key()) < SHORTEST_KEY and not loopback:
         raise UserError(
             f"--serve.host {host}: others could reach the server, so it needs a key: set {middleware.KEY} to at least "
             f"{SHORTEST_KEY} characters, such as the output of `openssl rand -hex 24`, or serve on 127.0.0.1"

@@ -1,38 +1,77 @@
 """A file's questions, as chat requests ask them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lockstep import manifest, records, template
+from lockstep import layouts, manifest, records
 from lockstep.config import Settings
 from lockstep.errors import UserError
+from lockstep.records import Object, Record, Reject
+from lockstep.sections import Data
 from lockstep.template import Message
 
-Question = tuple[list[Message], str | None]  # and the reference answer, where the row has one
+UNKNOWN = "?"  # stands where a row's answer would be
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row of a file of questions.
+
+    Attributes:
+        messages, tools: as a chat request holds them.
+        reference: the answer that the row holds, if it holds one.
+        fault: why the row cannot be asked.
+    """
+
+    messages: list[Message]
+    reference: str | None = None
+    tools: list[Any] | None = None
+    fault: str = ""
 
 
 def read(file: Path, style: str, system: str | None = None) -> Iterator[Question]:
-    """Each line's messages and reference: Alpaca fields, or `messages` up to the answer at their end.
+    """Each line's question, in any layout of training data, with or without the answer at its end.
 
     Args:
         style: the template that folds instruction and input, see `style_of`.
         system: a system message for conversations that bring none.
 
     Raises:
-        UserError: not readable, or a line is neither; names the line.
+        UserError: not readable, or a line has no fields of a question; names the line.
     """
+    data = Data.model_validate({"template": style})
     before = [{"role": "system", "content": system}] if system else []
-    for number, row in records.json_lines(file):
-        try:
-            if "messages" in row:
-                said = list(row["messages"])
-                reference = said.pop()["content"] if said[-1]["role"] == "assistant" else None
-                yield [*(before if said[0]["role"] != "system" else []), *said], reference
-            else:
-                content = template.fold(row["instruction"], row.get("input") or "", style)
-                yield [*before, {"role": "user", "content": content}], row.get("output")
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(f"{file}:{number} has neither `instruction` nor `messages`") from error
+    for number, value in records.json_lines(file):
+        whole, answered = _answered(value)
+        row = layouts.parse(Record(str(file), number, whole), data)
+        if isinstance(row, Reject):
+            reason = f"{row.reason.replace('_', ' ')} {row.detail}".rstrip()
+            if row.reason.startswith("missing_") or row.reason == "not_an_object":  # other fields than ours, or no rows at all
+                raise UserError(f"{file}:{number} is no question: {reason}")
+            yield Question([], fault=f"no question: {reason}")
+            continue
+        *asked, answer = row.messages
+        asked = asked if row.system else [*before, *asked]
+        yield Question(asked, answer["content"] if answered else None, list(row.tools) if row.tools else None)
+
+
+def _answered(value: Any) -> tuple[Any, bool]:
+    """A row with an answer at its end, as training data has, and whether it brought that itself."""
+    if not isinstance(value, Mapping):
+        return value, False
+    row = Object(list(value.items()))
+    for name, role in (("messages", "role"), ("conversations", "from")):
+        if isinstance(turns := row.get(name), list) and turns:
+            last = turns[-1] if isinstance(turns[-1], Mapping) else {}
+            if layouts.ROLES.get(str(last.get("role", last.get("from")))) == "assistant":
+                return row, True
+            row[name] = [*turns, {role: "assistant", "content" if role == "role" else "value": UNKNOWN}]
+            return row, False
+    answer = "completion" if "prompt" in row and "instruction" not in row else "output"
+    answered = isinstance(row.get(answer), str) and bool(row[answer].strip())
+    return row if answered else Object(list((row | {answer: UNKNOWN}).items())), answered
 
 
 def style_of(settings: Settings) -> str:

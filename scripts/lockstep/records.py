@@ -280,6 +280,8 @@ def _table(stream: Stream, delimiter: str) -> Parsed:
                 raise _Broken(f"the header cannot be read: {error}") from error
             if "unexpected end of data" in str(error) or ("field limit" in str(error) and len(taken) > 1):
                 raise _Broken(f"a quote is opened and never closed: {text[:80]}") from error
+            if len(taken) > 1:  # what it took for one field may be any number of rows
+                raise _Broken(f"a quote is opened, and closed {len(taken) - 1} lines later: {text[:80]}") from error
             reason = "too_large" if "field limit" in str(error) else "bad_csv"
             yield _Bad(reason, str(error), text[:SHOWN])
             continue

@@ -64,15 +64,16 @@ def log_probs(network: nn.Module, batches: Sequence[Batch], dtype: torch.dtype) 
 
 def record(
     model: Any, conversations: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], dtype: torch.dtype,
-    without_adapter: AbstractContextManager[Any] | None, longest: int,
+    without_adapter: AbstractContextManager[Any] | None, longest: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that reference.json holds.
 
     Args:
-        conversations: of the contract; those longer than `longest` tokens are left out.
+        conversations: of the contract; those longer than `longest` tokens, if that is set, are left out.
         without_adapter: a block in which the model is its base; None after full training.
     """
-    prompts = sorted((c for c in conversations if len(c["prompt_ids"]) < longest), key=lambda c: len(c["prompt_ids"]))
+    fit = [one for one in conversations if longest is None or len(one["prompt_ids"]) < longest]
+    prompts = sorted(fit, key=lambda one: len(one["prompt_ids"]))
     batches = _asked([one["prompt_ids"] for one in prompts]), _eights(rows)
     nexts, tokens = _measure(model, batches, dtype)
     base_nexts: list[Any] = [None] * len(nexts)
@@ -96,6 +97,7 @@ def _row(row: dict[str, Any], trained: list[float], base: list[float] | None) ->
         "row": row.get("row"),
         "input_ids": list(row["input_ids"]),
         "places": places,
+        "start": len(row["input_ids"]) - row["answer"],  # of the last answer
         "trained": trained,
         "base": base,
         "end": {"id": row["input_ids"][places[-1]], "trained": trained[-1], "base": base and base[-1]},

@@ -26,10 +26,11 @@ Name = Annotated[str, AfterValidator(paths.check_name)]
 def _comma_list(value: Any) -> Any:
     if value is None:
         return ()
-    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 StringList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+NameList = Annotated[tuple[Name, ...], BeforeValidator(_comma_list)]
 
 
 def _inside_root(value: str) -> str:
@@ -329,7 +330,10 @@ class Serve(Section):
     max_queue: int = Field(256, ge=0, description="requests that wait beyond those; more are turned away with 429")
     max_n: int = Field(8, ge=1, description="answers to one request, and prompts in one")
     max_body_bytes: int = Field(2**22, ge=1024, description="size of a request's body")
-    adapters: StringList = Field((), description="mode lora: other runs whose adapters are served, too, by their names")
+    adapters: NameList = Field((), description="mode lora: other runs whose adapters are served, too, by their names")
+    shutdown_timeout: int = Field(
+        30, ge=0, description="seconds that answers on their way have to end in, once the server is told to stop"
+    )
     max_logprob_gap: float = Field(
         0.05, gt=0, description="mean distance to the trained model, in nats a token, above which the gate stays shut"
     )
@@ -357,7 +361,7 @@ class Evaluate(Section):
     concurrency: int = Field(16, ge=1, description="requests at a time")
     base_url: str | None = Field(None, description="endpoint of the base, ending in /v1; where not set, one is started")
     tuned_url: str | None = Field(None, description="the same of the tuned model")
-    runs: StringList = Field((), description="other runs whose merged models answer the same rows, for one table")
+    runs: NameList = Field((), description="other runs whose merged models answer the same rows, for one table")
     sampling_rows: int = Field(0, ge=0, description="test rows on which ways of sampling are compared")
     panel: FilePath | None = Field(
         None, description="questions and texts that show what was forgotten; where not set, Lockstep's own"

@@ -91,10 +91,18 @@ def check_start(settings: Settings) -> None:
         theirs = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         if not isinstance(theirs, dict):
             raise ValueError("adapter_config.json is no JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--lora.start_from {paths.label(folder)} holds no adapter ({error})") from error
     if not (folder / WEIGHTS).exists():
         raise UserError(f"--lora.start_from {paths.label(folder)} has no {WEIGHTS}")
+    manifest.check_seal(folder)
+    if settings.lora.init_lora_weights.startswith(CONVERTED):
+        raise UserError(
+            f"--lora.start_from gives the first weights: leave out --lora.init_lora_weights {settings.lora.init_lora_weights}"
+        )
+    for key in ("rank_pattern", "alpha_pattern"):
+        if theirs.get(key):
+            raise UserError(f"--lora.start_from {paths.label(folder)} has a {key}, which no training here has")
     ours = settings.lora.model_dump()
     for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
         if ours[key] != theirs.get(key, False):

@@ -1,6 +1,7 @@
 """Which files hold rows, and which of them are train, validation and test."""
 
 import glob
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -110,7 +111,13 @@ def sources(settings: Settings, say: Callable[[str], None]) -> tuple[Settings, d
         raise UserError(
             f"{records.printable(paths.label(odd))}: this name is not UTF-8, and no ledger can hold it: rename it"
         )
-    return settings, files, inputs or [path for found in files.values() for path in found]
+    own = [path for found in files.values() for path in found if not _within(path, inputs)]
+    return settings, files, inputs + own
+
+
+def _within(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether a folder's own hash covers the file."""
+    return any(Path(os.path.normpath(path)).is_relative_to(folder) for folder in folders)
 
 
 def expand(root: Path, name: str) -> Iterable[Path]:

@@ -30,7 +30,6 @@ from lockstep.endpoint import Plan
 from lockstep.errors import UserError
 from lockstep.gate import Server, Unanswered
 
-GRACE = 35.0  # seconds for requests in flight, a little more than vLLM's --shutdown-timeout
 CANARY_SECONDS = 10.0  # between canaries, and for each: a hung engine is found within two of these
 NOT_RUNNING = 3  # exit code of `status`
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
@@ -40,17 +39,17 @@ class _Told(Exception):
     """A signal asked us to stop; carries its number."""
 
 
-def start(plan: Plan, grace: float = GRACE) -> int:
+def start(plan: Plan) -> int:
     """Run the server; returns the exit code of this program.
-
-    Args:
-        grace: seconds between asking the server to end and making it.
 
     Raises:
         UserError: already served, not healthy in time, not proved, or the server ended by itself.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _alone(plan.folder), _signals() as numbers:
+        if found := plan.foresee():
+            label = gate.write(plan.folder, {"mode": plan.mode, "model": plan.model, **found, "passed": False})
+            raise UserError(f"the gate stays shut: {found['reasons'][0]}; see {label}")
         processes.become_subreaper()
         log, opened = plan.folder / "server.log", plan.folder / "open"
         opened.unlink(missing_ok=True)  # of a supervisor that was killed
@@ -73,8 +72,12 @@ def start(plan: Plan, grace: float = GRACE) -> int:
             for number in numbers:
                 signal.signal(number, signal.SIG_IGN)
             opened.unlink(missing_ok=True)  # what is in flight ends; nothing new is let in
-            _end_all(_let_finish(server, grace))
-            (plan.folder / "server.json").unlink(missing_ok=True)
+            left = 0.0
+            try:
+                left = _let_finish(server, plan.grace)
+            finally:
+                _end_all(left)
+                (plan.folder / "server.json").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -111,8 +114,8 @@ def _launch(plan: Plan, secret: str, opened: Path, log: Path) -> subprocess.Pope
         middleware.RULES: str(rules), middleware.OPEN: str(opened), middleware.SECRET: secret,
     }  # fmt: skip
     environment.pop("VLLM_API_KEY", None)
-    if key := os.environ.get(middleware.KEY):
-        environment["VLLM_API_KEY"] = key.strip()  # a second lock behind ours
+    if key := middleware.key():
+        environment["VLLM_API_KEY"] = key  # a second lock behind ours
     if plan.route:
         print(plan.route)
     print(f"$ {shlex.join([f'{name}={value}' for name, value in plan.environment.items()] + plan.command)}")
@@ -177,18 +180,18 @@ def _progress(server: Server) -> str | None:
 
 
 def stop(folder: Path) -> str:
-    """Stop the server that serves from `folder`; returns what to tell the user."""
+    """Stop the server that serves from `folder`; returns what to tell the user, nothing where there is none."""
     known = _note(folder)
     process = known and _running(known)
     if not known or not process:
-        return f"no server of {paths.label(folder.parent)} is running"
+        return ""
     try:
         process.terminate()
     except psutil.AccessDenied as error:
         raise UserError(
             f"process {process.pid} at {known['url']} is another user's: it is not yours to stop"
         ) from error
-    deadline = time.monotonic() + GRACE + 15
+    deadline = time.monotonic() + known["grace"] + 15
     while time.monotonic() < deadline:
         if not _running(known):
             return f"stopped the server at {known['url']}"
@@ -201,10 +204,10 @@ def stop(folder: Path) -> str:
 
 
 def status(folder: Path) -> tuple[int, str]:
-    """(exit code, what to tell the user) about the server that serves from `folder`."""
+    """(exit code, what to tell the user) about the server that serves from `folder`; no words where there is none."""
     known = _note(folder)
     if not known or not _running(known):
-        return NOT_RUNNING, f"no server of {paths.label(folder.parent)} is running: `make serve` starts one"
+        return NOT_RUNNING, ""
     minutes = (time.time() - known["created"]) / 60
     text = f"{known['model']} ({known['mode']}) at {known['url']}: {known['state']}; process {known['pid']}, {minutes:.0f} min"
     if known["state"] != "open":
@@ -248,7 +251,7 @@ def detach(words: list[str], folder: Path) -> int:
 def _note_down(plan: Plan, state: str) -> None:
     process = psutil.Process()
     me = {"pid": process.pid, "created": process.create_time(), "since_boot": _since_boot(process)}
-    what = {"url": plan.url, "model": plan.model, "mode": plan.mode, "state": state}
+    what = {"url": plan.url, "model": plan.model, "mode": plan.mode, "state": state, "grace": plan.grace}
     manifest.write_json(plan.folder / "server.json", me | what)
 
 
@@ -296,7 +299,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], server: Server, log: P
 def _say_how(plan: Plan) -> None:
     body = json.dumps({"model": plan.model, "messages": [{"role": "user", "content": "你是谁？"}]}, ensure_ascii=False)
     print(f"serving {plan.model} at {plan.url}; Ctrl-C or `make stop` ends it. Try\n")
-    key = ' -H "Authorization: Bearer $LOCKSTEP_API_KEY"' if os.environ.get("LOCKSTEP_API_KEY") else ""
+    key = ' -H "Authorization: Bearer $LOCKSTEP_API_KEY"' if middleware.key() else ""
     print(f"  curl {plan.url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n", flush=True)
 
 
@@ -345,18 +348,19 @@ def main() -> int:
     parser.add_argument("--detach", action="store_true", help="go on in the background once it serves")
     options = parser.parse_args()
     settings = cli.settings_from(options)
-    folder = settings.run_dir / "serve"
+    folders = [settings.run_dir / name for name in endpoint.FOLDERS]
+    nobody = f"no server of {paths.label(settings.run_dir)} is running"
     if options.action == "check":  # only whether the arguments can be read
         return 0
     if options.action == "stop":
-        print(stop(folder))
+        print("\n".join(filter(None, map(stop, folders))) or nobody)
         return 0
     if options.action == "status":
-        code, text = status(folder)
-        print(text)
-        return code
+        found = [(code, text) for code, text in map(status, folders) if text]
+        print("\n".join(text for _, text in found) or f"{nobody}: `make serve` starts one")
+        return max((code for code, _ in found), default=NOT_RUNNING)
     if options.detach:
-        return detach([word for word in sys.argv[2:] if word != "--detach"], folder)
+        return detach([word for word in sys.argv[2:] if word != "--detach"], endpoint.folder(settings))
     return start(endpoint.plan(settings))
 
 

@@ -7,7 +7,10 @@ it. Only the answer is encoded apart; the end-of-turn token follows it and is su
 import datetime
 import json
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,6 +35,8 @@ _SENTINEL = "LockstepAnswer"
 FAILURES = (
     TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
 )  # fmt: skip
+
+PATIENCE = 30.0  # seconds for a template to render one conversation
 
 Message = dict[str, Any]
 
@@ -140,6 +145,27 @@ def _fixed_date(text: str, date: datetime.date) -> str:
     # Llama's templates take a date that a request may bring
     shadow = "{%- set date_string = " + json.dumps(date.strftime(next(iter(formats)))) + " -%}" if formats else ""
     return macro + (shadow if "date_string" in text else "")
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise UserError in a template that takes longer: one that was looked at may still loop over somebody's own row."""
+    if threading.current_thread() is not threading.main_thread():  # where no signal can be taken
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise UserError(
+            f"the chat template takes more than {seconds:.0f} s for one row: choose another --data.template"
+        )
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Refused(UserError):
@@ -280,9 +306,13 @@ class Template:
 
     def _apply(self, messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool) -> str:
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                list(messages), tools=tools and list(tools), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            with _at_most(PATIENCE):
+                rendered = self.tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=tools and list(tools),
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
         except FAILURES as error:
             reason = str(error) or type(error).__name__
             raise Refused(f"the chat template fails on {list(messages)!r:.80}: {reason}") from error

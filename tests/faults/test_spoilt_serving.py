@@ -1,6 +1,6 @@
 """Spoilt models and a hanging engine: what is not the trained model is never served, and says why.
 
-Each start loads vLLM, so this takes minutes: `make test-faults`.
+Most starts load vLLM, so this takes minutes: `make test-faults`.
 """
 
 import json
@@ -155,6 +155,16 @@ def test_what_is_not_the_trained_model_is_refused_with_the_reason(home: Home, tm
     code, complaint = refused(spoilt, "--serve.mode", mode)
     last = complaint.strip().splitlines()[-1]
     assert code == 2 and re.search(f"^error: .*{reason}", last), complaint
+
+
+def test_what_no_file_says_is_seen_in_the_live_server(home: Home, tmp_path: Path) -> None:
+    """The files are sound, and vLLM is told to take another tokenizer."""
+    a_tokenizer_without_some_merges(other := home.copy(tmp_path / "other"))
+    words = ("--serve.vllm_args", json.dumps({"tokenizer": str(other.run / "merged")}))
+    code, complaint = refused(home, *words)
+    assert code == 2 and "become other tokens than in training" in complaint, complaint
+    report = json.loads((home.run / "serve/gate_report.json").read_text())
+    assert report["token_mismatches"] > 0 and not report["passed"]
 
 
 def test_a_hung_engine_is_closed_within_half_a_minute_and_opened_again(home: Home) -> None:

@@ -203,6 +203,13 @@ def test_a_data_set_of_a_hub_by_its_id(collate: Collate, stage: Run, tmp_path: P
         named = ("--run", "named", "--data.train_file", "data/test.jsonl", "--data.test_share", "0")
         answer = stage("01_data_collator.py", *words, *named, HF_ENDPOINT=hub.url)
         assert answer.returncode == 0 and len(split(tmp_path, "train", "named")) == 5
+    own = tmp_path / "own.jsonl"
+    mixed = ("--run", "mixed", "--data.train_file", "data/train.jsonl", "--data.test_file", str(own))
+    for start, code in ((50, 0), (60, 2)):  # a file of one's own beside a hub's: changed, it is not the same data
+        tiny.rows(own, 5, start=start)
+        answer = stage("01_data_collator.py", *words, *mixed)
+        assert answer.returncode == code, answer.stderr
+    assert "other inputs" in answer.stderr
     again = stage("01_data_collator.py", *words, HF_ENDPOINT=hub.url)  # the hub is gone
     assert "up to date" in again.stdout, again.stderr
     assert "an id" in error(collate("--data.source", "hub"))

@@ -100,15 +100,24 @@ def test_a_batch_keeps_its_order_and_each_row_has_its_answer_or_its_error(
     rows = [
         {"instruction": f"question {n}", "input": "too long" if n == 3 else "", "output": str(n)} for n in range(20)
     ]
+    tool = {"type": "function", "function": {"name": "f", "description": None, "parameters": None}}
+    asked = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    rows.append({"instruction": "long ago", "history": [["a", "b"]], "system": "Be brief.", "tools": [tool]})
     rows.append({"messages": [{"role": "user", "content": "last"}]})
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n", encoding="utf-8")
     answer = ask(stage, server, "--batch", "in.jsonl", "--output", "out/answers.jsonl", "--concurrency", "4")
-    assert "1 of 21 rows have no answer" in error(answer)
-    assert "20 answers, 1 errors" in answer.stdout
+    assert "1 of 22 rows have no answer" in error(answer)
+    assert "21 answers, 1 errors" in answer.stdout
     records = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["messages"][-1]["content"].split("\n")[0] for record in records] == [
         f"question {n}" for n in range(20)
-    ] + ["last"]
+    ] + ["long ago", "last"]
+    (sent,) = [body for body in server.seen if "tools" in body]  # all that a row of training data may hold goes along
+    assert sent["messages"] == [*asked, {"role": "user", "content": "long ago"}] and sent["tools"] == [tool]
     assert [n for n, record in enumerate(records) if "error" in record] == [3]
     assert (
         records[5]["answer"] == "5 noitseuq"
@@ -119,7 +128,8 @@ def test_a_batch_keeps_its_order_and_each_row_has_its_answer_or_its_error(
 
 def test_a_batch_that_cannot_be_read_or_answered_makes_no_file(stage: Run, server: Server, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"instruction": "a"}\n{"no": 1}\n')
-    assert "in.jsonl:2 has neither" in error(ask(stage, server, "--batch", "in.jsonl", "--output", "out.jsonl"))
+    told = error(ask(stage, server, "--batch", "in.jsonl", "--output", "out.jsonl"))
+    assert "in.jsonl:2 is no question: missing instruction" in told
     assert "cannot read absent" in error(ask(stage, server, "--batch", "absent", "--output", "out.jsonl"))
     (tmp_path / "in.jsonl").write_text('{"instruction": "a"}\n')
     assert "no model 'x'" in error(ask(stage, server, "--batch", "in.jsonl", "--output", "out.jsonl", "--model", "x"))
@@ -382,7 +392,7 @@ def test_what_utf8_cannot_hold_is_an_error_of_its_row(stage: Run, server: Server
     answer = ask(stage, server, "--batch", "in.jsonl", "--output", "out.jsonl")
     assert "1 of 2 rows" in error(answer)
     first, second = lines_of(tmp_path / "out.jsonl")
-    assert "half a character" in first["error"] and second["answer"] == "ba"
+    assert first["error"] == "no question: lone surrogate instruction" and second["answer"] == "ba"
 
 
 # ---- the chat ----

@@ -184,6 +184,12 @@ def test_the_adapter_is_asked_and_not_the_base_beside_it(home: Home, tmp_path: P
         tuned.models = ("r-base", "r")  # in the order in which vLLM lists them
         assert evaluate(again, *urls(base, tuned), "--evaluate.rows", "2").returncode == 0
         assert {body["model"] for body in tuned.seen} == {"r"}
+        tuned.seen.clear()
+        assert evaluate(again, *urls(tuned, tuned), "--evaluate.rows", "2", "--force").returncode == 0
+        assert {body["model"] for body in tuned.seen} == {"r", "r-base"}  # a server of the adapter, asked for both
+        tuned.models = ("r",)
+        refused = evaluate(again, *urls(tuned, tuned), "--evaluate.rows", "1", "--force")
+        assert refused.returncode == 2 and "lead to the same model, r at" in refused.stderr
         tuned.models = ("other", "another")
         refused = evaluate(again, *urls(base, tuned), "--evaluate.rows", "1", "--force")
         assert refused.returncode == 2 and "serves other, another, and not r" in refused.stderr

@@ -1,6 +1,7 @@
 """Adapters trained elsewhere with PEFT: taken in, merged and measured, or refused, by stage 03 as a program."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from conftest import Run
 from test_pipeline import common, refused, run_in
 
-from lockstep import models, shards
+from lockstep import manifest, models, shards
 
 
 def foreign(folder: Path, base: Path, tokenizer=None, more: int = 0, **changes) -> torch.nn.Module:
@@ -168,8 +169,10 @@ LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% en
     [
         ({"rank_pattern": {"([a-z_.0-9]+)+!": 4}}, "the adapter of the model took too much time"),
         ({"alpha_pattern": {"(": 4}}, "transformers can load"),
-        ({"r": "x"}, "transformers can load"),
-        ({"r": None, "lora_alpha": []}, "transformers can load"),
+        ({"target_modules": ".*_proj|([a-z_.0-9]+)+!"}, "the adapter of the model took too much time"),
+        ({"exclude_modules": "("}, "transformers can load"),
+        ({"r": "x"}, "adapter_config.json: r is 'x'"),
+        ({"r": None, "lora_alpha": []}, "adapter_config.json: r is None"),
         ({"target_modules": [[]] * 9, "rank_pattern": [4]}, "transformers can load"),
         ({"bias": {}, "modules_to_save": 1}, "transformers can load"),
         (LOOPS, "the chat template of the model took too much time"),
@@ -188,4 +191,34 @@ def test_an_adapter_made_to_harm_is_refused_in_bounded_time(
         file = theirs / "adapter_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | spoil))
     assert says in refused(stage("03_merge_lora.py", *words, "--adapter.path", str(theirs)))
+    assert not (tmp_path / "outputs/r/adapter").exists()
+
+
+@pytest.mark.promise("Models made to harm are refused before anything of theirs runs")
+def test_an_adapter_of_odd_files_or_changed_since_is_refused(
+    tmp_path: Path, stage: Run, words: tuple[str, ...]
+) -> None:
+    theirs = tmp_path / "theirs"
+    config, weights = theirs / "adapter_config.json", theirs / "adapter_model.safetensors"
+
+    def said() -> str:
+        return refused(stage("03_merge_lora.py", *words, "--adapter.path", str(theirs)))
+
+    foreign(theirs, tmp_path / "models/tiny")
+    (theirs / "manifest.json").write_text('{"files": "somebody else\'s"}')
+    config.write_text("[" * 10**6)
+    assert "adapter_config.json of the model is nested without end" in said()
+    config.unlink()
+    os.mkfifo(config)
+    assert "adapter_config.json is no regular file" in said()
+    config.unlink()
+    foreign(theirs, tmp_path / "models/tiny")
+    manifest.write_json(
+        theirs / "manifest.json",
+        {"files": {name: one.model_dump() for name, one in manifest.hash_files(theirs).items()}},
+    )
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    assert "adapter_model.safetensors was changed after it was made: it is not taken" in said()
     assert not (tmp_path / "outputs/r/adapter").exists()

@@ -38,6 +38,12 @@ def test_a_partial_file_cut_at_any_byte_goes_on_to_the_same_output(tmp_path: Pat
         assert run(output) == whole
 
 
+def test_a_batch_of_no_rows_is_a_file_of_none(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run(tmp_path / "a.jsonl", count=0) == []
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_each_batch_finds_its_own_unfinished_answers_again(tmp_path: Path) -> None:
     output = tmp_path / "a.jsonl"
     keys = [key_of(name) for name in "abc"]

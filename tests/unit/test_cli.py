@@ -53,12 +53,18 @@ def test_what_is_printed_never_goes_into_a_file_because_a_stream_was_closed(tmp_
         ("(_ for _ in ()).throw(OSError(['several', 'at once']))", "['several', 'at once']"),
         ("os.stat(99)", "Bad file descriptor"),
         ("open('/dev/full', 'w', buffering=1).write('x\\n')", "No space left on device"),
+        (
+            "tokenizers.Tokenizer(tokenizers.models.BPE()).save('/dev/full')",
+            "the disk is full, or a file may not grow so large",
+        ),
     ],
 )
 def test_what_stands_in_the_way_is_one_line(tmp_path: Path, act: str, says: str) -> None:
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs/a file").touch()
-    program = f"import os; from lockstep import cli, paths; out = paths.OUTPUTS; cli.run(lambda: {act} and None)"
+    program = (
+        f"import os, tokenizers; from lockstep import cli, paths; out = paths.OUTPUTS; cli.run(lambda: {act} and None)"
+    )
     answer = run(tmp_path, program)
     assert (answer.returncode, answer.stderr) == (2, f"error: {says}; nothing was published\n")
 

@@ -59,12 +59,32 @@ def test_places_are_spread_over_the_rows_and_hold_every_chosen_rows_end() -> Non
     assert gate._chosen([], 24) == []
 
 
+@pytest.mark.parametrize(("mode", "passes"), [("merged", False), ("base", True)])
+def test_a_bound_on_stops_is_the_tuned_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, passes: bool
+) -> None:
+    (tmp_path / "contract.json").write_text(json.dumps({"conversations": [], "stop_ids": []}))
+    row = {"input_ids": [1] * 9, "start": 5, "base": None}
+    (tmp_path / "reference.json").write_text(json.dumps({"rows": [row], "golden": []}))
+    for proof in ("_tokens", "_stops", "_probabilities", "_chats"):
+        monkeypatch.setattr(gate, proof, lambda *_: None)
+    asked: list[list[int]] = []
+
+    def complete(self: Server, model: str, prompt: list[int], **_: object) -> dict[str, str]:
+        asked.append(prompt)
+        return {"finish_reason": "length"}
+
+    monkeypatch.setattr(Server, "complete", complete)
+    server = Server("http://127.0.0.1:9/v1", "s")
+    report = gate.prove(server, mode, {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, 0.9, 64))
+    assert report["passed"] == passes and report["stop_rate"] == 0 and asked == [[1] * 5]
+
+
 def test_a_length_into_which_no_held_out_row_fits_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "contract.json").write_text(json.dumps({"conversations": [], "stop_ids": []}))
     (tmp_path / "reference.json").write_text(json.dumps({"rows": [{"input_ids": [1] * 99}], "golden": []}))
-    for proof in ("_tokens", "_special_ids"):  # those need a server's answers, which are not at stake here
+    for proof in ("_tokens", "_stops"):  # those need a server's answers, which are not at stake here
         monkeypatch.setattr(gate, proof, lambda *_: None)
-    monkeypatch.setattr(gate, "_stops", lambda *_: None)
     report = gate.prove(
         Server("http://127.0.0.1:9/v1", "s"), "merged", {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, None, 64)
     )

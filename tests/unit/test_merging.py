@@ -264,6 +264,24 @@ def test_a_damaged_adapter_is_refused_by_name(tmp_path: Path, changes: dict, cha
     assert "\n" not in str(refusal.value)
 
 
+def test_a_fraction_of_alpha_counts(tmp_path: Path) -> None:
+    base = tiny.model(tmp_path / "base")
+    lora = adapter(tmp_path / "adapter", base)
+    config = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 0.6}))
+    (first, *_) = adapterfile.read(lora).low_rank.values()
+    assert first.scale == pytest.approx(0.6 / config["r"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"r": "4"}, {"lora_alpha": None}, {"lora_alpha": True}, {"base_model_name_or_path": 5}]
+)
+def test_settings_of_other_types_are_named(tmp_path: Path, change: dict) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8} | change))
+    with pytest.raises(UserError, match=f"adapter_config.json: {next(iter(change))} is"):
+        adapterfile.read_config(tmp_path)
+
+
 def test_a_saved_module_that_did_not_change_is_refused(tmp_path: Path) -> None:
     base = tiny.model(tmp_path / "base")
     embedding = load_file(base / "model.safetensors")["model.embed_tokens.weight"].float()

@@ -128,6 +128,8 @@ def test_a_stray_quote_never_eats_rows_in_silence(tmp_path: Path, monkeypatch: p
     lines = b"".join(b"%d,x\n" % number for number in range(1000))
     found = read(tmp_path, b'a,b\n1,"open\n' + lines + b'2,"y"\n3,z\n', "rows.csv")
     assert reasons(found) == [records.BROKEN]
+    found = read(tmp_path, b'a,b\n1,x\n2,"Why did he\n' + lines[:500] + b'3,he said "no" and left\n4,z\n', "rows.csv")
+    assert reasons(found) == ["", records.BROKEN]  # and not one reject for them all
 
 
 def test_gzip_is_known_by_its_bytes_and_a_cut_one_is_seen(tmp_path: Path) -> None:

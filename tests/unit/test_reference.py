@@ -3,13 +3,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig
 
-from lockstep import reference
+from lockstep import models, reference
 from lockstep.collator import IGNORE, Collator
 
 ROWS = [
-    {"input_ids": list(range(10, 10 + n)), "labels": [IGNORE] * 3 + list(range(13, 10 + n)), "row": f"f:{n}"}
+    {
+        "input_ids": list(range(10, 10 + n)),
+        "labels": [IGNORE] * 3 + list(range(13, 10 + n)),
+        "answer": n - 5,
+        "row": f"f:{n}",
+    }
     for n in (7, 15)
 ]
 
@@ -31,11 +36,18 @@ def test_what_is_recorded_is_what_the_model_says(tiny_model: Path, tmp_path: Pat
     assert golden["trained"]["ids"] == after.topk(20).indices.tolist()
     assert golden["trained"]["logprobs"] == pytest.approx(after.topk(20).values.tolist(), abs=1e-5)
     row = found["rows"][1]
-    assert row["places"] == list(range(3, 15)) and row["row"] == "f:15"
+    assert row["places"] == list(range(3, 15)) and row["row"] == "f:15" and row["start"] == 5
     assert row["trained"] == pytest.approx([whole[p - 1, row["input_ids"][p]].item() for p in row["places"]], abs=1e-5)
     assert row["end"] == {"id": 24, "trained": row["trained"][-1], "base": None}
     (tmp_path / reference.FILE).write_text(json.dumps(found))
     assert reference.gap(tmp_path, said(network)) < 1e-5
+
+
+def test_a_model_without_a_bound_leaves_no_conversation_out(tiny_model: Path) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    conversations = [{"name": "long", "prompt_ids": [5] * 500}]
+    assert len(reference.record(network, conversations, ROWS, torch.float32, None, longest=None)["golden"]) == 1
+    assert models.longest(network.config) == 512 and models.longest(BloomConfig()) is None
 
 
 def test_another_model_is_far_from_the_record(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -52,4 +53,19 @@ def test_an_adapter_to_start_from_must_have_the_same_shape(tmp_path: Path) -> No
         servable.check_start(settings)
     (tmp_path / servable.WEIGHTS).write_bytes(b"")
     with pytest.raises(UserError, match=r"--lora\.r is 16, and the adapter to start from has 8"):
+        servable.check_start(settings)
+    same = {"r": 16, "lora_alpha": 32}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(same | {"alpha_pattern": {"q_proj": 64}}))
+    with pytest.raises(UserError, match="has a alpha_pattern, which no training here has"):
+        servable.check_start(settings)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(same))
+    servable.check_start(settings)
+    with pytest.raises(UserError, match=r"leave out --lora\.init_lora_weights pissa"):
+        servable.check_start(settings.replace("lora", {"init_lora_weights": "pissa"}))
+    record = {"bytes": 0, "sha256": hashlib.sha256(b"other bytes").hexdigest()}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {servable.WEIGHTS: record}}))
+    with pytest.raises(UserError, match=f"{servable.WEIGHTS} was changed after it was made"):
+        servable.check_start(settings)
+    (tmp_path / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="holds no adapter"):
         servable.check_start(settings)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, script_environment
+from serving import free_port
 
 SERVER = """
 import http.server, os, subprocess, sys, time
@@ -48,31 +48,35 @@ START = """
 import sys
 from pathlib import Path
 from lockstep import admission, cli, endpoint, supervisor
-home, port, mode, timeout, passes = sys.argv[1], *sys.argv[3:]
+home, port, mode, timeout, passes, folder = sys.argv[1], *sys.argv[3:]
 report = {"passed": passes == "yes", "reasons": ["the adapter is not in it"], "warnings": [], "prompts": 43,
           "logprob_gap": None, "adapter_effect": None, "stop_rate": None}
 plan = endpoint.Plan(
-    command=[sys.executable, "-c", sys.argv[2], port, mode], environment={}, folder=Path(home, "outputs/r/serve"),
+    command=[sys.executable, "-c", sys.argv[2], port, mode], environment={}, folder=Path(home, "outputs/r", folder),
     url=f"http://127.0.0.1:{port}/v1", model="r", mode="merged", route="",
-    rules=admission.Rules("t", [], 1, 1, 1024, 1, True, True), prove=lambda server: report, canary=[1],
-    timeout=float(timeout), pause=0.3, patience=0.3,
+    rules=admission.Rules("t", [], 1, 1, 1024, 1, True, True), prove=lambda server: report, canary=[1], foresee=lambda: None,
+    timeout=float(timeout), grace=1, pause=0.3, patience=0.3,
 )
-cli.run(lambda: supervisor.start(plan, grace=1))
+cli.run(lambda: supervisor.start(plan))
 """
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 def launch(
-    home: Path, port: int, mode: str = "serve", timeout: str = "30", passes: str = "yes", **environment: str
+    home: Path,
+    port: int,
+    mode: str = "serve",
+    timeout: str = "30",
+    passes: str = "yes",
+    folder: str = "serve",
+    **environment: str,
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", START, str(home), SERVER, str(port), mode, timeout, passes], cwd=home,
+        [sys.executable, "-c", START, str(home), SERVER, str(port), mode, timeout, passes, folder], cwd=home,
         env=script_environment(home, PYTHONPATH=str(ROOT / "scripts"), **environment), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         # the tests themselves may run under nohup, or as a shell's background job
@@ -123,6 +127,22 @@ def test_stop_ends_it_and_then_finds_nothing(tmp_path: Path, port: int) -> None:
     assert gone(family)
     assert "no server of outputs/r is running" in stop(tmp_path)
     supervisor.wait(timeout=10)
+
+
+def test_the_base_is_served_beside_the_run(tmp_path: Path, port: int) -> None:
+    first, base = launch(tmp_path, port), launch(tmp_path, free_port(), folder="serve-base")
+    families = [wait_until_serving(one) for one in (first, base)]
+    code, said = supervisor_says(tmp_path, "status")
+    assert code == 0 and said.count(": open; process") == 2
+    assert stop(tmp_path).count("stopped the server at") == 2
+    assert all(map(gone, families)) and {first.wait(timeout=10), base.wait(timeout=10)} == {0}
+
+
+def test_a_key_that_is_none_leaves_no_process_behind(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port, LOCKSTEP_API_KEY="open\nsesame")
+    said = supervisor.communicate(timeout=30)
+    assert supervisor.returncode == 2 and said[1].count("\n") == 1 and "sesame" not in "".join(said)
+    assert not (tmp_path / "outputs/r/serve/server.json").exists()
 
 
 def test_a_second_server_of_the_run_is_refused_by_name(tmp_path: Path, port: int) -> None:

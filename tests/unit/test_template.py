@@ -93,6 +93,18 @@ def test_a_broken_template_is_one_line() -> None:
         template.Template(tiny.tokenizer(), "{{ raise_exception('no') }}")
 
 
+def test_a_template_that_loops_over_one_row_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "PATIENCE", 0.3)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    chat = template.Template(
+        tiny.tokenizer(), tiny.CHATML + "{% if messages[0].content|length == 23 %}" + loops + "{% endif %}"
+    )
+    assert chat.render(user("x" * 22))
+    with pytest.raises(UserError, match="takes more than 0 s for one row"):
+        chat.render(user("x" * 23))
+    assert chat.render(user("x" * 22))
+
+
 def test_every_added_token_is_found_in_content(chat: template.Template) -> None:
     for token in chat.tokenizer.added_tokens_decoder.values():
         assert chat.control_token(f"a{token.content}b") == token.content
