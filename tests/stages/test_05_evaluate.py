@@ -43,6 +43,7 @@ def answering(table: dict[str, str], logprob: float) -> Iterator[Any]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
+    server.server_close()  # or who asks again would wait for an answer
 
 
 @pytest.fixture(scope="module")
