@@ -35,8 +35,8 @@ NOT_RUNNING = 3  # exit code of `status`
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
 
-class _Told(Exception):
-    """A signal asked us to stop; carries its number."""
+class _Told(BaseException):
+    """A signal asked us to stop; carries its number. No Exception, which a library that is being imported might swallow."""
 
 
 def start(plan: Plan) -> int:
@@ -47,14 +47,12 @@ def start(plan: Plan) -> int:
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _alone(plan.folder), _signals() as numbers:
-        if found := plan.foresee():
-            label = gate.write(plan.folder, {"mode": plan.mode, "model": plan.model, **found, "passed": False})
-            raise UserError(f"the gate stays shut: {found['reasons'][0]}; see {label}")
         processes.become_subreaper()
         log, opened = plan.folder / "server.log", plan.folder / "open"
         opened.unlink(missing_ok=True)  # of a supervisor that was killed
         server = Server(plan.url, secrets.token_urlsafe(32))
         try:
+            _foresee(plan)
             process = _launch(plan, server.secret, opened, log)
             _note_down(plan, "starting")
             _wait_until_healthy(process, server, log, plan.timeout)
@@ -125,6 +123,13 @@ def _launch(plan: Plan, secret: str, opened: Path, log: Path) -> subprocess.Pope
             plan.command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
             start_new_session=True, preexec_fn=partial(processes.die_with_parent, os.getpid()),
         )  # fmt: skip
+
+
+def _foresee(plan: Plan) -> None:
+    """Refuse, before a slow start, what the gate would refuse after it."""
+    if found := plan.foresee():
+        label = gate.write(plan.folder, {"mode": plan.mode, "model": plan.model, **found, "passed": False})
+        raise UserError(f"the gate stays shut: {found['reasons'][0]}; see {label}")
 
 
 def _prove(plan: Plan, server: Server) -> None:
