@@ -48,7 +48,7 @@ def read(file: Path, style: str, system: str | None = None) -> Iterator[Question
         row = layouts.parse(Record(str(file), number, whole), data)
         if isinstance(row, Reject):
             reason = f"{row.reason.replace('_', ' ')} {row.detail}".rstrip()
-            if row.reason.startswith("missing_") or row.reason == "not_an_object":  # other fields than ours, or no rows at all
+            if row.reason.startswith(("missing_", "not_an_object")):  # another kind of file
                 raise UserError(f"{file}:{number} is no question: {reason}")
             yield Question([], fault=f"no question: {reason}")
             continue
