@@ -83,7 +83,10 @@ class Guard:
         except Refusal as refusal:
             if not route:
                 await self._hear_out(headers, receive)
-            return await _refuse(refusal, send)
+            await _refuse(refusal, send)
+            if refusal.status in (408, 413):
+                await _linger(receive)
+            return await send({"type": "http.response.body", "body": b""})
         if route == "/health":  # the canary has answered; vLLM's own would hang with its engine
             return await _answer(200, {"status": "open"}, [], send)
         if route not in GENERATING:
@@ -162,8 +165,20 @@ class Guard:
                 return bytes(body)
 
 
+async def _linger(receive: Receive) -> None:
+    """Take what still comes until the client has read its answer and gone: closed at once, its connection is reset, and
+    the answer may be lost."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(gone(), HEAR_OUT_SECONDS)
+
+
 async def _refuse(refusal: Refusal, send: Send) -> None:
-    """Answer as OpenAI's API words its errors."""
+    """Answer as OpenAI's API words its errors; the connection stays until the end is sent."""
     kind = "invalid_request_error" if refusal.status < 500 and refusal.status != 429 else "unavailable"
     headers = []
     if refusal.status in (429, 503):
@@ -173,11 +188,11 @@ async def _refuse(refusal: Refusal, send: Send) -> None:
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     error = {"message": refusal.reason, "type": kind, "param": None, "code": refusal.status}
-    await _answer(refusal.status, {"error": error}, headers, send)
+    await _answer(refusal.status, {"error": error}, headers, send, more=True)
 
 
-async def _answer(status: int, value: Any, headers: list[tuple[bytes, bytes]], send: Send) -> None:
+async def _answer(status: int, value: Any, headers: list[tuple[bytes, bytes]], send: Send, more: bool = False) -> None:
     body = json.dumps(value).encode()
     own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": own + headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": more})
