@@ -106,13 +106,13 @@ def local_files(model: Model) -> list[Path]:
             raise UserError(f"{model.path} holds a file {name!r}, a name that cannot be written down: rename it")
         inspection.refuse_odd(found[name])
     refuse_unsafe(model.path, found.keys(), take)
-    manifest.check_seal(source)
     return [found[name] for name in sorted(take)]
 
 
 def fetch_local(model: Model, work: Path) -> None:
     """Copy the allowed files of a local folder."""
     files = local_files(model)
+    manifest.check_seal(paths.data_file(model.path or ""))
     hub.keep_only({file.name for file in files}, work)  # nothing else of a killed try
     print(hub.check_room([hub.RemoteFile(file.name, file.stat().st_size) for file in files], work))
     for file in files:

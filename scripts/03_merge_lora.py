@@ -138,6 +138,7 @@ def take_in(settings: Settings, force: bool) -> None:
     stage.origin = "external"
     if found := stage.finished():
         return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
+    manifest.check_seal(folder)
     inspection.check_adapter(files, settings.model.folder)
     if note := external.check(settings, folder):
         print(f"note: {note}")

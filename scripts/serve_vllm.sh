@@ -5,7 +5,7 @@
 # Reads   outputs/<run>/merged/                                     --serve.mode merged (default)
 #         outputs/<run>/adapter/ on outputs/<run>/base/ (QLoRA)     --serve.mode lora
 #         models/<name>/, the base as it was downloaded             --serve.mode base
-# Writes  outputs/<run>/serve/{gate_report.json,server.log}
+# Writes  outputs/<run>/serve/{gate_report.json,server.log}         serve-base/ in mode base
 # Run     make serve | make serve-lora | make serve-detached | make status | make stop
 #         scripts/serve_vllm.sh --config configs/demo.yaml --serve.port 8001
 #         scripts/serve_vllm.sh --config configs/demo.yaml --detach | --status | --stop

@@ -18,7 +18,8 @@ class Split:
 
         disable_progress_bars()
         text, ids = Value("string"), List(Value("int32"))
-        # answer: tokens of the last answer; extra: what a message holds beside role and content, such as tool calls; extra and tools are JSON, or null
+        # answer: tokens of the last answer; extra: what a message holds beside role and content, such as tool calls;
+        # extra and tools are JSON, or null
         message = {"role": text, "content": text, "extra": text}
         features = Features({"input_ids": ids, "labels": ids, "answer": Value("int32"), "messages": List(message),
                              "tools": text, "row": text})  # fmt: skip

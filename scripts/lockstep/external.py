@@ -22,14 +22,13 @@ def files_of(folder: Path) -> list[Path]:
     """The files of a foreign adapter that are taken in.
 
     Raises:
-        UserError: it is no adapter of LoRA's relatives, was changed since a stage made it, or holds odd files.
+        UserError: it is no adapter of LoRA's relatives, or holds odd files.
     """
     names = [WEIGHTS, "adapter_config.json"]
     if own_tokenizer(folder):
         names += [*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", template.FILE]
     files = [folder / name for name in names if (folder / name).exists()]
     inspection.check_files(files)
-    manifest.check_seal(folder)
     adapterfile.read_config(folder)
     return files
 

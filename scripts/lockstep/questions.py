@@ -70,8 +70,12 @@ def _answered(value: Any) -> tuple[Any, bool]:
             row[name] = [*turns, {role: "assistant", "content" if role == "role" else "value": UNKNOWN}]
             return row, False
     answer = "completion" if "prompt" in row and "instruction" not in row else "output"
-    answered = isinstance(row.get(answer), str) and bool(row[answer].strip())
-    return row if answered else Object(list((row | {answer: UNKNOWN}).items())), answered
+    given = row.get(answer)
+    if given.strip() if isinstance(given, str) else given:
+        return row, True
+    turns = isinstance(row.get("prompt"), list)  # TRL's form
+    row[answer] = [{"role": "assistant", "content": UNKNOWN}] if turns else UNKNOWN
+    return row, False
 
 
 def style_of(settings: Settings) -> str:

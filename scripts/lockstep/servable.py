@@ -102,7 +102,7 @@ def check_start(settings: Settings) -> None:
         )
     for key in ("rank_pattern", "alpha_pattern"):
         if theirs.get(key):
-            raise UserError(f"--lora.start_from {paths.label(folder)} has a {key}, which no training here has")
+            raise UserError(f"--lora.start_from {paths.label(folder)} sets {key}, which no training here does")
     ours = settings.lora.model_dump()
     for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
         if ours[key] != theirs.get(key, False):

@@ -107,15 +107,20 @@ def test_a_batch_keeps_its_order_and_each_row_has_its_answer_or_its_error(
         {"role": "assistant", "content": "b"},
     ]
     rows.append({"instruction": "long ago", "history": [["a", "b"]], "system": "Be brief.", "tools": [tool]})
+    rows.append(
+        {"prompt": [{"role": "user", "content": "turns"}], "completion": [{"role": "assistant", "content": "c"}]}
+    )
+    rows.append({"prompt": [{"role": "user", "content": "turns"}]})
     rows.append({"messages": [{"role": "user", "content": "last"}]})
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n", encoding="utf-8")
     answer = ask(stage, server, "--batch", "in.jsonl", "--output", "out/answers.jsonl", "--concurrency", "4")
-    assert "1 of 22 rows have no answer" in error(answer)
-    assert "21 answers, 1 errors" in answer.stdout
+    assert "1 of 24 rows have no answer" in error(answer)
+    assert "23 answers, 1 errors" in answer.stdout
     records = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["messages"][-1]["content"].split("\n")[0] for record in records] == [
         f"question {n}" for n in range(20)
-    ] + ["long ago", "last"]
+    ] + ["long ago", "turns", "turns", "last"]
+    assert [record["reference"] for record in records[21:23]] == ["c", None]
     (sent,) = [body for body in server.seen if "tools" in body]  # all that a row of training data may hold goes along
     assert sent["messages"] == [*asked, {"role": "user", "content": "long ago"}] and sent["tools"] == [tool]
     assert [n for n, record in enumerate(records) if "error" in record] == [3]

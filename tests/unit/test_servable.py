@@ -56,7 +56,7 @@ def test_an_adapter_to_start_from_must_have_the_same_shape(tmp_path: Path) -> No
         servable.check_start(settings)
     same = {"r": 16, "lora_alpha": 32}
     (tmp_path / "adapter_config.json").write_text(json.dumps(same | {"alpha_pattern": {"q_proj": 64}}))
-    with pytest.raises(UserError, match="has a alpha_pattern, which no training here has"):
+    with pytest.raises(UserError, match="sets alpha_pattern, which no training here does"):
         servable.check_start(settings)
     (tmp_path / "adapter_config.json").write_text(json.dumps(same))
     servable.check_start(settings)
