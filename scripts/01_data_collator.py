@@ -98,8 +98,10 @@ def bar(searched: Any) -> Any:
     return tqdm(searched, desc="report", unit=" steps", delay=2, disable=None)
 
 
-def similar(files: dict[str, list[Path]], data: Data) -> dict[str, str]:
-    """Name of a near duplicate → name of the first of its kind. Reads all files once more."""
+def sieve_of(files: dict[str, list[Path]], data: Data) -> duplicates.Sieve:
+    """What lets the first of equal rows pass; looks for near duplicates by reading all files once more."""
+    if "near_duplicate" not in data.drop:
+        return duplicates.Sieve(data.drop, {})
     least = data.near_duplicate_similarity or 1
     signatures, names, around = duplicates.Signatures(), [], []
     for _, row, _ in read(files, data):
@@ -107,13 +109,19 @@ def similar(files: dict[str, list[Path]], data: Data) -> dict[str, str]:
             signatures.add(row.said)
             names.append(row.name)
             around.append(hash((row.system, repr(row.tools))))  # what is asked under other terms is no duplicate
-    return {
-        names[place]: names[group[0]]
+    leaders = {
+        place: group[0]
         for group in signatures.clusters(least, bar)
         for place in group[1:]
         # groups are chains: their ends may have little in common
         if signatures.alike(group[0], place) >= least and around[group[0]] == around[place]
     }
+    places = {names[place]: place for place in leaders}
+    return duplicates.Sieve(
+        data.drop,
+        {names[place]: names[leader] for place, leader in leaders.items()},
+        lambda one, other: signatures.alike(places[one], places[other]) >= least,
+    )
 
 
 def chunks(passing: Iterator[Entry]) -> Iterator[list[Entry]]:
@@ -174,8 +182,7 @@ def collect(files: dict[str, list[Path]], data: Data, chat: Template, books: Boo
     """Read every file once and put every record into the books."""
     # files without a record, too
     books.ledger.files |= {paths.label(path): Account() for found in files.values() for path in found}
-    nearly = similar(files, data) if "near_duplicate" in data.drop else {}
-    sieve, sampler, passing = duplicates.Sieve(data.drop, nearly), Sampler(chat, data), read(files, data)
+    sieve, sampler, passing = sieve_of(files, data), Sampler(chat, data), read(files, data)
     for chunk in chunks(passing):
         sampled = iter(sampler.samples([row for _, row, _ in chunk if isinstance(row, Row)]))
         for split, row, changes in chunk:

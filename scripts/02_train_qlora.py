@@ -40,13 +40,14 @@ OWN = (
     "output_dir", "bf16", "fp16", "use_cpu", "eval_strategy", "save_strategy", "logging_nan_inf_filter", "save_only_model",
     "remove_unused_columns", "prediction_loss_only", "disable_tqdm", "metric_for_best_model", "greater_is_better",
     "auto_find_batch_size", "train_sampling_strategy", "push_to_hub", "hub_token", "resume_from_checkpoint",
-    "ignore_data_skip", "dataloader_drop_last", "fsdp", "fsdp_config", "deepspeed", "average_tokens_across_devices", "label_smoothing_factor",
+    "ignore_data_skip", "data_seed", "dataloader_drop_last", "fsdp", "fsdp_config", "deepspeed", "average_tokens_across_devices", "label_smoothing_factor",
 )  # fmt: skip
 
 
 def check(settings: Settings) -> None:
     """Refuse, before anything is loaded, what could not be trained or served as the settings say."""
     explicit = settings.explicit
+    ranks.check()
     if settings.method != "qlora" and any(key.startswith("quantization.") for key in explicit):
         raise UserError(f"--method {settings.method} quantizes nothing: drop the quantization settings, or choose --method qlora")  # fmt: skip
     servable.check(settings)
@@ -55,6 +56,8 @@ def check(settings: Settings) -> None:
         if key in OWN or key in type(train).model_fields:
             setting = f"--train.{key}" if key in type(train).model_fields else "the pipeline decides it"
             raise UserError(f"--train.training_args: {key} does not go there: {setting}")
+    if train.auto_batch and ranks.PROCESSES > 1:
+        raise UserError("--train.auto_batch is for one process: several would have to run out of memory at once")
     if train.use_liger_kernel and find_spec("liger_kernel") is None:
         raise UserError(
             "--train.use_liger_kernel needs the package liger-kernel, on an NVIDIA GPU: pip install liger-kernel"
@@ -134,10 +137,10 @@ def main() -> None:
         inputs.append(paths.data_file(settings.lora.start_from) / servable.WEIGHTS)
     say: Callable[..., None] = print if ranks.FIRST else lambda *_: None
     stage = Stage("train", run_dir / "adapter", sections, inputs, options.force)
-    task = {"config": stage.config, "inputs": stage.inputs}
+    task = {"config": stage.config | {"processes": ranks.PROCESSES}, "inputs": stage.inputs}
     if found := stage.finished():
         if ranks.FIRST:
-            checkpoints.close(run_dir / "checkpoints", task)
+            checkpoints.close(run_dir / "checkpoints", task, published=False)
         return say(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
 
     with stage.writing() if ranks.FIRST else nullcontext(run_dir / ".adapter.partial") as work:
@@ -159,14 +162,23 @@ def main() -> None:
             for split in ("train", "validation")
         }
         held_out = splits["validation"] if len(splits["validation"]) else None
+        if held_out is None and (settings.train.early_stopping_patience or settings.train.load_best_model_at_end):
+            raise UserError(
+                "--train.early_stopping_patience and load_best_model_at_end go by held-out rows, and there are none: "
+                "set --data.validation_share or --data.validation_file"
+            )
         chat_template = (run_dir / "data" / template.FILE).read_text(encoding="utf-8")
         chat = template.load(settings.model.folder, chat_template, settings.data.allow_tokens)
         shown = progress.Progress(run_dir, say, lambda: [], ranks.FIRST)
         watchers = [shown, heldout.HeldOut(settings.train), stop]
         pad = chat.tokenizer.pad_token_id
-        made = training.build(settings, on, dtype, splits["train"], held_out, 0 if pad is None else pad, watchers)
+        made = training.build(
+            settings, on, dtype, splits["train"], held_out, 0 if pad is None else pad, watchers, checkpoint
+        )
         trainer = made.trainer
         rows = "end to end" if trainer.collate.packed else "padded"
+        if settings.method == "full" and (unused := [key for key in settings.explicit if key.startswith("lora.")]):
+            say(f"note: --method full trains no adapter: {', '.join(unused)} is not used")
         say(f"{settings.method} on {on} in {dtype}: {made.trainable:,} parameters are trained, rows {rows}")
 
         # --- train ---
@@ -191,7 +203,7 @@ def main() -> None:
         # --- save, manifest last ---
         counted = json.loads((run_dir / "data" / "ledger.json").read_text(encoding="utf-8"))["splits"]["train"]
         metrics = {
-            "train_loss": heldout.mean_training_loss(trainer.state.log_history),
+            "train_loss": trainer.mean_loss(),
             **held_out_loss,
             "train_rows": counted["rows"],
             "supervised_tokens": counted["supervised_tokens"],

@@ -26,7 +26,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lockstep import asking, cleaning, cli, endpoint, manifest, paths, questions, records, repetition, template
+from lockstep import (
+    asking,
+    cleaning,
+    cli,
+    endpoint,
+    manifest,
+    paths,
+    questions,
+    records,
+    repetition,
+    supervisor,
+    template,
+)
 from lockstep.asking import Answer, Endpoint, NoAnswer
 from lockstep.batchfile import BatchFile, Row, key_of
 from lockstep.config import Settings
@@ -205,7 +217,12 @@ def summarize(output: Path) -> None:
 def served_weights(settings: Settings, base_url: str | None) -> Any:
     """What tells the model behind a name from another: the run's own by its bytes, a foreign one by its address."""
     folders = (settings.run_dir / "adapter", settings.run_dir / "merged")
-    own = [manifest.read(folder).digest for folder in folders if (folder / manifest.FILE).exists()]
+    loaded = supervisor.served(endpoint.folder(settings))  # by a server that runs; the folders may be newer
+    own = [
+        loaded.get(paths.label(folder)) or manifest.read(folder).digest
+        for folder in folders
+        if (folder / manifest.FILE).exists()
+    ]
     return base_url or [settings.serve.mode, own]
 
 

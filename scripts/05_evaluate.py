@@ -214,6 +214,13 @@ def tell(metrics: dict[str, Any]) -> None:
             needed = metrics["difference"][name].get("rows_needed")
             more = f" (about {needed} rows would decide)" if verdict == "undecided" and needed else ""
             print(f"  {name:20} {sides[0]:>26} {sides[1]:>26}   {verdict}{more}")
+    for name, counts in metrics["unanswered"].items():
+        for kind, count in counts.items():
+            counted = "count as wrong" if kind == "answers" else "are left out"
+            print(
+                f"warning: {count} rows of {name} have no answer ({kind}) and {counted}: --force asks all again",
+                file=sys.stderr,
+            )
 
 
 def cell(figure: dict[str, Any]) -> str:

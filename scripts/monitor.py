@@ -6,7 +6,7 @@ Run     make monitor
         python scripts/monitor.py --config configs/demo.yaml --interval 1
         python scripts/monitor.py --config configs/demo.yaml --once        one line of JSON, for scripts
 
-Every figure is of the last interval. The supervisor's own request for one token every ten seconds is among
+Every figure is of the last interval. The supervisor's own request for one token every five seconds is among
 them. What the door turns away (401, 429 and the like) never reaches vLLM, and is not.
 """
 

@@ -7,6 +7,17 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+# What is no chat completion, or not any more: as a whole answer, and as an event in the middle of one.
+GARBAGE = {
+    "not json": b'{"choices": [',
+    "torn character": '{"id": "1", "choices": [{"delta": {"content": "你'.encode()[:-1],
+    "not utf-8": b'{"id": "\xff"}',
+    "huge number": b'{"id": ' + b"9" * 5000 + b"}",
+    "deep": b"[" * 100_000,
+    "number for a text": b'{"choices": [{"index": 0, "delta": {"content": 5}, "message": {"content": 5}, "finish_reason": "stop"}]}',
+    "half a character": b'{"choices": [{"index": 0, "delta": {"content": "\\ud83d"}, "message": {"content": "\\ud83d"}, "finish_reason": "stop"}]}',
+}
+
 
 class Server(ThreadingHTTPServer):
     """Answers with the last message turned round.
@@ -106,12 +117,13 @@ class Handler(BaseHTTPRequestHandler):
     def whole(self, answer: str, fault: str) -> None:
         reason = {"no finish": None, "length": "length", "abort": "abort"}.get(fault, "stop")
         choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": reason}
-        usage = {"prompt_tokens": 5, "completion_tokens": len(answer), "total_tokens": 5 + len(answer)}
+        usage: Any = {"prompt_tokens": 5, "completion_tokens": len(answer), "total_tokens": 5 + len(answer)}
+        usage = "a few" if fault == "usage in words" else usage
         made: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 1, "model": "r", "usage": usage}
         made["choices"] = {"empty": [], "none": None}.get(fault, [choice])
         data = json.dumps(made).encode()
-        if fault == "not json":
-            return self.send_bytes(b'{"choices": [')
+        if fault in GARBAGE:
+            return self.send_bytes(GARBAGE[fault])
         if fault in ("in the content", "in a chunk", "after headers"):
             return self.send_bytes(data[: 0 if fault == "after headers" else len(data) // 2], missing=1000)
         return self.send_bytes(data)
@@ -125,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         for place, letter in enumerate(answer):
-            if place and fault in ("in the content", "hang in the content", "in a chunk", "error event", "not json"):
+            if place and fault in ("in the content", "hang in the content", "in a chunk", "error event", *GARBAGE):
                 return self.break_off(fault)
             time.sleep(self.server.pace)
             self.event([{"index": 0, "delta": {"content": letter}, "finish_reason": None}])
@@ -135,7 +147,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "after the finish reason":
             self.close_connection = True
             return None
-        self.event([], usage={"prompt_tokens": 5, "completion_tokens": len(answer), "total_tokens": 5 + len(answer)})
+        usage: Any = {"prompt_tokens": 5, "completion_tokens": len(answer), "total_tokens": 5 + len(answer)}
+        self.event([], usage="a few" if fault == "usage in words" else usage)
         self.chunk(b"data: [DONE]\n\n")
         self.chunk(b"")
 
@@ -147,8 +160,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b'40\r\ndata: {"id": "1", "choi')
         if fault == "error event":
             self.chunk(b'data: {"error": {"message": "the engine died"}}\n\ndata: [DONE]\n\n')
-        if fault == "not json":
-            self.chunk(b'data: {"id"\n\n')
+        if fault in GARBAGE:
+            self.chunk(b"data: " + GARBAGE[fault] + (b"" if fault == "torn character" else b"\n\n"))
+            self.chunk(b"")  # as if all were well
 
     def event(self, choices: list[Any], **extra: Any) -> None:
         made = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "r", "choices": choices, **extra}

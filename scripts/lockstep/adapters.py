@@ -26,6 +26,11 @@ def attach(network: Any, lora: Lora) -> Any:
     options = lora.model_dump(exclude={"loraplus_lr_ratio", "start_from"})
     options["target_modules"] = "all-linear" if lora.target_modules == ("all-linear",) else list(lora.target_modules)
     options["modules_to_save"] = list(lora.modules_to_save) or None
+    modules = [name for name, _ in network.named_modules()]
+    for setting in ("target_modules", "modules_to_save"):  # PEFT asks only whether any of them is there
+        for wanted in options[setting] if isinstance(options[setting], list) else ():
+            if not any(f".{name}".endswith(f".{wanted}") for name in modules):
+                raise UserError(f"--lora.{setting}: {wanted} is not found in the model")
     options["init_lora_weights"] = True if lora.init_lora_weights == "default" else lora.init_lora_weights
     try:
         # prepare_model_for_kbit_training is left out on purpose: it would turn embeddings and

@@ -105,7 +105,7 @@ class Rules:
 
     def _too_many(self, body: dict[str, Any]) -> str | None:
         answers = body.get("n")
-        if answers is not None and not (isinstance(answers, int) and answers <= self.max_n):
+        if answers is not None and not (type(answers) is int and 1 <= answers <= self.max_n):
             return f"n is {answers!r:.40}, and this server gives at most {self.max_n} answers at a time (--serve.max_n)"
         prompt = body.get("prompt")
         if isinstance(prompt, list):
@@ -113,8 +113,8 @@ class Rules:
             if len(several) * (answers or 1) > self.max_n:
                 return f"{len(several)} prompts in one request, and this server gives at most {self.max_n} answers at a time (--serve.max_n)"
             ids = prompt if not several else [token for one in several if isinstance(one, list) for token in one]
-            if wrong := next((one for one in ids if not isinstance(one, int) or not 0 <= one < self.vocabulary), None):
-                return f"{wrong!r} in the prompt is no token id below {self.vocabulary}"
+            if wrong := [one for one in ids if type(one) is not int or not 0 <= one < self.vocabulary]:
+                return f"{wrong[0]!r:.40} in the prompt is no token id below {self.vocabulary}"
         return None
 
     def _unfit(self, body: dict[str, Any]) -> str | None:

@@ -5,8 +5,8 @@ stream as if all were well: an answer counts only with a finish reason that stan
 """
 
 import ipaddress
-import json
 import random
+import re
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +84,7 @@ class Endpoint:
         notice: is told before each retry, in one line.
 
     Raises:
-        UserError: a key that no header can carry.
+        UserError: a key that no header can carry, or an address or proxy that cannot be asked.
     """
 
     def __init__(
@@ -94,14 +94,18 @@ class Endpoint:
         timeout: float = TIMEOUT,
         notice: Callable[[str], None] = lambda line: None,
     ) -> None:
+        import httpx2
         from openai import DefaultHttpxClient, OpenAI, Timeout
 
         key = middleware.key() or "EMPTY"
         self.url, self.retries, self.timeout, self.notice = url, retries, timeout, notice
         patience = Timeout(timeout, connect=min(timeout, 10.0))
         # Loopback is reached directly, whatever proxy the environment names; retries are made here.
-        http = DefaultHttpxClient(trust_env=not is_local(url), timeout=patience)
-        self.client = OpenAI(base_url=url, api_key=key, http_client=http, timeout=patience, max_retries=0)
+        try:
+            http = DefaultHttpxClient(trust_env=not is_local(url), timeout=patience)
+            self.client = OpenAI(base_url=url, api_key=key, http_client=http, timeout=patience, max_retries=0)
+        except (httpx2.InvalidURL, ValueError, ImportError) as error:  # such as a SOCKS proxy in ALL_PROXY
+            raise UserError(f"{url} cannot be asked: {error}") from error
 
     def ask(self, body: dict[str, Any], stream: bool = True, show: Callable[[str], None] | None = None) -> Answer:
         """The answer to a request.
@@ -129,9 +133,9 @@ class Endpoint:
                     model=model, prompt=list(ids), max_tokens=1, temperature=0, extra_body={"prompt_logprobs": 0}
                 )
                 places: Any = found.choices[0].model_dump().get("prompt_logprobs")
-            if not places:
-                raise NoAnswer(f"{self.url} gives no log-probabilities of prompts", "request")
-            return [place[str(token)]["logprob"] for token, place in zip(ids[1:], places[1:], strict=True)]
+                if not places:
+                    raise NoAnswer(f"{self.url} gives no log-probabilities of prompts", "request")
+                return [float(place[str(token)]["logprob"]) for token, place in zip(ids[1:], places[1:], strict=True)]
 
         return self._again(asked)
 
@@ -144,7 +148,7 @@ class Endpoint:
 
         def asked() -> str:
             with self._explained(wanted[0]):
-                names = [card.id for card in self.client.models.list()]
+                names = self._names()
             if found := [name for name in wanted if name in names] or (names if len(names) == 1 else []):
                 return found[0]
             raise NoAnswer(
@@ -205,8 +209,8 @@ class Endpoint:
             if isinstance(response, str):  # the SDK hands on what is no JSON
                 raise NoAnswer(f"{self.url} is no OpenAI endpoint: its address ends in /v1", "always")
             choice = response.choices[0]
-            text, reason, usage = choice.message.content or "", choice.finish_reason, response.usage
-        return _answer(text, reason, usage, started, None)
+            text = _text(choice.message.content or "")
+            return _answer(text, choice.finish_reason, response.usage, started, None)
 
     def _stream(self, body: dict[str, Any], show: Callable[[str], None] | None) -> Answer:
         started, first = time.monotonic(), None
@@ -222,13 +226,13 @@ class Endpoint:
                 for event in events:
                     usage = event.usage or usage
                     for choice in event.choices:
-                        if piece := choice.delta.content:
+                        if piece := _text(choice.delta.content or ""):
                             first = first or time.monotonic() - started
                             pieces.append(piece)
                             if show:
                                 show(piece)
                         reason = choice.finish_reason or reason
-            return _answer("".join(pieces), reason, usage, started, first)
+                return _answer("".join(pieces), reason, usage, started, first)
         except NoAnswer as error:
             if show and pieces:
                 error.shown = True
@@ -257,20 +261,31 @@ class Endpoint:
             raise NoAnswer(
                 "the question holds half a character (a lone surrogate), which cannot be sent", "request"
             ) from error
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # JSON or a character that ends in the middle, among others
             raise NoAnswer("the answer broke off: what came is not JSON", "moment") from error
-        except (AttributeError, IndexError, TypeError) as error:  # the SDK checks nothing of what it hands on
+        except (AttributeError, LookupError, TypeError) as error:  # the SDK checks nothing of what it hands on
             raise NoAnswer(f"{self.url} answered with what is no chat completion", "moment") from error
+
+    def _names(self) -> list[str]:
+        """Of the models that the server offers, as it says."""
+        return [_text(card.id) for card in self.client.models.list()]
 
     def _models(self) -> str:
         """What the server offers, for the message that a name is not among it."""
         import openai
 
         try:
-            names = ", ".join(card.id for card in self.client.models.list())
-        except (openai.OpenAIError, AttributeError, ValueError):
+            names = ", ".join(self._names())
+        except (openai.OpenAIError, AttributeError, TypeError, ValueError, RecursionError):
             return f"{self.url} may be no OpenAI endpoint: its address ends in /v1"
         return f"it serves {names}: choose one with --model"
+
+
+def _text(value: Any) -> str:
+    """A part of an answer. Raises TypeError where it is no text, or half a character."""
+    if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
+        raise TypeError("no text")
+    return value
 
 
 def _answer(text: str, reason: str | None, usage: Any, started: float, first: float | None) -> Answer:
@@ -279,7 +294,8 @@ def _answer(text: str, reason: str | None, usage: Any, started: float, first: fl
         raise NoAnswer(message, "moment")
     if reason not in ENDS:
         raise NoAnswer(f"the server gave the answer up ({reason})", "moment")
-    prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    prompt, completion = (count if isinstance(count, int) else None for count in counts)
     return Answer(text, reason, prompt, completion, time.monotonic() - started, first)
 
 

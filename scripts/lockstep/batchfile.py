@@ -143,22 +143,26 @@ class BatchFile:
                 line = source.readline()
                 digest.update(line)
                 target.write(line)
-        manifest.write_json(self.record, {"key": self.key, "rows": self.rows, "sha256": digest.hexdigest()})
+            made = {"key": self.key, "rows": self.rows, "sha256": digest.hexdigest()}
+            # a kill before the new file is in its place must leave one that this batch may replace
+            old = manifest.sha256_of(self.output) if self.output.exists() else None
+            manifest.write_json(self.record, made | {"replaces": old})
+        manifest.write_json(self.record, made)
         self.partial.unlink()
 
     def _opened(self, force: bool) -> BinaryIO | None:
         """The partial file, ready to be added to; None where the output is finished."""
+        if self.output.exists() and not force and not self._is_ours():
+            raise UserError(
+                f"{paths.label(self.output)} answers other questions, or was made with another model or settings: "
+                f"name another --output, or replace it with --force"
+            )
         if self._found():
             stream = self._resumed()
             self.news = f"going on: {len(self._places)} of {self.rows} rows are done" if self._places else ""
             return stream
         answered: list[bytes] = []
         if self.output.exists() and not force:
-            if not self._is_ours():
-                raise UserError(
-                    f"{paths.label(self.output)} answers other questions, or was made with another model or settings: "
-                    f"name another --output, or replace it with --force"
-                )
             with self.output.open("rb") as lines:
                 answered = [line for line in lines if "error" not in json.loads(line)]
         if self.partial.exists():
@@ -187,11 +191,12 @@ class BatchFile:
         return self.output.with_name(f".{self.output.name}.{key[:16]}.partial")
 
     def _is_ours(self) -> bool:
-        """Whether the output is what this batch made, unchanged."""
+        """Whether the output is what this batch made, unchanged, or was about to replace."""
         if not self.record.exists():
             return False
         record = json.loads(self.record.read_text(encoding="utf-8"))
-        return bool(record["key"] == self.key and record["sha256"] == manifest.sha256_of(self.output))
+        known = (record["sha256"], record.get("replaces"))
+        return bool(record["key"] == self.key and manifest.sha256_of(self.output) in known)
 
     def _begun(self, answered: list[bytes]) -> BinaryIO | None:
         """A new partial file that holds what is answered already."""

@@ -7,8 +7,9 @@ Nothing more is done about many measures.
 
 A difference's interval excludes 0 only if a permutation test agrees at the same level: if both
 models were the same, the two answers of each row could change places, and the difference seen
-would be an ordinary one among those of all such exchanges. This holds exactly for any measure, any
-number of rows and any tail; the bootstrap alone is too narrow for few rows and heavy tails.
+would be an ordinary one among those of all such exchanges. This holds exactly for any measure that adds
+up over rows, any number of rows and any tail (distinct_2, of all answers together, comes near it); the
+bootstrap alone is too narrow for few rows and heavy tails.
 For rows that are right or wrong it is McNemar's exact test.
 
 Measured on 1,000 simulated pairs of answer sets of one model, of 20, 60 and 200 rows each (the

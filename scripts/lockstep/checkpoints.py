@@ -16,7 +16,7 @@ from lockstep.manifest import FileRecord
 
 NAME = re.compile(r"checkpoint-(\d+)")
 PARTIAL = ".partial"  # where a checkpoint grows
-PASSES = "rows_in_a_pass"  # a checkpoint's note: how far memory made passes smaller
+NOTE = "lockstep.json"  # of a checkpoint: what Trainer does not keep
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -82,8 +82,12 @@ def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
     note = folder / "task.json"
     if not note.exists():  # whose checkpoints those are, nobody knows
         _clear(folder)
-    earlier = _note(folder) or {"task": task, "finished": False, "forced": force}
-    if force and (earlier["task"] != task or earlier["finished"] or not earlier.get("forced")):
+    earlier = _note(folder, {"task": task, "finished": False, "forced": force})
+    if force and (not earlier or earlier["task"] != task or earlier["finished"] or not earlier["forced"]):
+        _clear(folder)
+    elif not earlier:
+        raise UserError(f"{paths.label(note)} is damaged: --force starts afresh")
+    elif earlier["task"] != task and not numbered(folder):  # nothing that could be lost
         _clear(folder)
     elif earlier["task"] != task:
         old, new = (flatten(one["config"]) | one["inputs"] for one in (earlier["task"], task))
@@ -96,9 +100,17 @@ def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
     manifest.write_json(note, {"task": task, "finished": False, "forced": force})
 
 
-def _note(folder: Path) -> dict[str, Any] | None:
+def _note(folder: Path, absent: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Whose the checkpoints are; None where the note is damaged."""
     note = folder / "task.json"
-    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else None
+    if not note.exists():
+        return absent
+    try:
+        found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        sound = found.keys() == {"task", "finished", "forced"} and found["task"].keys() == {"config", "inputs"}
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return found if sound else None
 
 
 def _clear(folder: Path) -> None:
@@ -119,10 +131,18 @@ def prepare(folder: Path, task: dict[str, Any], force: bool, say: Callable[[str]
     return found
 
 
-def close(folder: Path, task: dict[str, Any]) -> None:
-    """Note that the adapter of this task is published: --force will start afresh."""
+def close(folder: Path, task: dict[str, Any], published: bool = True) -> None:
+    """Note that the adapter of this task is published: --force will start afresh.
+
+    Args:
+        published: just now. Otherwise the adapter may be the one that a training with --force, which is not at its end,
+            is about to replace: that one keeps its checkpoints.
+    """
     note = {"task": task, "finished": True, "forced": False}
-    if folder.exists() and _note(folder) != note:  # a kill may have come between the adapter and this
+    earlier = _note(folder)
+    if not published and earlier and earlier["forced"] and not earlier["finished"]:
+        return
+    if folder.exists() and earlier != note:  # a kill may have come between the adapter and this
         manifest.write_json(folder / "task.json", note)
 
 
@@ -137,6 +157,12 @@ def newest(folder: Path) -> tuple[Path | None, list[Path]]:
         shutil.rmtree(aside, ignore_errors=True)
         broken.append(found[step].rename(aside))
     return None, broken
+
+
+def note_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint that verifies says beside what Trainer keeps."""
+    found: dict[str, Any] = json.loads((checkpoint / NOTE).read_text(encoding="utf-8"))
+    return found
 
 
 def verifies(checkpoint: Path) -> bool:

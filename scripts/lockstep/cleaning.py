@@ -42,7 +42,8 @@ def drop_controls(text: str) -> str:
 
 def tidy_whitespace(text: str) -> str:
     """Line breaks as \\n, no spaces at line ends, at most one empty line in a row, none around the text."""
-    text = re.sub(r"[ \t\u3000]+$", "", text.replace("\r\n", "\n").replace("\r", "\n"), flags=re.M)
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    text = "\n".join(line.rstrip(" \t\u3000") for line in lines)
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n").rstrip()
 
 

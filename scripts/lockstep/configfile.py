@@ -1,6 +1,7 @@
 """Settings from a YAML file and the command line, with errors that name the key, where it stands and the right one."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def load(file: Path | None, overrides: Mapping[str, str]) -> Settings:
     tree = read_yaml(file) if file else {}
     explicit = dict.fromkeys(flatten(tree), f"in {file}") | dict.fromkeys(overrides, "on the command line")
     for key, text in overrides.items():
+        if not text.isprintable() and re.search("[\udc80-\udcff]", text):  # bytes that Python could not read
+            raise UserError(f"--{key}: {text!r} is not UTF-8: rename it, or write it in UTF-8")
         *sections, leaf = key.split(".")
         place = tree
         for section in sections:

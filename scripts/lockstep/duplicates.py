@@ -14,6 +14,7 @@ PERMUTATIONS = 128
 BANDS = 32  # of four values each: a pair of similarity 0.7 shares a band with probability 0.9998
 NEIGHBOURS = 8  # with which a text is compared in each band
 BATCH = 1024  # texts signed at a time
+GRAMS = 2**21  # and n-grams of them
 
 
 def key(row: Row) -> bytes:
@@ -27,10 +28,13 @@ class Sieve:
     Args:
         drop: the `data.drop` setting.
         similar: name of a near duplicate → name of the first of its kind.
+        alike: whether two rows of one kind, by name, are near duplicates of each other, and not only of the first.
     """
 
-    def __init__(self, drop: Collection[str], similar: Mapping[str, str]) -> None:
-        self.drop, self.similar = drop, similar
+    def __init__(
+        self, drop: Collection[str], similar: Mapping[str, str], alike: Callable[[str, str], bool] = lambda *_: True
+    ) -> None:
+        self.drop, self.similar, self.alike = drop, similar, alike
         self._splits: dict[bytes, tuple[str, ...]] = {}
         self._kept = dict.fromkeys(similar.values(), "")  # first of its kind → the one that passed
 
@@ -47,7 +51,7 @@ class Sieve:
         leader = self.similar.get(row.name, row.name)
         if leader in self._kept:
             passed = self._kept[leader] = self._kept[leader] or row.name
-            if passed != row.name:
+            if passed != row.name and (passed == leader or self.alike(passed, row.name)):
                 return "near_duplicate", f"of {passed}"
         return None
 
@@ -72,11 +76,14 @@ class Signatures:
 
     def __init__(self) -> None:
         self._waiting: list[set[str]] = []
+        self._grams = 0
         self._done: list[numpy.ndarray] = []
 
     def add(self, text: str) -> None:
-        self._waiting.append(shingles(text))
-        if len(self._waiting) == BATCH:
+        found = shingles(text)
+        self._waiting.append(found)
+        self._grams += len(found)
+        if len(self._waiting) == BATCH or self._grams > GRAMS:
             self._sign()
 
     def _sign(self) -> None:
@@ -87,7 +94,7 @@ class Signatures:
             [list(found) for found in self._waiting], num_perm=PERMUTATIONS, seed=1
         )
         self._done.append(numpy.asarray(digests, dtype=numpy.uint32))
-        self._waiting = []
+        self._waiting, self._grams = [], 0
 
     def alike(self, one: int, other: int) -> float:
         """The estimated Jaccard similarity of two texts, once `clusters` was asked."""

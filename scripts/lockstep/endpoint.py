@@ -20,7 +20,7 @@ VLLM = "vllm.entrypoints.openai.api_server"  # the CPU wheel's `vllm` command do
 UNSAFE = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION")
 # Flags that serve.vllm_args must leave alone: set here, or a way past the door.
 RESERVED = {
-    "model", "host", "port", "uds", "served_model_name", "middleware", "api_key", "config", "root_path", "chat_template",
+    "model", "hf_config_path", "host", "port", "uds", "served_model_name", "middleware", "api_key", "config", "root_path", "chat_template",
     "chat_template_content_format", "generation_config", "override_generation_config", "default_chat_template_kwargs",
     "enable_lora", "lora_modules", "max_lora_rank", "trust_remote_code", "trust_request_chat_template",
     "trust_request_mm_kwargs", "enable_prompt_embeds", "enable_tokenizer_info_endpoint", "profiler_config",
@@ -44,6 +44,7 @@ class Plan:
     route: str  # why this mode, where it was not asked for
     rules: admission.Rules
     prove: Callable[[gate.Server], dict[str, Any]]
+    served: dict[str, str]  # label of a folder → its digest
     canary: list[int]  # a prompt
     foresee: Callable[[], dict[str, Any] | None]  # why the gate would stay shut, where files say it
     timeout: float  # seconds until it must be healthy
@@ -127,6 +128,7 @@ def plan(settings: Settings) -> Plan:
         "VLLM_HOST_IP": os.environ.get("VLLM_HOST_IP", "127.0.0.1"),  # the engine's own sockets stay on loopback, too
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "PYTHONUTF8": "1",  # templates are UTF-8 in any locale
     }
     if not cuda:
         environment |= devices.cpu_environment(serve.tensor_parallel_size * serve.pipeline_parallel_size)
@@ -152,11 +154,21 @@ def plan(settings: Settings) -> Plan:
         route=route,
         rules=rules,
         prove=partial(gate.prove, mode=serve.mode, served=folders, base_name=subject.base_name, bounds=bounds),
+        served=_digests(settings),
         canary=gate.canary_prompt(subject.adapters[model_name(settings)]),
         timeout=serve.startup_timeout,
         foresee=partial(gate.foresee, folders),
         grace=serve.shutdown_timeout + 5,  # a little more than vLLM's own
     )
+
+
+def _digests(settings: Settings) -> dict[str, str]:
+    """What of the run is served."""
+    folders = [
+        settings.run_dir / "adapter",
+        *([settings.run_dir / "merged"] if settings.serve.mode == "merged" else []),
+    ]
+    return {paths.label(folder): manifest.read(folder).digest for folder in folders}
 
 
 def _parallel_arguments(settings: Settings) -> list[str]:

@@ -157,6 +157,7 @@ class FastPass:
 
     Args:
         model: a PEFT model on a CPU.
+        wanted: whether it is to be; where not given, where memory allows it. A training that goes on must not change.
 
     Attributes:
         layers: how many layers are computed so. 0: not for this kind of adapter, or too little memory
@@ -164,13 +165,14 @@ class FastPass:
         whole: no adapted layer is left to PEFT.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, wanted: bool | None = None) -> None:
         adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
         found = [layer for layer in adapted if _is_plain(layer)]
         four_bit = sum(
             layer.base_layer.in_features * layer.base_layer.out_features for layer in found if _is_4bit(layer)
         )
-        if four_bit * 4 > psutil.virtual_memory().available // 2:
+        fits = four_bit * 4 <= psutil.virtual_memory().available // 2
+        if not (fits if wanted is None else wanted):
             found = []
         for together in _grouped(model, found):
             group = _Siblings(together)

@@ -91,7 +91,7 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(before + re.escape(text) + after)
 
 
-def measure(panel: Panel, answers: Sequence[str]) -> Measure:
+def measure(questions: Sequence[Question], answers: Sequence[str]) -> Measure:
     """The share of questions answered right, to be compared as any other measure; one answer for each question."""
-    pairs = zip(panel.questions, answers, strict=True)
+    pairs = zip(questions, answers, strict=True)
     return measures.share([is_right(answer, one.accepted) for one, answer in pairs])

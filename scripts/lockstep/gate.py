@@ -1,7 +1,7 @@
 """The gate: before anyone else is let in, the live server proves that it serves the model that was trained.
 
 1. It tokenizes the golden conversations of the contract to the ids that training rendered.
-2. Every stop token of the contract ends an answer, and no ordinary token does.
+2. Every stop token of the contract ends an answer, and none of the tokens that answers consist of does.
 3. Its log-probabilities are those that training put on record, nearer to the trained model than to the base.
 4. After whole answers it gives the end-of-turn token the log-probability that the trained model gave.
 
@@ -14,6 +14,7 @@ import json
 import math
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ ROWS = {"merged": 64, "lora": 24}  # held-out rows
 PER_ROW = 4  # tokens of each whose log-probability is compared, the last one among them
 CHATS = 20  # golden conversations, the shortest, whose next token is compared
 BENEATH = 16  # tokens that the base beneath an adapter is asked for
+GO_ON = 64  # tokens of answers that must not end one
 ANSWERS = 16  # held-out prompts that are answered
 LONGEST_ANSWER = 256  # tokens
 FEW_STOPS = 0.8  # a stop rate below this is worth a warning
@@ -66,12 +68,26 @@ class Server:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
         try:
             with direct.open(request, timeout=timeout) as answer:
-                text = answer.read().decode()
+                text = answer.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             raise Unanswered(f"{path}: {error.code} {error.read(300).decode(errors='replace')}") from error
         except (OSError, http.client.HTTPException) as error:
             raise Unanswered(f"{path}: no answer ({error})") from error
-        return json.loads(text) if text.startswith("{") else text
+        try:
+            return json.loads(text) if body is not None or text.startswith("{") else text
+        except (ValueError, RecursionError) as error:
+            raise Unanswered(f"{path}: what came is no JSON") from error
+
+    def in_flight(self) -> int:
+        """How many requests it has let in and not answered yet.
+
+        Raises:
+            Unanswered: who answers there is not the server of this start, which alone knows its secret.
+        """
+        found = self.ask(middleware.IN_FLIGHT, timeout=5)
+        if not isinstance(found, dict) or not isinstance(found.get("requests"), int):
+            raise Unanswered(f"{self.url} is another server's")
+        return int(found["requests"])
 
     def complete(self, model: str, prompt: Sequence[int], **settings: Any) -> Any:
         """One greedy completion of token ids: a choice of vLLM's answer."""
@@ -130,7 +146,7 @@ def _findings(
     _tokens(server, name, folder, agreed, found)
     if found.reasons:  # other prompts than in training: nothing else can be compared
         return found
-    _stops(server, name, agreed, found)
+    _stops(server, name, agreed, _within_answers(folder, agreed, recorded["rows"]), found)
     rows = [row for row in recorded["rows"] if len(row["input_ids"]) <= bounds.max_model_len]
     if not rows and mode != "base":
         found.reasons.append(f"no held-out row fits into --serve.max_model_len {bounds.max_model_len}: raise it")
@@ -188,12 +204,13 @@ def _other_ends(folder: Path, agreed: dict[str, Any], chat: template.Template) -
         if now[name] != token
     ]
     file = folder / "generation_config.json"
+    file = file if file.exists() else folder / "config.json"  # as vLLM does
     settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    ends = settings.get("eos_token_id")
+    ends, added = settings.get("eos_token_id"), chat.tokenizer.added_tokens_decoder
     return reasons + [
         f"{file.name} ends answers at token {token}, which is an ordinary one"
         for token in (ends if isinstance(ends, list) else [] if ends is None else [ends])
-        if token not in agreed["stop_ids"] and token not in chat.tokenizer.added_tokens_decoder
+        if token not in agreed["stop_ids"] and not (token in added and added[token].special)
     ]
 
 
@@ -213,14 +230,35 @@ def _tokens(server: Server, name: str, folder: Path, agreed: dict[str, Any], fou
         found.reasons.append(_other_tokens(folder, agreed, wrong))
 
 
-def _stops(server: Server, name: str, agreed: dict[str, Any], found: Findings) -> None:
-    """Proof 2: made to give a stop token, the server ends the answer there."""
+def _within_answers(folder: Path, agreed: dict[str, Any], rows: list[Any]) -> list[int]:
+    """Tokens that an answer goes on after: those that the tokenizer has as one and are not special, such as
+    <tool_call>, and the most frequent ones of held-out answers."""
+    file = folder / "tokenizer.json"
+    added = json.loads(file.read_text(encoding="utf-8"))["added_tokens"] if file.exists() else []
+    said = Counter(token for row in rows for token in row["input_ids"][row["start"] :])
+    tokens = dict.fromkeys(
+        [one["id"] for one in added if not one["special"]] + [token for token, _ in said.most_common()]
+    )
+    return [token for token in tokens if token not in agreed["stop_ids"]][:GO_ON]
+
+
+def _stops(server: Server, name: str, agreed: dict[str, Any], within: list[int], found: Findings) -> None:
+    """Proof 2: made to give a stop token, the server ends the answer there, and goes on after others."""
     prompt = agreed["conversations"][0]["prompt_ids"]
-    for token in agreed["stop_ids"]:
-        choice = server.complete(name, prompt, max_tokens=2, allowed_token_ids=[token])
-        if choice["finish_reason"] != "stop":
+
+    def ends(token: int) -> bool:
+        return bool(server.complete(name, prompt, max_tokens=2, allowed_token_ids=[token])["finish_reason"] == "stop")
+
+    for token, ended in zip(agreed["stop_ids"], _all(ends, agreed["stop_ids"]), strict=True):
+        if not ended:
             found.reasons.append(
                 f"stop token {token} does not end an answer: special tokens, or the eos_token_id of generation_config.json, differ"
+            )
+    found.report["ordinary_tokens"] = len(within)
+    for token, ended in zip(within, _all(ends, within), strict=True):
+        if ended:
+            found.reasons.append(
+                f"token {token} ends an answer, which in training went on after it: another eos_token_id"
             )
 
 
@@ -403,6 +441,27 @@ def summary(report: dict[str, Any]) -> str:
     if report["stop_rate"] is not None:
         parts.append(f"{report['stop_rate']:.0%} of answers end by themselves")
     return ", ".join(parts)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The report that lies in a server's folder; None where there is none, or a damaged one."""
+    try:
+        report = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return report if isinstance(report, dict) else None
+
+
+def replaced(report: dict[str, Any]) -> list[str]:
+    """Labels of folders that were made anew after the model that the report is about."""
+    labels = []
+    for label, digest in report.get("served", {}).items():
+        try:
+            same = manifest.read(paths.resolve_label(label)).digest == digest
+        except UserError:
+            same = False
+        labels += [] if same else [label]
+    return labels
 
 
 def write(folder: Path, report: dict[str, Any]) -> str:

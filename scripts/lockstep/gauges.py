@@ -84,6 +84,8 @@ def read(text: str, now: float) -> Snapshot:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             base = sample.name.removesuffix("_bucket")
+            if not math.isfinite(sample.value):  # Prometheus' way to say that there is no value
+                continue
             if sample.name in names:
                 seen.counters[names[sample.name]] += sample.value
             elif base in seen.histograms and base != sample.name:

@@ -71,7 +71,7 @@ def look(url: str, folder: Path | None = None) -> Health:
         return Health(kind)
     try:
         return Health("ready", tuple(str(card["id"]) for card in json.loads(body)["data"]))
-    except (ValueError, KeyError, TypeError):  # something else listens there
+    except (ValueError, KeyError, TypeError, RecursionError):  # something else listens there
         return Health("down")
 
 

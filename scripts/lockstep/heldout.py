@@ -18,12 +18,6 @@ def losses(history: Log) -> list[tuple[int, float]]:
     return [(int(log["step"]), log["eval_loss"]) for log in history if "eval_loss" in log]
 
 
-def mean_training_loss(history: Log) -> float:
-    """The mean of the logged training losses; it is the same after a resume."""
-    logged = [log["loss"] for log in history if "loss" in log]
-    return sum(logged) / len(logged)
-
-
 def best_step(history: Log) -> int | None:
     """The step of the lowest loss, the earliest of equal ones."""
     found = losses(history)

@@ -154,6 +154,10 @@ def rows_stay_apart(network: nn.Module, max_length: int) -> bool:
     window = getattr(network.config.get_text_config(), "sliding_window", None)  # type: ignore[union-attr, operator]
     if window and window < max_length:
         return False
+    try:
+        draws_in_training(network)  # some models ask for more while they train: dropout in their attention
+    except attention.Unknown:
+        return False
     with torch.no_grad(), _evaluating(network):
         try:
             first, second = (

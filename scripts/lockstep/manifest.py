@@ -172,7 +172,8 @@ def sha256_of(file: Path) -> str:
             cache[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(_cache_file().with_suffix(".lock")):  # stages of several runs remember here
-            write_json(_cache_file(), dict(list(cache.items())[-CACHED:]))
+            kept = dict(list(cache.items())[-CACHED:])
+            write_json(_cache_file(), {"hashes": kept, "sha256": hashlib.sha256(canonical(kept)).hexdigest()})
     return cache[key]
 
 
@@ -183,9 +184,11 @@ def _cache_file() -> Path:
 def _read_cache() -> dict[str, str]:
     try:
         cache = json.loads(_cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or a broken one: hash again
-        return {}
-    return cache if isinstance(cache, dict) else {}
+        hashes: dict[str, str] = cache["hashes"]
+        sound = hashlib.sha256(canonical(hashes)).hexdigest() == cache["sha256"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}  # none yet, or a broken one: hash again
+    return hashes if sound else {}
 
 
 def payload(folder: Path) -> dict[str, Path]:

@@ -137,11 +137,12 @@ class Guard:
         """The body written anew: the server reads what was judged, whatever another parser might see in the original."""
         try:
             asked = json.loads(body)
-        except (ValueError, RecursionError) as error:
+            again = json.dumps(asked, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:  # half a character, too, which no tokenizer takes
             raise Refusal(400, f"the body is not JSON: {error}") from error
         if reason := self.rules.refusal(route, asked):
             raise Refusal(400, reason)
-        return json.dumps(asked).encode()
+        return again
 
     async def _hear_out(self, headers: dict[bytes, bytes], receive: Receive) -> None:
         """Take the body that is on its way: closed on unread bytes, a connection is reset, and the refusal may be lost."""

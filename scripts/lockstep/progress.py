@@ -29,6 +29,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self, run_dir: Path, say: Callable[[str], None], answer: Callable[[], list[dict[str, Any]]], chief: bool
     ) -> None:
         self.run_dir, self.say, self.answer, self.chief = run_dir, say, answer, chief
+        self.started, self.first = time.monotonic(), 0
+        self.bar = tqdm(disable=True)  # where only an evaluation is left to do
 
     def watch(self, trainer: Any) -> None:
         """Whose tokens are counted; the processes of a training have about equally many."""
@@ -41,6 +43,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update()
+        control.should_log |= state.global_step == state.max_steps  # the last steps, too, have a line
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
         if not self.chief or "train_runtime" in logs:  # Trainer's own summary, of what this call trained

@@ -3,6 +3,8 @@
 import os
 from typing import TypeVar
 
+from lockstep.errors import UserError
+
 
 def _number(name: str, default: int) -> int:
     """What a launcher wrote; anything else there is not ours."""
@@ -10,7 +12,8 @@ def _number(name: str, default: int) -> int:
     return int(text) if text.isdecimal() else default
 
 
-PROCESSES = _number("WORLD_SIZE", 1)
+LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR")  # what a launcher sets beside WORLD_SIZE
+PROCESSES = _number("WORLD_SIZE", 1) if all(os.environ.get(name) for name in LAUNCHED) else 1
 RANK = _number("RANK", 0) if PROCESSES > 1 else 0
 LOCAL_RANK = _number("LOCAL_RANK", 0) if PROCESSES > 1 else 0
 FIRST = RANK == 0
@@ -20,12 +23,24 @@ SHARDED = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for
 Value = TypeVar("Value")
 
 
+def check() -> None:
+    """Refuse half of a launch, as clusters make it that set WORLD_SIZE themselves: which part of the rows is whose?"""
+    missing = [name for name in LAUNCHED if not os.environ.get(name)]
+    if _number("WORLD_SIZE", 1) > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {missing[0]} is not set: start with `accelerate launch` or "
+            f"torchrun, or unset WORLD_SIZE"
+        )
+
+
 def join(on_cpu: bool) -> None:
-    """Let the processes find each other; nothing where there is one."""
+    """Let the processes find each other; nothing where there is one. Raises UserError where they do not."""
     if PROCESSES > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=on_cpu)
+        found = PartialState(cpu=on_cpu).num_processes
+        if found != PROCESSES:
+            raise UserError(f"WORLD_SIZE is {PROCESSES}, and {found} processes found each other: look at the launcher")
 
 
 def from_first(value: Value) -> Value:

@@ -17,6 +17,9 @@ from lockstep.template import Dropped, Message, Refused, Template
 NEEDS = {"tools": "tools", "tool_calls": "tool_calls", "reasoning_content": "reasoning"}
 
 
+MOST_RENDERED = 2**24  # characters of all prompts of one row: thousands of turns
+
+
 @dataclass
 class Sample:
     """One training example.
@@ -91,8 +94,12 @@ class Sampler:
                 size = len(self.chat.prompt_ids(row.messages[: places[-1]], row.tools))
                 if size > self.data.max_length:
                     return row.reject("too_long", f"more than {size} tokens")
+            rendered = 0
             for place in places:
                 prompt = self.chat.render(row.messages[:place], row.tools)
+                rendered += len(prompt)
+                if rendered > MOST_RENDERED:
+                    return row.reject("too_long", f"{len(places)} answers, each after all that was said before")
                 texts.append((prompt, self.chat.answer_text(row.messages[: place + 1], row.tools, prompt)))
         except Dropped as error:
             return row.reject("template_drops_text", str(error))

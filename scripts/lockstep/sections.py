@@ -66,6 +66,15 @@ def _json_object(value: Any) -> Any:
     return {} if value is None else value
 
 
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"must hold what JSON knows: {error}") from error
+    return value
+
+
+JsonMap = Annotated[dict[str, Any], BeforeValidator(_json_object), AfterValidator(_plain)]
 COLUMNS = (
     "instruction", "input", "output", "history", "system", "prompt", "completion", "messages", "conversations",
     "tools", "role", "content", "from", "value", "tool_calls", "reasoning_content", "weight",
@@ -284,7 +293,7 @@ class Train(Section):
     save_steps: int = Field(200, ge=1, description="steps between checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept, the best one apart")
     dataloader_num_workers: int = Field(0, ge=0, description="processes that read batches")
-    training_args: Annotated[dict[str, Any], BeforeValidator(_json_object)] = Field(
+    training_args: JsonMap = Field(
         default_factory=dict,
         description="any other field of transformers' TrainingArguments, as a map; on the command line as JSON",
     )
@@ -349,7 +358,7 @@ class Serve(Section):
         None, description="no compiling: quick start, slower answers; where not set, on for CPU"
     )
     startup_timeout: int = Field(900, ge=1, description="seconds until the server must be healthy")
-    vllm_args: Annotated[dict[str, Any], BeforeValidator(_json_object)] = Field(
+    vllm_args: JsonMap = Field(
         default_factory=dict, description="any other flag of vLLM, as a map; on the command line as JSON"
     )
 

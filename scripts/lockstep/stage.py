@@ -186,7 +186,7 @@ class Stage:
             files=files,
             digest="",
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            argv=sys.argv,
+            argv=[os.fsencode(word).decode(errors="backslashreplace") for word in sys.argv],
             git_commit=_git_commit(),
             revision=self.revision,
             origin=self.origin,

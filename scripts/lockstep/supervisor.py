@@ -30,8 +30,9 @@ from lockstep.endpoint import Plan
 from lockstep.errors import UserError
 from lockstep.gate import Server, Unanswered
 
-CANARY_SECONDS = 10.0  # between canaries, and for each: a hung engine is found within two of these
-NOT_RUNNING = 3  # exit code of `status`
+NOT_RUNNING = 3  # exit code of `status`: nothing that is in lockstep is served
+RULES = "rules.json"  # for the middleware
+NOTED = {"pid", "created", "since_boot", "url", "model", "mode", "state", "grace"}  # in server.json
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
 
@@ -48,6 +49,8 @@ def start(plan: Plan) -> int:
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _alone(plan.folder), _signals() as numbers:
         processes.become_subreaper()
+        if count := _end_left_behind(plan.folder):
+            print(f"ended {count} processes that an earlier server of this run left behind")
         log, opened = plan.folder / "server.log", plan.folder / "open"
         opened.unlink(missing_ok=True)  # of a supervisor that was killed
         server = Server(plan.url, secrets.token_urlsafe(32))
@@ -69,13 +72,15 @@ def start(plan: Plan) -> int:
         finally:
             for number in numbers:
                 signal.signal(number, signal.SIG_IGN)
-            opened.unlink(missing_ok=True)  # what is in flight ends; nothing new is let in
+            with contextlib.suppress(OSError):
+                opened.unlink(missing_ok=True)  # what is in flight ends; nothing new is let in
             left = 0.0
             try:
                 left = _let_finish(server, plan.grace)
             finally:
                 _end_all(left)
-                (plan.folder / "server.json").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    (plan.folder / "server.json").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -84,15 +89,32 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
-        known = _note(folder) or {}
-        raise UserError(
-            f"{paths.label(folder.parent)} is already served at {known.get('url')} by process "
-            f"{known.get('pid')}: run `make stop` first"
-        ) from error
+        raise _is_served(folder) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _is_served(folder: Path) -> UserError:
+    known = _note(folder) or {}
+    return UserError(
+        f"{paths.label(folder.parent)} is already served at {known.get('url')} by process "
+        f"{known.get('pid')}: run `make stop` first"
+    )
+
+
+def _end_left_behind(folder: Path) -> int:
+    """Kill what a server of this folder has left; returns how many processes. One whose supervisor and API server were
+    both killed has an engine that waits for ever: it is known by what its environment says."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(middleware.RULES) == str(folder / RULES):
+                process.kill()
+                found.append(process)
+    psutil.wait_procs(found, timeout=10)
+    return len(found)
 
 
 @contextlib.contextmanager
@@ -106,7 +128,7 @@ def _signals() -> Iterator[list[signal.Signals]]:
 
 
 def _launch(plan: Plan, secret: str, opened: Path, log: Path) -> subprocess.Popen[bytes]:
-    rules = plan.folder / "rules.json"
+    rules = plan.folder / RULES
     plan.rules.write(rules)
     environment = os.environ | plan.environment | {
         middleware.RULES: str(rules), middleware.OPEN: str(opened), middleware.SECRET: secret,
@@ -128,7 +150,8 @@ def _launch(plan: Plan, secret: str, opened: Path, log: Path) -> subprocess.Pope
 def _foresee(plan: Plan) -> None:
     """Refuse, before a slow start, what the gate would refuse after it."""
     if found := plan.foresee():
-        label = gate.write(plan.folder, {"mode": plan.mode, "model": plan.model, **found, "passed": False})
+        about = {"mode": plan.mode, "model": plan.model, "served": plan.served}
+        label = gate.write(plan.folder, {**about, **found, "passed": False})
         raise UserError(f"the gate stays shut: {found['reasons'][0]}; see {label}")
 
 
@@ -142,7 +165,8 @@ def _prove(plan: Plan, server: Server) -> None:
         raise UserError(
             f"the gate stays shut, the server fails: {error}; see {paths.label(plan.folder)}/server.log"
         ) from error
-    label = gate.write(plan.folder, report | {"seconds": round(time.monotonic() - started, 1)})
+    report |= {"served": plan.served, "seconds": round(time.monotonic() - started, 1)}
+    label = gate.write(plan.folder, report)
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     if not report["passed"]:
@@ -189,9 +213,11 @@ def stop(folder: Path) -> str:
     known = _note(folder)
     process = known and _running(known)
     if not known or not process:
-        return ""
+        count = _end_left_behind(folder)
+        return f"ended {count} processes that a server of {paths.label(folder.parent)} left behind" if count else ""
     try:
-        process.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
     except psutil.AccessDenied as error:
         raise UserError(
             f"process {process.pid} at {known['url']} is another user's: it is not yours to stop"
@@ -217,8 +243,19 @@ def status(folder: Path) -> tuple[int, str]:
     text = f"{known['model']} ({known['mode']}) at {known['url']}: {known['state']}; process {known['pid']}, {minutes:.0f} min"
     if known["state"] != "open":
         return NOT_RUNNING, f"{text}; its log is {paths.label(folder)}/server.log"
-    report = json.loads((folder / gate.FILE).read_text(encoding="utf-8"))
+    report = gate.read(folder)
+    if not report:
+        return NOT_RUNNING, f"{text}\n{paths.label(folder)}/{gate.FILE} is gone, or damaged"
+    if anew := gate.replaced(report):
+        return NOT_RUNNING, f"{text}\n{', '.join(anew)} was made anew since: `make stop`, and serve again"
     return 0, f"{text}\nin lockstep: {gate.summary(report)}"
+
+
+def served(folder: Path) -> dict[str, str]:
+    """Label → digest of what the running server from `folder` loaded; empty where none runs."""
+    known = _note(folder)
+    report = gate.read(folder) if known and _running(known) else None
+    return report.get("served", {}) if report else {}
 
 
 def is_starting(folder: Path) -> bool:
@@ -230,6 +267,8 @@ def is_starting(folder: Path) -> bool:
 def detach(words: list[str], folder: Path) -> int:
     """Start a supervisor of its own session, and return once it serves, or its exit code once it failed."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (known := _note(folder)) and _running(known):  # its log is not ours to empty
+        raise _is_served(folder)
     said = folder / "supervisor.log"
     with said.open("wb") as stream:
         child = subprocess.Popen(
@@ -263,9 +302,9 @@ def _note_down(plan: Plan, state: str) -> None:
 def _note(folder: Path) -> dict[str, Any] | None:
     try:
         note: dict[str, Any] = json.loads((folder / "server.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return note
+    return note if isinstance(note, dict) and note.keys() >= NOTED else None
 
 
 def _since_boot(process: psutil.Process) -> float:
@@ -279,7 +318,7 @@ def _running(note: dict[str, Any]) -> psutil.Process | None:
         process = psutil.Process(note["pid"])
         ours = abs(_since_boot(process) - note["since_boot"]) < 2
         return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
-    except (psutil.NoSuchProcess, psutil.AccessDenied, KeyError):
+    except (psutil.Error, TypeError, ValueError):
         return None
 
 
@@ -294,6 +333,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], server: Server, log: P
             raise UserError(f"the server did not start: {_last_error(log)}; see {paths.label(log)}")
         with contextlib.suppress(Unanswered):
             server.ask("/health", timeout=5)
+            server.in_flight()  # and it is not another one at the same address
             return
         time.sleep(0.5)
     raise UserError(
@@ -321,7 +361,7 @@ def _let_finish(server: Server, grace: float) -> float:
     """Wait for the answers to what was let in: vLLM ends without one what has not reached its engine. Returns what is left of the time."""
     deadline = time.monotonic() + grace
     with contextlib.suppress(Unanswered):  # it is gone already, or hangs
-        while server.ask(middleware.IN_FLIGHT, timeout=5)["requests"] and time.monotonic() < deadline:
+        while server.in_flight() and time.monotonic() < deadline:
             time.sleep(0.1)
     return max(deadline - time.monotonic(), min(grace, 5.0))
 

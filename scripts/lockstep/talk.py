@@ -62,6 +62,9 @@ class Reply:
         except NoAnswer as error:
             self._end("broken" if error.shown else "failed", str(error))
             return
+        except Exception as error:  # nobody waits for this thread: the page must not wait for its answer for ever
+            self._end("broken" if self.text else "failed", f"{type(error).__name__}: {error}")
+            raise
         self.tokens = found.completion_tokens or self.tokens
         self.prompt_tokens = found.prompt_tokens
         self._end("length" if found.finish_reason == "length" else "whole")

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from lockstep import checkpoints, loss, paths
+from lockstep import checkpoints, loss, manifest, paths
 from lockstep.batches import Row, Window, WindowCollator, WindowLoader, WindowSampler
 from lockstep.errors import UserError, is_out_of_memory
 from lockstep.lanes import Lanes
@@ -35,6 +36,8 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
 
     Attributes:
         tokens: how many tokens, padding apart, this process has trained on.
+        losses: of this process's steps: their sum since the last log line, and of all.
+        logged_at: the step of that line.
         rows_in_a_pass: falls where memory runs out and `auto_batch` is set.
     """
 
@@ -45,7 +48,9 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         self.settings, self.lora, self.collate, self.in_pieces, self.network = train, lora, collate, in_pieces, network
         self.rows_in_a_pass = collate.rows_in_a_pass
         self.lanes = Lanes(collate.lanes)
+        self.fast = False  # see fastlora
         self.tokens = 0
+        self.losses, self.logged_at = torch.zeros(2, dtype=torch.float64), 0
 
     # --- rows ---
 
@@ -83,6 +88,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
             try:
                 shown = self._backward(model, window, supervised)
                 self.tokens += window.tokens
+                self.losses += shown.item()
                 return shown
             except (RuntimeError, MemoryError) as error:
                 if not (is_out_of_memory(error) and self._may_halve()):
@@ -116,6 +122,22 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         self._require_finite(part.item())
         return part
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, with a mean loss of our own: Trainer forgets at a resume which steps no line has told yet."""
+        if "loss" in logs:
+            logs["loss"] = self._mean_over_processes()[0] / (self.state.global_step - self.logged_at)
+            self.losses[0], self.logged_at = 0.0, self.state.global_step
+        super().log(logs, start_time)
+
+    def mean_loss(self) -> float:
+        """Of all steps."""
+        return float(self._mean_over_processes()[1] / self.state.global_step)
+
+    def _mean_over_processes(self) -> list[float]:
+        processes = self.accelerator.num_processes
+        sums = self.losses if processes == 1 else self._sum_over_processes(self.losses.float().to(self.args.device))
+        return [value / processes for value in sums.tolist()]
+
     def _sum_over_processes(self, value: Tensor) -> Tensor:
         return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, "sum")
 
@@ -148,9 +170,11 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
     # --- optimizer ---
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Trainer's, or LoRA+'s: the same one with a higher learning rate for B."""
+        """Trainer's, or LoRA+'s: the same one with a higher learning rate for B. Raises UserError where it cannot be made."""
         self.optimizer: Any
-        if self.optimizer is None and self.lora.loraplus_lr_ratio:
+        with asked_by(f"--train.optim {self.args.optim.value}"):
+            if self.optimizer is not None or not self.lora.loraplus_lr_ratio:
+                return super().create_optimizer(model)
             from peft.optimizers import create_loraplus_optimizer
 
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -159,7 +183,11 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
                 loraplus_weight_decay=self.args.weight_decay, **options,
             )  # fmt: skip
             return self.optimizer
-        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Trainer's. Raises UserError where it cannot be made."""
+        with asked_by(f"--train.lr_scheduler_type {self.settings.lr_scheduler_type}"):
+            return super().create_scheduler(num_training_steps, optimizer)
 
     # --- evaluation ---
 
@@ -217,6 +245,11 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
             raise UserError(f"{paths.label(checkpoint)} is gone, or is not what was saved: run again with --force")
         self._load_from_checkpoint(str(checkpoint), self.model_wrapped if self.is_fsdp_enabled else None)
 
+    def recall(self, note: dict[str, Any]) -> None:
+        """What a checkpoint's note says, beside what Trainer keeps itself."""
+        self.rows_in_a_pass, self.logged_at = note["rows_in_a_pass"], note["logged_at"]
+        self.losses = torch.tensor(note["losses"], dtype=torch.float64)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Trainer's hook. Its files are written beside, sealed with their hashes, and then renamed, at once."""
         folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
@@ -232,14 +265,26 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir, self.args.save_total_limit = str(folder), limit
+        note = {"rows_in_a_pass": self.rows_in_a_pass, "fast": self.fast, "losses": self._mean_over_processes(), "logged_at": self.logged_at}  # fmt: skip
         self.accelerator.wait_for_everyone()
         self.state.best_model_checkpoint = None  # Trainer's note of it names the folder that is about to go
         if first:
             self.state.save_to_json(str(partial / name / "trainer_state.json"))
-            (partial / name / checkpoints.PASSES).write_text(str(self.rows_in_a_pass), encoding="utf-8")
+            manifest.write_json(partial / name / checkpoints.NOTE, note)
             checkpoints.publish(partial / name, folder / name)
             checkpoints.prune(folder, limit, self.state.best_global_step)
         self.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def asked_by(setting: str) -> Iterator[None]:
+    """What a library refuses of a setting. Raises UserError."""
+    try:
+        yield
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{setting} cannot be: {' '.join(str(error).split())[:300]}") from error
 
 
 def perplexity(nats: float) -> float:

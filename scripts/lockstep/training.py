@@ -16,7 +16,7 @@ from lockstep.batches import WindowCollator
 from lockstep.config import Settings
 from lockstep.errors import Terminated, UserError, is_out_of_memory
 from lockstep.lanes import lanes_for
-from lockstep.trainer import SupervisedTrainer, perplexity
+from lockstep.trainer import SupervisedTrainer, asked_by, perplexity
 
 Say = Callable[[str], object]
 # Settings of ours that are no field of TrainingArguments, or that our own loop takes care of.
@@ -98,9 +98,11 @@ def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, An
 def lay_out(settings: Settings, network: Any, on: str, pad: int) -> WindowCollator:
     """How the rows of a pass are laid out: end to end where this model computes the same then, else padded."""
     train, packed = settings.train, False
+    # NEFTune's noise is scaled by the length of what is embedded at once: a row's own, where it lies by itself
+    wanted = train.padding_free is not False and not train.neftune_noise_alpha
     given = network.config._attn_implementation if train.attn_implementation == "auto" else train.attn_implementation
     try:
-        if train.padding_free is not False:
+        if wanted:
             attention.register()
             network.set_attn_implementation(attention.NAME if train.attn_implementation == "auto" else given)
             packed = loss.rows_stay_apart(network, settings.data.max_length)
@@ -108,6 +110,8 @@ def lay_out(settings: Settings, network: Any, on: str, pad: int) -> WindowCollat
             network.set_attn_implementation(given)
     except (ValueError, ImportError) as error:
         raise UserError(f"--train.attn_implementation {given}: {error}") from error
+    if train.padding_free and train.neftune_noise_alpha:
+        raise UserError("--train.padding_free: NEFTune's noise depends on a row's own length; leave one of them out")
     if train.padding_free and not packed:
         raise UserError("--train.padding_free: rows of this model would see each other; leave it out")
     own = packed and train.attn_implementation == "auto"
@@ -139,25 +143,33 @@ def build(
     held_out: Any,
     pad: int,
     callbacks: Sequence[TrainerCallback],
+    checkpoint: Path | None = None,
 ) -> Training:
     """Model, layout of rows and trainer, by the settings.
 
     Args:
         train: a data set with `input_ids`, `labels` and `row`; `held_out` likewise, or None.
         pad: the id that padded rows are padded with.
+        checkpoint: from which the training will go on: adapters are computed as they were before it.
+
+    Raises:
+        UserError: a setting that transformers, PEFT or an optimizer's library cannot do.
     """
     made = arguments(settings, on, dtype, evaluate=held_out is not None)
     model, network = load_model(settings, on, dtype)
-    fast = fastlora.FastPass(model) if on == "cpu" and not ranks.SHARDED else None
+    before = checkpoints.note_of(checkpoint)["fast"] if checkpoint else None
+    fast = fastlora.FastPass(model, before) if on == "cpu" and not ranks.SHARDED else None
     with torch.autocast(on, dtype, enabled=dtype != torch.float32):
         collate = lay_out(settings, network, on, pad)
         # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
         in_pieces = not ranks.SHARDED and loss.head_is_plain(network)
     collate = replace(collate, lanes=lanes_for(settings.train, network, fast, collate))
-    trainer = SupervisedTrainer(
-        train=settings.train, lora=settings.lora, collate=collate, in_pieces=in_pieces, network=network,
-        model=model, args=made, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks),
-    )  # fmt: skip
+    with asked_by("what --train.training_args asks for"):
+        trainer = SupervisedTrainer(
+            train=settings.train, lora=settings.lora, collate=collate, in_pieces=in_pieces, network=network,
+            model=model, args=made, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks),
+        )  # fmt: skip
+    trainer.fast = fast is not None and fast.layers > 0
     trainer.remove_callback(PrinterCallback)  # it would print every log line again
     return Training(trainer, fast, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
 
@@ -171,7 +183,7 @@ def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if ranks.FIRST:
         progress.forget_after(run_dir, state.global_step)
-    trainer.rows_in_a_pass = int((checkpoint / checkpoints.PASSES).read_text(encoding="utf-8"))
+    trainer.recall(checkpoints.note_of(checkpoint))
     train = trainer.settings
     stuck = heldout.is_stuck(state.log_history, train.early_stopping_patience, train.early_stopping_threshold)
     if state.global_step < state.max_steps and not stuck:
@@ -229,11 +241,19 @@ def advise_on_memory(work: Callable[[], Any], settings: Settings, trainer: Super
         if not is_out_of_memory(error):
             raise
         rows, train = trainer.rows_in_a_pass, settings.train
+        if not trainer.model.training and train.per_device_eval_batch_size > 1:
+            raise UserError(
+                f"out of memory on the held-out rows, {train.per_device_eval_batch_size} × {settings.data.max_length} tokens "
+                f"at a time: try --train.per_device_eval_batch_size {train.per_device_eval_batch_size // 2}"
+            ) from error
         window = train.per_device_train_batch_size * train.gradient_accumulation_steps
         by_itself = "" if train.auto_batch else " (or --train.auto_batch true, which does that by itself)"
+        fewer = max(
+            (size for size in range(1, rows // 2 + 1) if window % size == 0), default=0
+        )  # the window stays whole
         advice = (
-            f"--train.per_device_train_batch_size {rows // 2} --train.gradient_accumulation_steps {window // (rows // 2)}{by_itself}"
-            if rows > 1
+            f"--train.per_device_train_batch_size {fewer} --train.gradient_accumulation_steps {window // fewer}{by_itself}"
+            if fewer
             else f"--data.max_length {settings.data.max_length // 2}"
         )
         checkpointing = "" if train.gradient_checkpointing else ", or --train.gradient_checkpointing true"

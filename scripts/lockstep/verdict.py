@@ -27,10 +27,15 @@ def metrics(
         train: the split that test rows must not overlap with.
     """
     figures = {name: _measures(asked, one, _known(found, "likelihood")) for name, one in found.items()}
-    kept = {name: _remembered(panel, found[name], _known(found, "prose")) for name in ("base", "tuned")}
+    both = {name: found[name] for name in ("base", "tuned")}
+    answered = [
+        not any("error" in row for row in rows) for rows in zip(*(one["general"] for one in both.values()), strict=True)
+    ]
+    kept = {name: _remembered(panel, one, answered, _known(found, "prose")) for name, one in both.items()}
     result = bootstrap.report(figures["base"], figures["tuned"], seed) | {
         "rows": len(asked),
         "errors": {name: sum("error" in row for row in one["answers"]) for name, one in found.items()},
+        "unanswered": {name: _unanswered(one) for name, one in found.items()},
         "forgetting": bootstrap.report(kept["base"], kept["tuned"], seed),
         "overlap": overlap.find(contest.pairs(train), [case.pair for case in asked]).summary(),
         "serving": _served_against_trained(recorded, found["tuned"]["reference"]),
@@ -41,8 +46,9 @@ def metrics(
 
 
 def of_sampling(asked: Sequence[Case], way: Sampling, rows: Sequence[Row]) -> dict[str, Any]:
-    """What a way of sampling does to repetition, length and correctness of the first rows' answers."""
-    found = _of_texts(asked[: len(rows)], rows)
+    """What a way of sampling does to repetition, length and correctness of the first rows' answers, where there is one."""
+    pairs = [(case, row) for case, row in zip(asked, rows, strict=False) if "error" not in row]
+    found = _of_texts([case for case, _ in pairs], [row for _, row in pairs])
     settings = way.model_dump(exclude_none=True, exclude={"seed", "max_tokens"})
     return {"sampling": settings} | {name: found[name].value for name in SAMPLED}
 
@@ -83,10 +89,18 @@ def _measures(asked: Sequence[Case], found: Found, known: Sequence[bool]) -> dic
     return _of_texts(asked, rows, output_tokens=tokens, seconds=seconds, **_perplexity(found["likelihood"], known))
 
 
-def _remembered(panel: Panel, found: Found, known: Sequence[bool]) -> dict[str, Measure]:
-    """The measures of what must not be forgotten."""
+def _unanswered(found: Found) -> dict[str, int]:
+    """How many questions of each kind have no answer, or no likelihood."""
+    counts = {kind: sum("error" in row or "refused" in row for row in rows) for kind, rows in found.items()}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def _remembered(panel: Panel, found: Found, answered: Sequence[bool], known: Sequence[bool]) -> dict[str, Measure]:
+    """The measures of what must not be forgotten; of questions those that both models have answered."""
+    rows = [row for row, there in zip(found["general"], answered, strict=True) if there]
+    questions = [one for one, there in zip(panel.questions, answered, strict=True) if there]
     return {
-        "general_questions": forgetting.measure(panel, [row.get("answer", "") for row in found["general"]]),
+        "general_questions": forgetting.measure(questions, [row["answer"] for row in rows]),
         "prose_perplexity": measures.perplexity(**_perplexity(found["prose"], known)),
     }
 

@@ -5,14 +5,14 @@ import time
 from typing import Any
 
 import pytest
-from misbehaving import Server
+from misbehaving import GARBAGE, Server
 
 from lockstep import asking
 from lockstep.asking import Endpoint, NoAnswer
 from lockstep.sections import Sampling
 
 EARLY = ("reset", "500", "429", "503", "after headers")  # nothing of an answer comes
-LATE = ("in the content", "in a chunk", "no finish", "not json", "abort", "empty", "none")
+LATE = ("in the content", "in a chunk", "no finish", "abort", "empty", "none", *GARBAGE)
 
 
 def body(question: str) -> dict[str, Any]:
@@ -29,6 +29,10 @@ def test_an_answer_and_its_figures(server: Server) -> None:
     assert 0 < streamed.first_token_seconds <= streamed.seconds < 5
     server.mode = "length"
     assert Endpoint(server.url).ask(body("olleh")).finish_reason == "length"
+    server.mode = "usage in words"
+    for stream in (True, False):
+        answer = Endpoint(server.url).ask(body("olleh"), stream)
+        assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("hello", None, None)
 
 
 @pytest.mark.parametrize("kind", ["whole", "hidden stream", "shown stream"])

@@ -55,6 +55,8 @@ def test_each_batch_finds_its_own_unfinished_answers_again(tmp_path: Path) -> No
         with BatchFile(output, key, 6) as file:
             assert file.done == set(range(number + 1))
     assert run(output, keys[0]) == run(tmp_path / "whole.jsonl")
+    with pytest.raises(UserError, match="answers other questions"):  # whatever there is of its own
+        run(output, keys[1])
     run(output, keys[1], force=True)
     run(output, keys[2], force=True)
     assert not list(tmp_path.glob(".*.partial"))

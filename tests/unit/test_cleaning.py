@@ -31,6 +31,11 @@ def test_each_step_changes_only_what_it_is_named_for() -> None:
     assert cleaning.tidy_whitespace(CHINESE) == CHINESE
 
 
+def test_a_million_spaces_take_no_time() -> None:
+    text = " " * 10**6
+    assert cleaning.tidy_whitespace(text + "x" + text + "\r\n\n\n\ty \u3000\n") == text + "x\n\n\ty"
+
+
 def test_changes_are_recorded_by_step_and_message_and_nothing_changes_unasked() -> None:
     found = row("a \n", "b\x07 ")
     assert cleaning.clean(found, ()) == (found, [])

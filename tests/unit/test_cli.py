@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from programs import ROOT
 
 PRINTS = """
 import subprocess, sys
@@ -81,6 +81,20 @@ def test_what_no_launcher_wrote_into_the_environment_is_not_taken_for_its_word(t
             tmp_path, "from lockstep import cli, ranks; cli.run(lambda: print(ranks.RANK, ranks.LOCAL_RANK))", **given
         )
         assert (answer.returncode, answer.stdout) == (0, "0 0\n")
+
+
+def test_half_a_launch_is_no_launch_and_training_refuses_it(tmp_path: Path) -> None:
+    whole = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    program = "from lockstep import cli, ranks; cli.run(lambda: print(ranks.PROCESSES, ranks.RANK) or ranks.check())"
+    answer = run(tmp_path, program, **whole)
+    assert (answer.returncode, answer.stdout) == (0, "2 1\n")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        answer = run(tmp_path, program, **{key: value for key, value in whole.items() if key != name})
+        assert (answer.returncode, answer.stdout) == (2, "1 0\n")
+        assert (
+            answer.stderr.startswith(f"error: WORLD_SIZE is 2, and {name} is not set")
+            and answer.stderr.count("\n") == 1
+        )
 
 
 def test_a_file_in_the_repositorys_outputs_is_not_taken_for_one_of_another_home(tmp_path: Path) -> None:

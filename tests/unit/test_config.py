@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from programs import ROOT
 
 from lockstep import configfile
 from lockstep.errors import UserError
@@ -61,6 +61,21 @@ def test_a_file_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:
 
 def test_an_empty_section_is_no_error(tmp_path: Path) -> None:
     assert configfile.load(write(tmp_path, "lora:\n  # r: 8\nrun: x\n"), {}).lora.r == 16
+
+
+@pytest.mark.parametrize("text", ['{"adam_beta2": NaN}', '{"adam_beta2": 1e999}'])
+def test_a_map_holds_what_json_knows(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="must hold what JSON knows"):
+        configfile.load(None, {"train.training_args": text})
+    (tmp_path / "c.yaml").write_text("serve:\n  vllm_args:\n    since: 2024-01-01\n")
+    with pytest.raises(UserError, match="must hold what JSON knows"):
+        configfile.load(tmp_path / "c.yaml", {})
+
+
+def test_what_is_not_utf8_on_the_command_line_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--model\.path: .* is not UTF-8"):
+        configfile.load(None, {"model.path": "caf\udce9"})
+    assert configfile.load(None, {"data.system_prompt": "a\nb 😀"}).data.system_prompt == "a\nb 😀"
 
 
 def test_null_clears_and_lists_split_at_commas() -> None:

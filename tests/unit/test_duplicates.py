@@ -63,6 +63,16 @@ def test_the_first_of_equal_rows_passes() -> None:
     dropped = Sieve(("near_duplicate",), {"f:2": "f:1", "f:3": "f:1"})  # f:1 itself was unfit
     assert dropped.fault(row("q", "b", 2), "train") is None
     assert dropped.fault(row("q", "c", 3), "train") == ("near_duplicate", "of f:2")
+    other = Sieve(
+        ("near_duplicate",), {"f:2": "f:1", "f:3": "f:1"}, lambda one, other: False
+    )  # of f:1, not of each other
+    assert [other.fault(row("q", text, line), "train") for line, text in ((2, "b"), (3, "c"))] == [None, None]
+
+
+def test_long_texts_are_signed_a_few_at_a_time(monkeypatch) -> None:
+    monkeypatch.setattr(duplicates, "GRAMS", 50)
+    texts = [f"row {n}: " + " ".join(WORDS[n:] + WORDS[:n]) for n in range(12)]
+    assert clusters([*texts, *texts]) == [[n, n + 12] for n in range(12)]
 
 
 def test_keys_depend_on_all_that_is_taught() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -146,3 +147,15 @@ def test_kinds_of_adapters_that_compute_more_are_left_to_peft(tiny_model: Path) 
     base = models.load(tiny_model, torch.float32, "cpu")
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
     assert fastlora.FastPass(model).layers == 0
+
+
+def test_a_training_that_goes_on_is_computed_as_before_whatever_memory_there_is(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> torch.nn.Module:
+        base = models.load(tiny_model, torch.float32, "cpu", Quantization())
+        return get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"]))
+
+    assert fastlora.FastPass(made()).layers == 2 and fastlora.FastPass(made(), wanted=False).layers == 0
+    monkeypatch.setattr(fastlora.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    assert fastlora.FastPass(made()).layers == 0 and fastlora.FastPass(made(), wanted=True).layers == 2

@@ -39,12 +39,12 @@ def test_answers_are_found_as_whole_words_and_numbers() -> None:
 
 def test_the_share_of_right_answers_can_be_compared() -> None:
     good = [one.accepted[0] for one in PANEL.questions]
-    base, tuned = forgetting.measure(PANEL, good), forgetting.measure(PANEL, ["no idea"] * 20)
+    base, tuned = forgetting.measure(PANEL.questions, good), forgetting.measure(PANEL.questions, ["no idea"] * 20)
     assert (base.value, tuned.value) == (1.0, 0.0)
     assert bootstrap.difference(base, tuned).verdict == "worse"
-    assert forgetting.measure(PANEL, [good[0], *[""] * 19]).value == pytest.approx(0.05)
+    assert forgetting.measure(PANEL.questions, [good[0], *[""] * 19]).value == pytest.approx(0.05)
     with pytest.raises(ValueError):
-        forgetting.measure(PANEL, good[:3])
+        forgetting.measure(PANEL.questions, good[:3])
 
 
 def write(folder: Path, value: Any) -> Path:
@@ -56,7 +56,7 @@ def write(folder: Path, value: Any) -> Path:
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     mine = forgetting.load(write(tmp_path, {"questions": [{"question": "谁写了《史记》？", "accepted": ["司马迁"]}]}))
     assert mine.questions[0].language == "" and not mine.prose
-    assert forgetting.measure(mine, ["司马迁写的"]).value == 1
+    assert forgetting.measure(mine.questions, ["司马迁写的"]).value == 1
 
 
 @pytest.mark.parametrize(("value", "message"), [

@@ -80,9 +80,32 @@ def test_a_bound_on_stops_is_the_tuned_models(
     assert report["passed"] == passes and report["stop_rate"] == 0 and asked == [[1] * 5]
 
 
+@pytest.mark.parametrize(
+    ("ends", "says"), [({2}, None), (set(), "stop token 2 does not end"), ({2, 7}, "token 7 ends an answer")]
+)
+def test_stop_tokens_end_an_answer_and_what_answers_consist_of_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: set[int], says: str | None
+) -> None:
+    added = [{"id": 2, "special": True}, {"id": 7, "special": False}, {"id": 3, "special": True}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    agreed = {"conversations": [{"prompt_ids": [1]}], "stop_ids": [2]}
+    within = gate._within_answers(tmp_path, agreed, [{"input_ids": [9, 9, 5, 4, 5, 2], "start": 2}])
+    assert within == [7, 5, 4]
+    monkeypatch.setattr(
+        Server,
+        "complete",
+        lambda self, model, prompt, allowed_token_ids, **_: {
+            "finish_reason": "stop" if allowed_token_ids[0] in ends else "length"
+        },
+    )
+    gate._stops(Server("http://127.0.0.1:9/v1", "s"), "r", agreed, within, found := Findings())
+    assert found.report == {"ordinary_tokens": 3}
+    assert (found.reasons == []) if says is None else (len(found.reasons) == 1 and says in found.reasons[0])
+
+
 def test_a_length_into_which_no_held_out_row_fits_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "contract.json").write_text(json.dumps({"conversations": [], "stop_ids": []}))
-    (tmp_path / "reference.json").write_text(json.dumps({"rows": [{"input_ids": [1] * 99}], "golden": []}))
+    (tmp_path / "reference.json").write_text(json.dumps({"rows": [{"input_ids": [1] * 99, "start": 98}], "golden": []}))
     for proof in ("_tokens", "_stops"):  # those need a server's answers, which are not at stake here
         monkeypatch.setattr(gate, proof, lambda *_: None)
     report = gate.prove(

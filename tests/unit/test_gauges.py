@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import ROOT
 
 from lockstep import gauges
 from lockstep.gauges import Snapshot, between, quantile

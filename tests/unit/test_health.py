@@ -10,7 +10,7 @@ import psutil
 import pytest
 from misbehaving import Server
 
-from lockstep import gate, preflight
+from lockstep import gate, preflight, supervisor
 from lockstep.asking import Endpoint
 from lockstep.errors import UserError
 from lockstep.health import Health, Watch, look
@@ -59,7 +59,11 @@ def test_a_key_that_no_header_can_carry_is_one_line_that_does_not_tell_it(
 
 def test_a_server_that_loads_is_starting_and_one_that_died_is_down(tmp_path: Path) -> None:
     me = psutil.Process()
-    note = {"pid": me.pid, "since_boot": me.create_time() - psutil.boot_time(), "state": "starting"}
+    note = dict.fromkeys(supervisor.NOTED, "") | {
+        "pid": me.pid,
+        "since_boot": me.create_time() - psutil.boot_time(),
+        "state": "starting",
+    }
     (tmp_path / "server.json").write_text(json.dumps(note))
     assert look(NOWHERE, tmp_path).kind == "starting"
     (tmp_path / "server.json").write_text(json.dumps(note | {"since_boot": 1.0}))

@@ -1,4 +1,4 @@
-from lockstep.heldout import best_step, is_stuck, losses, mean_training_loss
+from lockstep.heldout import best_step, is_stuck, losses
 
 
 def history(*values: float) -> list[dict[str, float]]:
@@ -27,4 +27,3 @@ def test_what_is_not_better_by_the_threshold_is_not_better() -> None:
 def test_the_log_holds_more_than_evaluations() -> None:
     log = [{"step": 1, "loss": 4.0}, *history(3.0), {"step": 11, "loss": 2.0}]
     assert losses(log) == [(10, 3.0)]
-    assert mean_training_loss(log) == 3.0

@@ -84,6 +84,15 @@ def test_a_model_that_caps_its_logits_is_not_computed_in_pieces(tmp_path: Path) 
     assert not loss.head_is_plain(network)
 
 
+def test_attention_with_dropout_is_left_to_the_model(tmp_path: Path) -> None:
+    attention.register()
+    folder = tiny.model(tmp_path / "m", attention_dropout=0.1)
+    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention.NAME)
+    before = torch.get_rng_state()
+    assert not loss.rows_stay_apart(network, 32)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_attention_beyond_ours_is_refused_not_guessed(tmp_path: Path) -> None:
     attention.register()
     folder = tiny.model(tmp_path / "m", kind="gemma2", sliding_window=64, query_pre_attn_scalar=32)

@@ -127,6 +127,8 @@ def test_bodies_are_bounded_whole_and_judged(made: Made, monkeypatch: pytest.Mon
     assert asyncio.run(ask(guard, body=[ASK[:10], None]))[0] == 400
     assert asyncio.run(ask(guard, body=b"{"))[0] == 400
     assert asyncio.run(ask(guard, body=b"[" * 4000))[0] == 400
+    half = json.dumps({"messages": [{"role": "user", "content": "half a character: \ud800"}]}).encode()
+    assert asyncio.run(ask(guard, body=half))[0] == 400
     bad = json.dumps({"messages": [{"role": "user", "content": "<|im_end|>"}]}).encode()
     status, answer, _ = asyncio.run(ask(guard, body=bad))
     assert status == 400 and "control token" in answer["error"]["message"]

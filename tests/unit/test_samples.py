@@ -204,6 +204,15 @@ def test_a_control_token_that_appears_only_when_the_tokenizer_has_normalized_is_
     assert isinstance(found, Reject) and found.reason == "control_token"
 
 
+def test_a_row_of_thousands_of_answers_costs_that_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockstep.samples.MOST_RENDERED", 2000)
+    few, many = row(*["a"] * 8), row(*["a"] * 40)
+    for supervise in ("all_turns", "prompt_too"):
+        assert isinstance(sample(few, truncation="truncate", max_length=16, supervise=supervise), list)
+        found = sample(many, truncation="truncate", max_length=16, supervise=supervise)
+        assert isinstance(found, Reject) and found.reason == "too_long" and "20 answers" in found.detail
+
+
 def test_an_answer_that_lost_its_beginning_to_truncation_carries_no_loss() -> None:
     whole = sample(row("q", "a long first answer", "r", "b"))
     assert isinstance(whole, list)

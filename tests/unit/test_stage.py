@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, script_environment
+from programs import ROOT, script_environment
 
 from lockstep import manifest, paths
 from lockstep.errors import UserError

@@ -1,5 +1,6 @@
 """The supervisor with a small real server that, like vLLM, starts a process that starts a process."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, script_environment
+from programs import ROOT, script_environment
 from serving import free_port
 
 SERVER = """
@@ -30,7 +31,7 @@ class Healthy(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b'{"requests": 0}')
+        self.wfile.write(b"<html>" if mode == "foreign" else b'{"requests": 0}')
     def do_POST(self):
         while os.path.exists("hang"):
             time.sleep(0.05)
@@ -54,7 +55,7 @@ report = {"passed": passes == "yes", "reasons": ["the adapter is not in it"], "w
 plan = endpoint.Plan(
     command=[sys.executable, "-c", sys.argv[2], port, mode], environment={}, folder=Path(home, "outputs/r", folder),
     url=f"http://127.0.0.1:{port}/v1", model="r", mode="merged", route="",
-    rules=admission.Rules("t", [], 1, 1, 1024, 1, True, True), prove=lambda server: report, canary=[1], foresee=lambda: None,
+    rules=admission.Rules("t", [], 1, 1, 1024, 1, True, True), prove=lambda server: report, canary=[1], foresee=lambda: None, served={},
     timeout=float(timeout), grace=1, pause=0.3, patience=0.3,
 )
 cli.run(lambda: supervisor.start(plan))
@@ -127,6 +128,55 @@ def test_stop_ends_it_and_then_finds_nothing(tmp_path: Path, port: int) -> None:
     assert gone(family)
     assert "no server of outputs/r is running" in stop(tmp_path)
     supervisor.wait(timeout=10)
+
+
+def test_what_both_processes_of_a_server_leave_when_they_are_killed_is_ended_by_stop_and_by_the_next_start(
+    tmp_path: Path, port: int
+) -> None:
+    for number in range(2):
+        supervisor = launch(tmp_path, port)
+        family = wait_until_serving(supervisor)
+        server, *left = sorted(family, key=lambda one: one.create_time())
+        supervisor.kill()
+        supervisor.wait()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it hears of it
+            server.kill()
+        if number == 0:
+            assert "ended 2 processes that a server of outputs/r left behind" in stop(tmp_path)
+            assert gone(left) and "no server of outputs/r is running" in stop(tmp_path)
+    again = launch(tmp_path, free_port())
+    wait_until_serving(again)
+    assert gone(left)
+    assert "stopped the server at" in stop(tmp_path) and again.wait(timeout=10) == 0
+
+
+def test_what_answers_at_its_address_and_does_not_know_its_secret_is_not_taken_for_it(
+    tmp_path: Path, port: int
+) -> None:
+    supervisor = launch(tmp_path, port, "foreign", timeout="2")
+    assert supervisor.wait(timeout=30) == 2
+    assert supervisor.stderr and "was not healthy within 2 s" in supervisor.stderr.read()
+
+
+def test_status_says_where_the_model_was_made_anew_and_where_notes_are_damaged(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port)
+    wait_until_serving(supervisor)
+    assert supervisor_says(tmp_path, "status")[0] == 0
+    file = tmp_path / "outputs/r/serve/gate_report.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"served": {"outputs/r/merged": "0" * 64}}))
+    code, said = supervisor_says(tmp_path, "status")
+    assert code == 3 and "outputs/r/merged was made anew since" in said
+    file.write_text("{")
+    code, said = supervisor_says(tmp_path, "status")
+    assert code == 3 and "gate_report.json is gone, or damaged" in said and "Traceback" not in said
+    note = tmp_path / "outputs/r/serve/server.json"
+    whole = note.read_text()
+    for text in ("[1]", "{}", "[" * 100_000, json.dumps(json.loads(whole) | {"pid": -1})):
+        note.write_text(text)
+        code, said = supervisor_says(tmp_path, "status")
+        assert code == 3 and "no server of outputs/r is running" in said and "Traceback" not in said
+    note.write_text(whole)
+    assert "stopped the server at" in stop(tmp_path) and supervisor.wait(timeout=10) == 0
 
 
 def test_the_base_is_served_beside_the_run(tmp_path: Path, port: int) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from programs import ROOT
 
 
 @pytest.fixture(scope="module")

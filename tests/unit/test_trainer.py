@@ -221,6 +221,39 @@ def test_out_of_memory_without_auto_batch_ends_with_numbers(build: Any, monkeypa
     assert "--train.gradient_checkpointing true" in said
 
 
+def test_out_of_memory_in_an_evaluation_names_its_own_setting(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made = build(rows(*SIZES), rows(*SIZES))
+    monkeypatch.setattr(loss, "loss_sum", scarce)
+    settings = configfile.load(None, {"data.max_length": "64", "train.per_device_eval_batch_size": "4"})
+    with pytest.raises(UserError, match="on the held-out rows, 4 × 64 tokens at a time: try --train"):
+        training.advise_on_memory(made.trainer.evaluate, settings, made.trainer)
+
+
+def test_advice_keeps_the_effective_batch(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build(rows(*SIZES), train__per_device_train_batch_size="5", train__gradient_accumulation_steps="1")
+    made.trainer.model.train()
+    settings = configfile.load(
+        None, {"train.per_device_train_batch_size": "5", "train.gradient_accumulation_steps": "1"}
+    )
+
+    def scarce() -> None:
+        raise MemoryError
+
+    with pytest.raises(UserError, match=r"train_batch_size 1 --train\.gradient_accumulation_steps 5"):
+        training.advise_on_memory(scarce, settings, made.trainer)
+
+
+def test_what_needs_rows_of_their_own_is_padded(build: Any) -> None:
+    assert build(rows(*SIZES)).trainer.collate.packed
+    noisy = build(rows(*SIZES), train__neftune_noise_alpha="5").trainer
+    assert not noisy.collate.packed and not noisy.collate.share_prefix
+    with pytest.raises(UserError, match="NEFTune"):
+        build(rows(*SIZES), train__neftune_noise_alpha="5", train__padding_free="true")
+
+
 def test_the_trainer_takes_its_windows_in_another_order_each_epoch(build: Any) -> None:
     made = build(rows(*[5 + number % 7 for number in range(20)]), train__num_train_epochs="3", train__per_device_train_batch_size="4")  # fmt: skip
     seen: list[list[str]] = []

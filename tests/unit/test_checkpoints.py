@@ -1,0 +1,60 @@
+"""Whose checkpoints a folder holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lockstep import checkpoints
+from lockstep.errors import UserError
+
+
+def task(**config: Any) -> dict[str, Any]:
+    return {"config": config, "inputs": {"outputs/r/data": "1"}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    checkpoints.claim(tmp_path / "checkpoints", task(r=8), False)
+    return tmp_path / "checkpoints"
+
+
+def keep(folder: Path) -> Path:
+    (folder / "checkpoint-4").mkdir()
+    return folder / "checkpoint-4"
+
+
+def test_another_task_is_refused_where_something_could_be_lost_and_only_there(folder: Path) -> None:
+    checkpoints.claim(folder, task(r=4), False)
+    kept = keep(folder)
+    with pytest.raises(UserError, match="holds a training with other r: set them back to resume it"):
+        checkpoints.claim(folder, task(r=8), False)
+    with pytest.raises(UserError, match="with other processes"):
+        checkpoints.claim(folder, task(r=4, processes=2), False)
+    checkpoints.claim(folder, task(r=4), False)
+    assert kept.exists()
+    checkpoints.claim(folder, task(r=8), True)
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"task": 1, "finished": false, "forced": false}', "[" * 100_000])
+def test_a_damaged_note_is_one_line_and_force_starts_afresh(folder: Path, text: str) -> None:
+    kept = keep(folder)
+    (folder / "task.json").write_text(text)
+    with pytest.raises(UserError, match=r"task\.json is damaged: --force starts afresh"):
+        checkpoints.claim(folder, task(r=8), False)
+    assert kept.exists()
+    checkpoints.claim(folder, task(r=8), True)
+    assert not kept.exists() and json.loads((folder / "task.json").read_text())["forced"]
+
+
+def test_an_earlier_adapter_does_not_end_a_forced_training(folder: Path) -> None:
+    checkpoints.claim(folder, task(r=8), True)
+    kept = keep(folder)
+    checkpoints.close(folder, task(r=8), published=False)
+    checkpoints.claim(folder, task(r=8), True)
+    assert kept.exists()
+    checkpoints.close(folder, task(r=8))
+    checkpoints.claim(folder, task(r=8), True)
+    assert not kept.exists()
