@@ -1,13 +1,13 @@
-"""Stages run here as users run them: as programs, in a home of their own."""
+"""Fixtures that several folders of tests share."""
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import programs
 import pytest
 import tiny
 from faults.figures import pytest_runtest_makereport  # noqa: F401 - a hook
@@ -18,31 +18,17 @@ from misbehaving import Handler, Server
 if TYPE_CHECKING:
     from serving import Home
 
-ROOT = Path(__file__).resolve().parents[1]
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., programs.Ended]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "2"
 os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
-def script_environment(home: Path, **extra: str) -> dict[str, str]:
-    """The environment of a stage whose models/ and outputs/ are in `home`."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "LOCKSTEP_HOME"}
-    return kept | {"LOCKSTEP_HOME": str(home)} | extra
-
-
 @pytest.fixture
 def stage(tmp_path: Path) -> Run:
     """Run `scripts/NAME` with arguments; its home is `tmp_path`."""
-
-    def run(name: str, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / name), *words],
-            env=script_environment(tmp_path, **extra), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-
-    return run
+    return partial(programs.run, tmp_path)
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import programs
 import psutil
 import tiny
-from conftest import ROOT, script_environment
 from faults.nursery import Nursery
+from programs import ROOT, script_environment
 
 from lockstep import manifest
 
@@ -52,8 +53,7 @@ class Home:
         return Home(folder)
 
     def stage(self, script: str, *words: str) -> None:
-        command = [sys.executable, str(ROOT / "scripts" / script), *self.words, *words]
-        subprocess.run(command, env=script_environment(self.folder), check=True, capture_output=True)
+        programs.run(self.folder, script, *self.words, *words).check_returncode()
 
 
 TRAIN = ("--train.max_steps", "6", "--train.learning_rate", "2e-2", "--lora.r", "8")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, script_environment
+from programs import ROOT, script_environment
 from serving import finished_run, free_port
 
 pytestmark = pytest.mark.e2e

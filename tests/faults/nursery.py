@@ -54,12 +54,6 @@ PIPE = 2**20  # bytes that a stage may print
 BUFFERED = {"write", "writelines", "flush"}
 C_CALLS = OS_CALLS | FILE_CALLS
 Trace = Callable[[FrameType, str, Any], Any]
-IMPORTS = (
-    "torch", "numpy", "transformers", "transformers.models.llama.modeling_llama", "transformers.trainer",
-    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "peft", "bitsandbytes", "accelerate",
-    "datasets", "datasets.arrow_writer", "safetensors.torch", "tokenizers", "openai", "httpx", "matplotlib.figure",
-    "tensorboard", "torch.utils.tensorboard", "torch._dynamo", "tqdm", "jinja2", "pydantic", "yaml", "sacrebleu",
-)  # fmt: skip
 
 
 @dataclass
@@ -386,9 +380,9 @@ def draw_a_picture() -> None:
 def main() -> None:
     import importlib
 
+    import warm  # noqa: F401 - what stages import
+
     home = Path(os.environ["LOCKSTEP_HOME"])
-    for name in IMPORTS:
-        importlib.import_module(name)
     for file in sorted((ROOT / "scripts/lockstep").glob("*.py")):
         if file.stem not in {"__init__", "middleware", "chatpage", "chatparts"}:
             importlib.import_module(f"lockstep.{file.stem}")
@@ -435,11 +429,11 @@ class Nursery:
     """A process that forks stages, all of one home; what they see goes to files in `notes`."""
 
     def __init__(self, home: Path, notes: Path | None = None, **env: str) -> None:
-        from conftest import script_environment
+        from programs import script_environment
 
         self.home, self.notes = home, notes or home
         self.process = subprocess.Popen(
-            [sys.executable, __file__], env=script_environment(home, OMP_NUM_THREADS="1", PYTHONPATH=SCRIPTS, **env), text=True,
+            [sys.executable, __file__], env=script_environment(home, OMP_NUM_THREADS="1", PYTHONPATH=f"{SCRIPTS}:{ROOT}/tests", **env), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from programs import ROOT
 
 pytestmark = pytest.mark.promise("No dependency below the version that mended a known fault")
 

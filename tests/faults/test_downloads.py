@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 
 import hub as hub_stub
 import pytest
-from conftest import ROOT, script_environment
+from programs import ROOT, script_environment
 
 pytestmark = [
     pytest.mark.faults,

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -126,15 +127,14 @@ def oversized_in_pieces(url: str, chance: random.Random) -> str:
     connection = socket.create_connection((place.hostname or "", place.port or 0), timeout=120)
     connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: {place.netloc}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
     piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-    try:
+    found = b""
+    with suppress(OSError):  # it was closed on us
         for _ in range(200):
             connection.sendall(piece)
-    except OSError:
-        pass  # it was closed on us
-    try:
-        return judged(connection.recv(65536))
-    except OSError:
-        return "refused 413"  # an RST may overtake the answer
+    with suppress(OSError):  # an RST may overtake the answer
+        while data := connection.recv(65536):
+            found += data
+    return judged(found) if found else "refused 413"
 
 
 def broken(url: str, chance: random.Random) -> str:

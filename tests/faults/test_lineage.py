@@ -9,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import programs
 import pytest
 import tiny
-from conftest import ROOT, script_environment
 from faults.nursery import Nursery
+from programs import ROOT, script_environment
 
 from lockstep import manifest, paths
 from lockstep.errors import UserError
@@ -32,11 +33,8 @@ def words(home: Path) -> tuple[str, ...]:
             "--data.train_file", str(home / "rows.jsonl"), "--data.template", str(home / "own.jinja"))  # fmt: skip
 
 
-def stage(home: Path, script: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *words(home), *more], env=script_environment(home), cwd=home,
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+def stage(home: Path, script: str, *more: str, fresh: bool = False) -> programs.Ended:
+    return programs.run(home, script, *words(home), *more, fresh=fresh)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +141,7 @@ def test_the_second_of_two_runs_names_the_first_at_once(home: Path) -> None:
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         started = time.monotonic()
-        second = stage(home, NEXT["02"], *TRAIN, "--force")
+        second = stage(home, NEXT["02"], *TRAIN, "--force", fresh=True)
         assert time.monotonic() - started < 5
         assert second.returncode == 2 and f"is being written by process {first.pid} on" in second.stderr
         assert first.wait(timeout=200) == 0

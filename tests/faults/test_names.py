@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Run
+from conftest import Run
+from programs import ROOT
 
 from lockstep import cli, hub, paths
 from lockstep.errors import UserError

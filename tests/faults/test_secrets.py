@@ -16,7 +16,7 @@ from pathlib import Path
 import hub as hub_stub
 import pytest
 import tiny
-from conftest import ROOT, script_environment
+from programs import ROOT, script_environment
 from serving import free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.promise("Secrets stay in the environment")]

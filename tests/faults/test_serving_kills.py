@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, script_environment
+from programs import ROOT, script_environment
 from serving import Home, ask, free_port, launch, served
 from test_flood import Connection, asked, judged
 

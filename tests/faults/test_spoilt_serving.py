@@ -94,6 +94,13 @@ def an_ordinary_token_that_ends(home: Home) -> tuple[str, str]:
     return "merged", "generation_config.json ends answers at token 300, which is an ordinary one"
 
 
+def an_ordinary_token_that_ends_by_the_models_own_config(home: Home) -> tuple[str, str]:
+    (home.run / "merged/generation_config.json").unlink()
+    edit(home.run / "merged/config.json", lambda c: c | {"eos_token_id": [2, 300]})
+    reseal(home.run / "merged")
+    return "merged", "config.json ends answers at token 300, which is an ordinary one"
+
+
 def sampling_in_the_generation_config(home: Home) -> tuple[str, str]:
     edit(home.run / "adapter/generation_config.json", lambda g: g | {"temperature": 1.5, "repetition_penalty": 2.0})
     seal_adapter(home)
@@ -142,7 +149,8 @@ def noise_in_one_tensor(home: Home) -> tuple[str, str]:
 
 SPOILT = [
     a_line_break_in_the_template, a_system_prompt_of_its_own, a_tokenizer_without_some_merges,
-    a_tokenizer_that_folds_letters, another_end_token, an_ordinary_token_that_ends, sampling_in_the_generation_config,
+    a_tokenizer_that_folds_letters, another_end_token, an_ordinary_token_that_ends,
+    an_ordinary_token_that_ends_by_the_models_own_config, sampling_in_the_generation_config,
     an_adapter_of_zeros, an_adapter_at_another_scale, another_base_beneath_the_adapter,
     a_merge_that_left_the_adapter_out, noise_in_one_tensor,
 ]  # fmt: skip

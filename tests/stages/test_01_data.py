@@ -3,27 +3,39 @@
 import csv
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import hub as hub_stub
+import programs
 import pyarrow
 import pytest
 import tiny
 from conftest import Run
 from pyarrow import parquet
 
-COMMON = ("--run", "r", "--model.source", "local", "--model.path", "tiny", "--model.name", "tiny")
 Collate = Callable[..., CompletedProcess[str]]
 
 
+@pytest.fixture(scope="module")
+def common(tiny_model: Path) -> tuple[str, ...]:
+    return ("--run", "r", "--model.source", "local", "--model.path", str(tiny_model), "--model.name", "tiny")
+
+
+@pytest.fixture(scope="module")
+def downloaded(tmp_path_factory: pytest.TempPathFactory, common: tuple[str, ...]) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    assert programs.run(home, "00_download_model.py", *common).returncode == 0
+    return home
+
+
 @pytest.fixture
-def collate(stage: Run, tmp_path: Path) -> Collate:
-    tiny.model(tmp_path / "tiny")
-    assert stage("00_download_model.py", *COMMON).returncode == 0
-    return lambda *words: stage("01_data_collator.py", *COMMON, *words)
+def collate(stage: Run, downloaded: Path, common: tuple[str, ...], tmp_path: Path) -> Collate:
+    shutil.copytree(downloaded / "models", tmp_path / "models", copy_function=shutil.copy2)
+    return lambda *words: stage("01_data_collator.py", *common, *words)
 
 
 def error(answer: CompletedProcess[str]) -> str:
@@ -115,7 +127,7 @@ def test_truncation_cuts_the_prompt_and_never_the_answer(collate: Collate, tmp_p
     assert "no row is left for train" in error(collate(*words, "--data.max_reject_share", "1"))
     assert "--data.truncation is error" in error(collate(*words, "--data.truncation", "error"))
     assert collate(*words, "--data.truncation", "truncate", "--data.max_reject_share", "1").returncode == 0
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tiny")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models/tiny")
     rows = load_from_disk(tmp_path / "outputs/r/data/train")
     (account,) = json.loads((tmp_path / "outputs/r/data/ledger.json").read_text())["files"].values()
     assert account["truncated"]["rows"] == len(rows) > 0 and account["truncated"]["tokens"] > 0
@@ -189,12 +201,12 @@ def test_many_files_of_every_format_become_one_data_set(collate: Collate, tmp_pa
     assert "no file" in error(collate("--run", "q", "--data.train_file", str(tmp_path / "*.tsv")))
 
 
-def test_a_data_set_of_a_hub_by_its_id(collate: Collate, stage: Run, tmp_path: Path) -> None:
+def test_a_data_set_of_a_hub_by_its_id(collate: Collate, stage: Run, common: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "set"
     tiny.rows(folder / "data/train.jsonl", 30)
     tiny.rows(folder / "data/test.jsonl", 5, start=30)
     with hub_stub.serve(folder) as hub:
-        words = (*COMMON, "--data.source", "hub", "--data.id", "org/tiny", "--data.validation_share", "0")
+        words = (*common, "--data.source", "hub", "--data.id", "org/tiny", "--data.validation_share", "0")
         answer = stage("01_data_collator.py", *words, HF_ENDPOINT=hub.url)
         assert answer.returncode == 0, answer.stderr
         assert {name: len(split(tmp_path, name)) for name in ("train", "validation", "test")} == {

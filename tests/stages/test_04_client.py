@@ -15,8 +15,9 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from conftest import ROOT, Run, script_environment
+from conftest import Run
 from misbehaving import Server
+from programs import ROOT, script_environment
 
 QUIET = ("--retries", "0")
 

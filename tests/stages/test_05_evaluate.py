@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import programs
 import pytest
-from conftest import ROOT, script_environment
 from misbehaving import Handler, Server
 from serving import Home, finished_run, reseal
 
@@ -61,8 +60,7 @@ def wanted(home: Home) -> dict[str, str]:
 
 
 def evaluate(home: Home, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts/05_evaluate.py"), *home.words, *words]
-    return subprocess.run(command, env=script_environment(home.folder), capture_output=True, text=True, check=False)
+    return programs.run(home.folder, "05_evaluate.py", *home.words, *words)
 
 
 def urls(base: Any, tuned: Any) -> tuple[str, ...]:

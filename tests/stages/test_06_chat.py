@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Run, script_environment
+from conftest import Run
 from misbehaving import Handler, Server
+from programs import ROOT, script_environment
 from serving import free_port
 
 from lockstep import layouts

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
+from programs import ROOT
 
 
 def measured(mode: str, flags: str, concurrency: int, speed: float, failures: int = 0) -> dict[str, Any]:

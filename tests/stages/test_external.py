@@ -5,11 +5,12 @@ import os
 import shutil
 from pathlib import Path
 
+import programs
 import pytest
 import tiny
 import torch
 from conftest import Run
-from test_pipeline import common, refused, run_in
+from test_pipeline import common, refused
 
 from lockstep import manifest, models, shards
 
@@ -40,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outliers(tiny.model(home / "source/tiny"))
     tiny.rows(home / "source/rows.jsonl", 40)
     for script in ("00_download_model.py", "01_data_collator.py"):
-        done = run_in(home, script, *common(home / "source"))
+        done = programs.run(home, script, *common(home / "source"))
         assert done.returncode == 0, done.stderr
     return home
 

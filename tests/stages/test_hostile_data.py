@@ -11,10 +11,11 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import corpus
+import programs
 import pytest
 import yaml
-from conftest import ROOT, script_environment
 from corpus import BROKEN, Case
+from programs import ROOT
 
 from lockstep import layouts, records, rows
 from lockstep.duplicates import Sieve
@@ -40,10 +41,7 @@ def collate(home: Path, tiny_model: Path) -> Collate:
     model = ("--model.source", "local", "--model.path", str(tiny_model), "--model.name", "tiny")
 
     def stage(name: str, *words: str) -> CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / name), *words, *model],
-            env=script_environment(home), cwd=home, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+        return programs.run(home, name, *words, *model)
 
     def run(name: str, files: Sequence[Path]) -> CompletedProcess[str]:
         template, config = home / "tools.jinja", home / f"{name}.yaml"

@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 
 import hub as hub_stub
 import pytest
-from conftest import ROOT, script_environment
+from programs import ROOT, script_environment
 
 PROGRAM = """
 import sys

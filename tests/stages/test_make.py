@@ -1,4 +1,4 @@
-"""What `make setup` does where .venv is in use: nothing, and says so."""
+"""What make does by itself: it leaves a .venv alone that is in use, and hands arguments on to earlier stages."""
 
 import fcntl
 import os
@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+import pytest
+from programs import ROOT
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -28,3 +29,37 @@ def test_packages_that_a_program_uses_are_not_cleared(tmp_path: Path) -> None:
     os.close(holder)
     assert answer.returncode == 2 and "error: .venv must be made anew, and programs run from it" in answer.stderr
     assert [file.name for file in (tmp_path / ".venv").iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "words", "script", "handed_on"),
+    [
+        ("merge", "--train.learning_rate 5e-4", "02_train_qlora.py", True),
+        ("merge", "--train.training_args '{\"adam_beta2\": 0.95}'", "02_train_qlora.py", True),
+        ("serve", "--merge.strategy original", "03_merge_lora.py", True),
+        ("serve", "--serve.mode lora", "02_train_qlora.py", True),
+        ("serve", "--serve.port 8001", "02_train_qlora.py", False),
+        ("serve", "--adapter.path theirs", "02_train_qlora.py", None),
+        ("serve-lora", "--adapter.path theirs", "02_train_qlora.py", None),
+    ],
+)
+def test_earlier_stages_get_the_arguments_that_they_read(
+    tmp_path: Path, goal: str, words: str, script: str, handed_on: bool | None
+) -> None:
+    """Against stand-ins for the scripts, none of whose output is there; None: the stage is not run at all."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for file in ROOT.glob("requirements*"):
+        shutil.copy(file, tmp_path)
+    stand_in = '#!/bin/bash\nfor word in "$@"; do printf "%s|" "$word"; done >> log\necho >> log\n[[ " $* " != *" --check "* ]] || exit 3\n'
+    for name in (".venv/bin/python", "scripts/serve_vllm.sh"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(stand_in)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / ".venv/cpu.stamp").touch()
+    answer = make(tmp_path, goal, "CONFIG=c.yaml", f"ARGS={words}")
+    assert answer.returncode == 0, answer.stderr
+    lines = (tmp_path / "log").read_text().splitlines()
+    ran = [line for line in lines if script in line and "--check" not in line]
+    assert len(ran) == (handed_on is not None)
+    wanted = "|".join(words.replace("'", "").split(" ", 1)) + "|"
+    assert all((wanted in line) == handed_on and "--config|c.yaml|" in line for line in ran)

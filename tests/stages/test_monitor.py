@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Run, script_environment
+from conftest import Run
 from misbehaving import Server
+from programs import ROOT, script_environment
 from serving import free_port
 
 FILES = ROOT / "configs/monitoring"

@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import programs
 import pytest
 import tiny
-from conftest import ROOT, Run, script_environment
+from conftest import Run
+from programs import ROOT, script_environment
 
 TRAIN = (
     "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.num_train_epochs", "5",
@@ -19,13 +21,6 @@ TRAIN = (
 )  # fmt: skip
 SCRIPTS = {"00_download_model.py": (), "01_data_collator.py": (), "02_train_qlora.py": TRAIN, "03_merge_lora.py": ()}
 Step = subprocess.CompletedProcess[str]
-
-
-def run_in(home: Path, script: str, *words: str, **extra: str) -> Step:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *words],
-        env=script_environment(home, **extra), cwd=home, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
 
 
 def common(source: Path) -> tuple[str, ...]:
@@ -40,7 +35,7 @@ def build(home: Path, source: Path, *extra: str) -> dict[str, Step]:
     """Run all stages; every one must succeed."""
     done = {}
     for script, words in SCRIPTS.items():
-        done[script] = run_in(home, script, *common(source), *words, *extra)
+        done[script] = programs.run(home, script, *common(source), *words, *extra)
         assert done[script].returncode == 0, done[script].stderr
     return done
 
@@ -174,7 +169,7 @@ def test_training_learned_something(built: Path) -> None:
 
 def test_padded_training_ends_where_training_without_padding_does(home: Path, source: Path) -> None:
     packed = json.loads((home / "outputs/r/adapter/metrics.json").read_text())
-    answer = run_in(home, "02_train_qlora.py", *common(source), *SCRIPTS["02_train_qlora.py"], "--train.padding_free", "false", "--force")  # fmt: skip
+    answer = programs.run(home, "02_train_qlora.py", *common(source), *SCRIPTS["02_train_qlora.py"], "--train.padding_free", "false", "--force")  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     padded = json.loads((home / "outputs/r/adapter/metrics.json").read_text())
     assert packed["eval_loss"] == pytest.approx(padded["eval_loss"], rel=0.02)  # dropout falls on other places
@@ -205,9 +200,9 @@ def test_a_byte_of_data_changed_with_its_time_kept_stops_training(home: Path, so
     file.write_bytes(original.replace(b"tea", b"tee", 1))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     try:
-        said = refused(run_in(home, "02_train_qlora.py", *common(source), *TRAIN))
+        said = refused(programs.run(home, "02_train_qlora.py", *common(source), *TRAIN))
         assert "outputs/r/data was made from" in said and "rows.jsonl" in said and "make data" in said
-        assert "rows.jsonl:" in refused(run_in(home, "01_data_collator.py", *common(source)))
+        assert "rows.jsonl:" in refused(programs.run(home, "01_data_collator.py", *common(source)))
     finally:
         file.write_bytes(original)
 
@@ -215,40 +210,42 @@ def test_a_byte_of_data_changed_with_its_time_kept_stops_training(home: Path, so
 def test_a_foreign_base_stops_merging(home: Path, source: Path) -> None:
     other = tiny.model(home / "other", seed=7)
     words = (*common(source), "--force", "--model.path", str(other))
-    assert run_in(home, "00_download_model.py", *words).returncode == 0
+    assert programs.run(home, "00_download_model.py", *words).returncode == 0
     shutil.rmtree(home / "outputs/r/merged")
-    assert "was made from models/tiny" in refused(run_in(home, "03_merge_lora.py", *common(source)))
+    assert "was made from models/tiny" in refused(programs.run(home, "03_merge_lora.py", *common(source)))
 
 
 def test_changed_settings_are_refused_by_name(home: Path, source: Path) -> None:
     assert "train.seed: 42 → 1" in refused(
-        run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--train.seed", "1")
+        programs.run(home, "02_train_qlora.py", *common(source), *TRAIN, "--train.seed", "1")
     )
     assert "lora.r is 8 on the command line" in refused(
-        run_in(home, "03_merge_lora.py", *common(source), "--lora.r", "8")
+        programs.run(home, "03_merge_lora.py", *common(source), "--lora.r", "8")
     )
     assert "data.max_length is 64 on the command line" in refused(
-        run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--data.max_length", "64")
+        programs.run(home, "02_train_qlora.py", *common(source), *TRAIN, "--data.max_length", "64")
     )
 
 
 def test_a_merge_past_its_bound_ships_nothing_and_says_why(home: Path, source: Path) -> None:
     shutil.rmtree(home / "outputs/r/merged")
     said = refused(
-        run_in(home, "03_merge_lora.py", *common(source), "--merge.strategy", "original", "--merge.max_kl", "1e-12")
+        programs.run(
+            home, "03_merge_lora.py", *common(source), "--merge.strategy", "original", "--merge.max_kl", "1e-12"
+        )
     )
     assert "nothing ships" in said
     assert not (home / "outputs/r/merged").exists()
     assert json.loads((home / "outputs/r/merged.failed/merge_report.json").read_text())["passed"] is False
-    assert run_in(home, "03_merge_lora.py", *common(source), "--merge.strategy", "dequantized").returncode == 0
+    assert programs.run(home, "03_merge_lora.py", *common(source), "--merge.strategy", "dequantized").returncode == 0
     assert json.loads((home / "outputs/r/merged/merge_report.json").read_text())["candidates"]["original"] is None
     assert not (home / "outputs/r/merged.failed").exists()
 
 
 def test_the_dequantized_base_for_adapter_serving(home: Path, source: Path) -> None:
-    assert run_in(home, "03_merge_lora.py", *common(source), "--base").returncode == 0
+    assert programs.run(home, "03_merge_lora.py", *common(source), "--base").returncode == 0
     assert (home / "outputs/r/base/model.safetensors").exists()
-    assert "up to date" in run_in(home, "03_merge_lora.py", *common(source), "--base").stdout
+    assert "up to date" in programs.run(home, "03_merge_lora.py", *common(source), "--base").stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -274,9 +271,9 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
     if number == signal.SIGINT:
         assert training.returncode == 130
         assert "interrupted; run the same command again" in errors and "Traceback" not in errors
-    changed = refused(run_in(home, "02_train_qlora.py", *common(source), *TRAIN, "--train.seed", "1"))
+    changed = refused(programs.run(home, "02_train_qlora.py", *common(source), *TRAIN, "--train.seed", "1"))
     assert "holds a training with other config.train.seed" in changed or "other train.seed" in changed
-    again = run_in(home, "02_train_qlora.py", *common(source), *TRAIN)
+    again = programs.run(home, "02_train_qlora.py", *common(source), *TRAIN)
     assert again.returncode == 0, again.stderr
     assert "resuming from outputs/r/checkpoints/checkpoint-" in again.stdout
     weights = [(folder / "outputs/r/adapter/adapter_model.safetensors").read_bytes() for folder in (home, built)]
@@ -287,7 +284,7 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(home: Path, source: P
     shutil.rmtree(home / "outputs/r/adapter")
     newest = max((home / "outputs/r/checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     (newest / "optimizer.pt").write_bytes(b"")
-    again = run_in(home, "02_train_qlora.py", *common(source), *TRAIN)
+    again = programs.run(home, "02_train_qlora.py", *common(source), *TRAIN)
     assert again.returncode == 0, again.stderr
     assert f"not whole, and so not resumed from: outputs/r/checkpoints/{newest.name}.broken" in again.stdout
     assert "resuming from" in again.stdout
@@ -299,7 +296,7 @@ def test_lora_without_quantization_and_the_chinese_instruction_template(tmp_path
     report = json.loads((tmp_path / "outputs/r/merged/merge_report.json").read_text())
     assert report["strategy"] == "original" and report["candidates"]["dequantized"] is None
     assert "你是甄嬛。" in (tmp_path / "outputs/r/merged/chat_template.jinja").read_text(encoding="utf-8")
-    assert "no other one is needed" in run_in(tmp_path, "03_merge_lora.py", *common(source), "--base").stdout
+    assert "no other one is needed" in programs.run(tmp_path, "03_merge_lora.py", *common(source), "--base").stdout
 
 
 @pytest.mark.skipif(not tiny.SHARED_QWEN3.exists(), reason="the real Qwen3 tokenizer is not at hand")
@@ -317,7 +314,7 @@ def test_a_training_killed_after_its_last_step_publishes_the_same_weights(
     """Trainer itself would train one step more when it resumes from the last one."""
     folder = "outputs/r/adapter"
     shutil.rmtree(home / folder)
-    again = run_in(home, "02_train_qlora.py", *common(source), *TRAIN)
+    again = programs.run(home, "02_train_qlora.py", *common(source), *TRAIN)
     assert again.returncode == 0, again.stderr
     assert "resuming from outputs/r/checkpoints/checkpoint-" in again.stdout
     for name in ("adapter_model.safetensors", "README.md", "manifest.json"):
@@ -332,15 +329,15 @@ def test_a_training_killed_after_its_last_step_publishes_the_same_weights(
 def test_nothing_untrained_or_broken_is_published(home: Path, source: Path) -> None:
     words = (*common(source), *TRAIN, "--run", "n", "--train.max_steps", "3")
     shutil.copytree(home / "outputs/r/data", home / "outputs/n/data")
-    said = refused(run_in(home, "02_train_qlora.py", *words, "--train.learning_rate", "1e30"))
+    said = refused(programs.run(home, "02_train_qlora.py", *words, "--train.learning_rate", "1e30"))
     assert "lower --train.learning_rate" in said
     assert not (home / "outputs/n/adapter").exists()
     shutil.rmtree(home / "outputs/n/checkpoints")
-    said = refused(run_in(home, "02_train_qlora.py", *words, "--lora.target_modules", "q_proj,lm_head"))
+    said = refused(programs.run(home, "02_train_qlora.py", *words, "--lora.target_modules", "q_proj,lm_head"))
     assert "cannot be merged or served" in said
     shutil.rmtree(home / "outputs/n/checkpoints")
-    assert "not found" in refused(run_in(home, "02_train_qlora.py", *words, "--lora.target_modules", "nothing"))
-    assert "max_steps" in refused(run_in(home, "02_train_qlora.py", *words, "--train.max_steps", "0"))
+    assert "not found" in refused(programs.run(home, "02_train_qlora.py", *words, "--lora.target_modules", "nothing"))
+    assert "max_steps" in refused(programs.run(home, "02_train_qlora.py", *words, "--train.max_steps", "0"))
 
 
 def test_no_held_out_rows_at_all(tmp_path: Path, source: Path) -> None:
@@ -352,9 +349,9 @@ def test_no_held_out_rows_at_all(tmp_path: Path, source: Path) -> None:
 def test_files_of_the_user_are_never_replaced_unasked(home: Path, source: Path) -> None:
     (home / "outputs/u/data").mkdir(parents=True)
     (home / "outputs/u/data/mine.jsonl").write_text("mine")
-    said = refused(run_in(home, "01_data_collator.py", *common(source), "--run", "u"))
+    said = refused(programs.run(home, "01_data_collator.py", *common(source), "--run", "u"))
     assert "outputs/u/data holds files that Lockstep did not write" in said
     shutil.copytree(source / "tiny", home / "models/own")
     words = ("--model.source", "local", "--model.path", str(home / "models/own"), "--model.name", "own", "--force")
-    assert "is models/own itself" in refused(run_in(home, "00_download_model.py", *words))
+    assert "is models/own itself" in refused(programs.run(home, "00_download_model.py", *words))
     assert (home / "models/own/model.safetensors").exists()

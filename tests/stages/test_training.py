@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -11,9 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import programs
 import pytest
 import tiny
-from conftest import ROOT, script_environment
+from programs import ROOT, script_environment
 
 SHORT = (
     "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.max_steps", "8",
@@ -33,18 +33,6 @@ def words(home: Path, run: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def run_stage(home: Path, script: str, *given: str, limit: int | None = None, **extra: str) -> Step:
-    def starve() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, limit or 0))
-
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *given],
-        env=script_environment(home, **extra), cwd=home, capture_output=True, text=True, timeout=300, check=False,
-        preexec_fn=starve if limit else None,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a model and the data of run `r`."""
@@ -52,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.model(home / "tiny")
     tiny.rows(home / "rows.jsonl", 40)
     for script in ("00_download_model.py", "01_data_collator.py"):
-        step = run_stage(home, script, *words(home, "r"))
+        step = programs.run(home, script, *words(home, "r"))
         assert step.returncode == 0, step.stderr
     return home
 
@@ -66,7 +54,7 @@ def fresh(home: Path, run: str) -> Path:
 
 
 def train(home: Path, run: str, *given: str, **extra: str) -> Step:
-    return run_stage(home, "02_train_qlora.py", *words(home, run), *given, **extra)
+    return programs.run(home, "02_train_qlora.py", *words(home, run), *given, **extra)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +85,7 @@ def test_every_kind_of_training_is_remembered_and_merges_to_what_was_trained(
         assert row["end"]["id"] == contract["special_ids"]["end_of_turn"]
         assert (row["base"] is None) == (name == "full") and row["base"] != row["trained"]
     assert "[More Information Needed]" not in (folder / "adapter/README.md").read_text(encoding="utf-8")
-    merged = run_stage(made, "03_merge_lora.py", *words(made, name))
+    merged = programs.run(made, "03_merge_lora.py", *words(made, name))
     assert merged.returncode == 0, merged.stderr
     report = json.loads((folder / "merged/merge_report.json").read_text(encoding="utf-8"))
     assert report["trained"]["reference_gap"] < 0.01
@@ -166,6 +154,14 @@ def test_the_best_weights_are_published_and_a_stuck_training_stops(made: Path) -
         (("--train.lr_scheduler_type", "constant", "--train.min_learning_rate", "1e-6"), "linear and cosine"),
         (("--lora.use_dora", "true", "--serve.mode", "lora"), "vLLM serves no adapter"),
         (("--method", "full", "--quantization.bnb_4bit_quant_type", "fp4"), "quantizes nothing"),
+        (("--lora.modules_to_save", "lm_haed"), "--lora.modules_to_save: lm_haed is not found in the model"),
+        (("--lora.target_modules", "q_proj,v_porj"), "--lora.target_modules: v_porj is not found in the model"),
+        (("--train.training_args", '{"report_to": "wandb"}'), "--train.training_args asks for cannot be"),
+        (("--train.training_args", '{"adam_beta2": 1.5}'), "--train.optim adamw_torch cannot be"),
+        (("--train.training_args", '{"lr_scheduler_kwargs": {"x": 1}}'), "--train.lr_scheduler_type linear cannot be"),
+        (("--train.training_args", '{"data_seed": 3}'), "the pipeline decides it"),
+        (("--train.optim", "grokadamw"), "--train.optim grokadamw cannot be"),
+        (("--train.dtype", "float16"), "--train.dtype float16 needs a GPU"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(made: Path, given: tuple[str, ...], says: str) -> None:
@@ -240,13 +236,21 @@ def test_kills_at_random_times_end_with_the_same_weights(made: Path, whole: byte
     assert (folder / "adapter/adapter_model.safetensors").read_bytes() == whole
 
 
+AT = (*LONG, "--train.save_total_limit", "100", "--train.logging_steps", "5")  # no checkpoint follows a log line
+
+
 @pytest.fixture(scope="module")
 def every(made: Path) -> Path:
     """A finished run with all its checkpoints."""
     folder = fresh(made, "at")
-    assert train(made, "at", *LONG, "--train.save_total_limit", "100").returncode == 0
-    shutil.rmtree(folder / "adapter")
-    return Path(shutil.copytree(folder / "checkpoints", made / "every", copy_function=shutil.copy2))
+    assert train(made, "at", *AT).returncode == 0
+    return Path(shutil.copytree(folder, made / "every", copy_function=shutil.copy2))
+
+
+def told(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what depends on the machine."""
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "tokens_per_second"} for record in log]
 
 
 @pytest.mark.parametrize("step", [12, 36, 40, 64])
@@ -255,13 +259,18 @@ def test_a_resume_within_and_between_epochs_ends_with_the_same_weights(
 ) -> None:
     """Nine steps an epoch: 12 is in the second, 36 the end of the fourth, 40 an evaluation, 64 in the eighth."""
     folder = fresh(made, "at")
-    shutil.copytree(every, folder / "checkpoints", copy_function=shutil.copy2)
+    for name in ("checkpoints", "metrics.jsonl"):
+        copy = shutil.copytree if name == "checkpoints" else shutil.copy2
+        copy(every / name, folder / name)
     for late in folder.glob("checkpoints/checkpoint-*"):
         if int(late.name[11:]) > step:
             shutil.rmtree(late)
-    again = train(made, "at", *LONG, "--train.save_total_limit", "100")
+    again = train(made, "at", *AT)
     assert again.returncode == 0 and f"checkpoints/checkpoint-{step}" in again.stdout, again.stderr
     assert (folder / "adapter/adapter_model.safetensors").read_bytes() == whole
+    assert told(folder) == told(every)
+    digests = {json.loads((one / "adapter/manifest.json").read_text())["digest"] for one in (folder, every)}
+    assert len(digests) == 1  # loss curve and model card, too
 
 
 def interrupted(home: Path, run: str, *given: str) -> Path:
@@ -296,7 +305,7 @@ def test_force_starts_afresh_and_a_forced_training_that_was_interrupted_goes_on(
 def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_survives(made: Path, whole: bytes, limit: int) -> None:
     good = interrupted(made, f"disk{limit}", *LONG)
     given = (*words(made, f"disk{limit}"), *LONG)
-    step = run_stage(made, "02_train_qlora.py", *given, limit=limit)
+    step = programs.run(made, "02_train_qlora.py", *given, file_size=limit)
     assert step.returncode == 2, step.stderr
     assert "Traceback" not in step.stderr and step.stderr.count("error:") == 1, step.stderr
     assert good.exists() and not (made / f"outputs/disk{limit}/adapter").exists()
@@ -348,7 +357,7 @@ def test_two_processes_have_the_loss_curve_of_one(made: Path, alone: list[float]
     assert step.returncode == 0, step.stderr[-3000:]
     assert logged(folder) == pytest.approx(alone, rel=1e-5)
     assert json.loads((folder / "adapter/metrics.json").read_text())["processes"] == 2
-    merged = run_stage(made, "03_merge_lora.py", *words(made, kind))
+    merged = programs.run(made, "03_merge_lora.py", *words(made, kind))
     assert merged.returncode == 0, merged.stderr
 
 
