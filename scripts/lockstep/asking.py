@@ -232,7 +232,7 @@ class Endpoint:
                             if show:
                                 show(piece)
                         reason = choice.finish_reason or reason
-                return _answer("".join(pieces), reason, usage, started, first)
+            return _answer("".join(pieces), reason, usage, started, first)
         except NoAnswer as error:
             if show and pieces:
                 error.shown = True

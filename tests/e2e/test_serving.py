@@ -11,6 +11,8 @@ import psutil
 import pytest
 from serving import Home, ask, finished_run, free_port, launch, refused, reseal, served
 
+from lockstep import gate
+
 pytestmark = pytest.mark.e2e
 
 ASK = [{"role": "user", "content": "你是谁？ 🙂"}]
@@ -43,6 +45,13 @@ def test_merged(home: Home) -> None:
             small = asked | {"max_tokens": 2, "tool_choice": "none"} if "tools" in one else asked | {"max_tokens": 2}
             fits = len(one["prompt_ids"]) + 2 <= 512
             assert ask(server.url + CHAT, small)[0] == (200 if fits else 400), one["name"]
+
+        assert found["ordinary_tokens"] > 10
+        judged = gate.Findings()  # had training another end, the gate would see it in this server
+        gate._stops(
+            gate.Server(server.url + "/v1", ""), "r", contract | {"stop_ids": [300]}, contract["stop_ids"], judged
+        )
+        assert [reason.split(" ", 2)[:2] for reason in judged.reasons] == [["stop", "token"], ["token", "2"]]
 
         assert only_loopback(server.family)
         with_media = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]
