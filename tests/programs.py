@@ -5,7 +5,9 @@ fresh program, as they read it when they are imported; how stages start for user
 """
 
 import multiprocessing
+import multiprocessing.context
 import multiprocessing.forkserver
+import multiprocessing.util
 import os
 import resource
 import runpy
@@ -18,6 +20,7 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 300  # seconds
+STARTERS = ("00", "03")  # scripts whose work is in fresh processes; those are forked, too
 FORKED = multiprocessing.get_context("forkserver")
 Ended = subprocess.CompletedProcess[str]
 
@@ -75,9 +78,18 @@ def become(argv: list[str], environment: dict[str, str], home: Path, said: list[
     os.chdir(home)
     sys.argv, sys.path[0:0] = argv, [str(Path(argv[0]).parent)]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if Path(argv[0]).name.startswith(STARTERS):
+        one_thread()  # several would not outlive a fork
+        multiprocessing.util.register_after_fork(one_thread, lambda again: again())
+        multiprocessing.get_context = lambda method=None: multiprocessing.context.ForkContext()
     if file_size:
         limit(file_size)
     runpy.run_path(argv[0], run_name="__main__")
+
+
+def one_thread() -> None:
+    """For torch, which asks after a fork to be told once more."""
+    sys.modules["torch"].set_num_threads(1)
 
 
 def limit(file_size: int) -> None:
