@@ -147,7 +147,8 @@ def main() -> None:
         return print(f"{paths.label(model.folder)} is up to date ({manifest.short(found.digest)})")
     if model.source != "local" and not model.id:
         raise UserError(f"--model.source {model.source} needs --model.id")
-    if model.source != "pypi" and model.sha256:
+    given, source = settings.explicit.get("model.sha256"), settings.explicit.get("model.source")
+    if model.source != "pypi" and given and source in (None, given):  # and not a config's, whose source was set aside
         raise UserError(
             f"--model.sha256 is a wheel's, and --model.source {model.source} would not look at it: leave it out"
         )

@@ -157,6 +157,10 @@ def main() -> None:
 
         # --- model ---
         dtype = models.compute_dtype(settings.train.dtype, on)
+        if (
+            settings.method == "full" and settings.train.dtype == "float16" and on == "cpu"
+        ):  # it would compute in float32
+            raise UserError("--train.dtype float16 needs a GPU with --method full: take bfloat16 or float32")
         splits = {
             split: load_from_disk(run_dir / "data" / split).select_columns(["input_ids", "labels", "row"])
             for split in ("train", "validation")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lockstep.errors import UserError
 from lockstep.sections import Quantization
 
 if TYPE_CHECKING:
@@ -29,12 +28,7 @@ def compute_dtype(setting: str, on: str) -> torch.dtype:
         setting: a dtype's name, or auto: bfloat16 where the device computes with it; otherwise
             float16 on CUDA and float32 elsewhere.
         on: a device, as `device` names it.
-
-    Raises:
-        UserError: float16 on a CPU.
     """
-    if setting == "float16" and on == "cpu":
-        raise UserError("--train.dtype float16 needs a GPU, which scales the loss for it: take bfloat16 or float32")
     if setting != "auto":
         return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(setting, torch.float32)
     if on == "cuda":

@@ -161,7 +161,7 @@ def test_the_best_weights_are_published_and_a_stuck_training_stops(made: Path) -
         (("--train.training_args", '{"lr_scheduler_kwargs": {"x": 1}}'), "--train.lr_scheduler_type linear cannot be"),
         (("--train.training_args", '{"data_seed": 3}'), "the pipeline decides it"),
         (("--train.optim", "grokadamw"), "--train.optim grokadamw cannot be"),
-        (("--train.dtype", "float16"), "--train.dtype float16 needs a GPU"),
+        (("--method", "full", "--train.dtype", "float16"), "--train.dtype float16 needs a GPU"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(made: Path, given: tuple[str, ...], says: str) -> None:
