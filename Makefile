@@ -94,7 +94,7 @@ serve: setup ## serve the merged model with vLLM, in the foreground
 
 serve-lora: setup ## serve base + adapter with vLLM, in the foreground
 	$(call parse,PYTHON=$(PY) scripts/serve_vllm.sh)
-	$(if $(findstring --adapter.path,$(ARGS)),$(call need,scripts/03_merge_lora.py,merge),$(call need,scripts/02_train_qlora.py,train))
+	$(if $(findstring --adapter.path,$(ARGS)),$(call need,scripts/01_data_collator.py,data),$(call need,scripts/02_train_qlora.py,train))
 	$(PY) scripts/03_merge_lora.py --base $(UPSTREAM)
 	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh --serve.mode lora $(FLAGS)
 

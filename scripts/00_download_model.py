@@ -148,7 +148,8 @@ def main() -> None:
     if model.source != "local" and not model.id:
         raise UserError(f"--model.source {model.source} needs --model.id")
     given, source = settings.explicit.get("model.sha256"), settings.explicit.get("model.source")
-    if model.source != "pypi" and given and source in (None, given):  # and not a config's, whose source was set aside
+    aside = source == "on the command line" != given  # a config's checksum, with the source that it belonged to
+    if model.source != "pypi" and given and not aside:
         raise UserError(
             f"--model.sha256 is a wheel's, and --model.source {model.source} would not look at it: leave it out"
         )

@@ -117,6 +117,12 @@ def remember(trainer: "SupervisedTrainer", settings: Settings, dtype: "torch.dty
     manifest.write_json(work / reference.FILE, record)
 
 
+def identity(adapter: Path) -> str:
+    """What tells one published adapter from the next, even of equal weights; nothing where there is none."""
+    file = adapter / manifest.FILE
+    return manifest.sha256_of(file) if file.exists() else ""
+
+
 def main() -> None:
     parser = cli.parser(__doc__ or "", "model", "method", "lora", "quantization", "train")
     cli.stage_options(parser)
@@ -140,11 +146,15 @@ def main() -> None:
     task = {"config": stage.config | {"processes": ranks.PROCESSES}, "inputs": stage.inputs}
     if found := stage.finished():
         if ranks.FIRST:
-            checkpoints.close(run_dir / "checkpoints", task, published=False)
+            checkpoints.close(run_dir / "checkpoints", task, identity(stage.folder))
         return say(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
 
     with stage.writing() if ranks.FIRST else nullcontext(run_dir / ".adapter.partial") as work:
-        checkpoint = checkpoints.prepare(run_dir / "checkpoints", task, options.force, say) if ranks.FIRST else None
+        checkpoint = (
+            checkpoints.prepare(run_dir / "checkpoints", task, options.force, identity(stage.folder), say)
+            if ranks.FIRST
+            else None
+        )
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing below may reach for the network
         from datasets import load_from_disk
 
@@ -226,12 +236,12 @@ def main() -> None:
         if made.fast:
             made.fast.undo(trainer.model)  # what is remembered is what PEFT computes, as everyone will load it
         if ranks.FIRST:
-            training.advise_on_memory(lambda: remember(trainer, settings, dtype, work), settings, trainer)
+            remember(trainer, settings, dtype, work)
         stage.metrics = metrics
         ranks.wait()
     if not ranks.FIRST:
         return None
-    checkpoints.close(run_dir / "checkpoints", task)
+    checkpoints.close(run_dir / "checkpoints", task, identity(stage.folder))
     loss_text = f", held-out loss {metrics['eval_loss']:.4f}" if "eval_loss" in metrics else ""
     print(f"{paths.label(stage.folder)} is complete: {metrics['steps']} steps in {seconds:.0f} s{loss_text}")
 

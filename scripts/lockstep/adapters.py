@@ -29,7 +29,8 @@ def attach(network: Any, lora: Lora) -> Any:
     modules = [name for name, _ in network.named_modules()]
     for setting in ("target_modules", "modules_to_save"):  # PEFT asks only whether any of them is there
         for wanted in options[setting] if isinstance(options[setting], list) else ():
-            if not any(f".{name}".endswith(f".{wanted}") for name in modules):
+            end = wanted if setting == "modules_to_save" else f".{wanted}"
+            if not any(f".{name}".endswith(end) for name in modules):
                 raise UserError(f"--lora.{setting}: {wanted} is not found in the model")
     options["init_lora_weights"] = True if lora.init_lora_weights == "default" else lora.init_lora_weights
     try:

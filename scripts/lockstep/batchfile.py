@@ -143,21 +143,22 @@ class BatchFile:
                 line = source.readline()
                 digest.update(line)
                 target.write(line)
-            made = {"key": self.key, "rows": self.rows, "sha256": digest.hexdigest()}
+            made = digest.hexdigest()
             # a kill before the new file is in its place must leave one that this batch may replace
-            old = manifest.sha256_of(self.output) if self.output.exists() else None
-            manifest.write_json(self.record, made | {"replaces": old})
-        manifest.write_json(self.record, made)
+            old = manifest.sha256_of(self.output) if self.output.exists() else made
+            record = {"key": self.key, "rows": self.rows, "sha256": made, "replaces": None if old == made else old}
+            manifest.write_json(self.record, record)
         self.partial.unlink()
 
     def _opened(self, force: bool) -> BinaryIO | None:
         """The partial file, ready to be added to; None where the output is finished."""
-        if self.output.exists() and not force and not self._is_ours():
+        found = self._found()
+        if self.output.exists() and not force and not self._is_ours("sha256", *(["replaces"] if found else [])):
             raise UserError(
                 f"{paths.label(self.output)} answers other questions, or was made with another model or settings: "
                 f"name another --output, or replace it with --force"
             )
-        if self._found():
+        if found:
             stream = self._resumed()
             self.news = f"going on: {len(self._places)} of {self.rows} rows are done" if self._places else ""
             return stream
@@ -190,12 +191,12 @@ class BatchFile:
     def _kept(self, key: str) -> Path:
         return self.output.with_name(f".{self.output.name}.{key[:16]}.partial")
 
-    def _is_ours(self) -> bool:
-        """Whether the output is what this batch made, unchanged, or was about to replace."""
+    def _is_ours(self, *states: str) -> bool:
+        """Whether the output is what this batch made, unchanged, or was about to replace, by these keys of the record."""
         if not self.record.exists():
             return False
         record = json.loads(self.record.read_text(encoding="utf-8"))
-        known = (record["sha256"], record.get("replaces"))
+        known = [record[state] for state in states]
         return bool(record["key"] == self.key and manifest.sha256_of(self.output) in known)
 
     def _begun(self, answered: list[bytes]) -> BinaryIO | None:

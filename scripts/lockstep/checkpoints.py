@@ -68,11 +68,12 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
             shutil.rmtree(found[step])
 
 
-def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
+def claim(folder: Path, task: dict[str, Any], force: bool, adapter: str = "") -> None:
     """Make the folder this task's own.
 
     Args:
         task: settings and inputs of the training; `close` marks it finished.
+        adapter: identifies the one that is published now, if there is one.
         force: start afresh. An unfinished training that was itself started so goes on: the same
             command run again resumes.
 
@@ -82,7 +83,8 @@ def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
     note = folder / "task.json"
     if not note.exists():  # whose checkpoints those are, nobody knows
         _clear(folder)
-    earlier = _note(folder, {"task": task, "finished": False, "forced": force})
+    new = {"task": task, "finished": False, "forced": force, "replaces": adapter}
+    earlier = _note(folder, new)
     if force and (not earlier or earlier["task"] != task or earlier["finished"] or not earlier["forced"]):
         _clear(folder)
     elif not earlier:
@@ -97,7 +99,7 @@ def claim(folder: Path, task: dict[str, Any], force: bool) -> None:
             f"resume it, --force starts afresh, another --run keeps both"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.write_json(note, {"task": task, "finished": False, "forced": force})
+    manifest.write_json(note, new)
 
 
 def _note(folder: Path, absent: dict[str, Any] | None = None) -> dict[str, Any] | None:
@@ -107,7 +109,10 @@ def _note(folder: Path, absent: dict[str, Any] | None = None) -> dict[str, Any] 
         return absent
     try:
         found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-        sound = found.keys() == {"task", "finished", "forced"} and found["task"].keys() == {"config", "inputs"}
+        sound = found.keys() == {"task", "finished", "forced", "replaces"} and found["task"].keys() == {
+            "config",
+            "inputs",
+        }
     except (ValueError, AttributeError, RecursionError):
         return None
     return found if sound else None
@@ -122,25 +127,21 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def prepare(folder: Path, task: dict[str, Any], force: bool, say: Callable[[str], None]) -> Path | None:
+def prepare(folder: Path, task: dict[str, Any], force: bool, adapter: str, say: Callable[[str], None]) -> Path | None:
     """Claim the folder, and find the checkpoint to resume from; says which ones are not whole."""
-    claim(folder, task, force)
+    claim(folder, task, force, adapter)
     found, broken = newest(folder)
     for one in broken:
         say(f"not whole, and so not resumed from: {paths.label(one)}")
     return found
 
 
-def close(folder: Path, task: dict[str, Any], published: bool = True) -> None:
-    """Note that the adapter of this task is published: --force will start afresh.
-
-    Args:
-        published: just now. Otherwise the adapter may be the one that a training with --force, which is not at its end,
-            is about to replace: that one keeps its checkpoints.
-    """
-    note = {"task": task, "finished": True, "forced": False}
+def close(folder: Path, task: dict[str, Any], adapter: str) -> None:
+    """Note that the adapter of this task is published: --force will start afresh. One that a training with --force is
+    about to replace is not its own, and leaves it its checkpoints."""
+    note = {"task": task, "finished": True, "forced": False, "replaces": ""}
     earlier = _note(folder)
-    if not published and earlier and earlier["forced"] and not earlier["finished"]:
+    if earlier and earlier["forced"] and not earlier["finished"] and earlier["replaces"] == adapter:
         return
     if folder.exists() and earlier != note:  # a kill may have come between the adapter and this
         manifest.write_json(folder / "task.json", note)

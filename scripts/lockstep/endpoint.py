@@ -154,7 +154,7 @@ def plan(settings: Settings) -> Plan:
         route=route,
         rules=rules,
         prove=partial(gate.prove, mode=serve.mode, served=folders, base_name=subject.base_name, bounds=bounds),
-        served=_digests(settings),
+        served=_digests(subject),
         canary=gate.canary_prompt(subject.adapters[model_name(settings)]),
         timeout=serve.startup_timeout,
         foresee=partial(gate.foresee, folders),
@@ -162,12 +162,9 @@ def plan(settings: Settings) -> Plan:
     )
 
 
-def _digests(settings: Settings) -> dict[str, str]:
-    """What of the run is served."""
-    folders = [
-        settings.run_dir / "adapter",
-        *([settings.run_dir / "merged"] if settings.serve.mode == "merged" else []),
-    ]
+def _digests(subject: Subject) -> dict[str, str]:
+    """Label → digest of all that is served."""
+    folders = dict.fromkeys([subject.model, *subject.adapters.values()])
     return {paths.label(folder): manifest.read(folder).digest for folder in folders}
 
 

@@ -30,7 +30,7 @@ ROWS = {"merged": 64, "lora": 24}  # held-out rows
 PER_ROW = 4  # tokens of each whose log-probability is compared, the last one among them
 CHATS = 20  # golden conversations, the shortest, whose next token is compared
 BENEATH = 16  # tokens that the base beneath an adapter is asked for
-GO_ON = 64  # tokens of answers that must not end one
+GO_ON = 64  # tokens that must not end an answer: of each kind
 ANSWERS = 16  # held-out prompts that are answered
 LONGEST_ANSWER = 256  # tokens
 FEW_STOPS = 0.8  # a stop rate below this is worth a warning
@@ -102,6 +102,7 @@ class Bounds:
     logprob_gap: float  # nats a token, on the mean
     min_stop_rate: float | None
     max_model_len: int
+    vocabulary: int = 2**31  # ids from there on are not served
 
 
 @dataclass
@@ -146,7 +147,7 @@ def _findings(
     _tokens(server, name, folder, agreed, found)
     if found.reasons:  # other prompts than in training: nothing else can be compared
         return found
-    _stops(server, name, agreed, _within_answers(folder, agreed, recorded["rows"]), found)
+    _stops(server, name, agreed, _within_answers(folder, agreed, recorded["rows"], bounds.vocabulary), found)
     rows = [row for row in recorded["rows"] if len(row["input_ids"]) <= bounds.max_model_len]
     if not rows and mode != "base":
         found.reasons.append(f"no held-out row fits into --serve.max_model_len {bounds.max_model_len}: raise it")
@@ -230,16 +231,17 @@ def _tokens(server: Server, name: str, folder: Path, agreed: dict[str, Any], fou
         found.reasons.append(_other_tokens(folder, agreed, wrong))
 
 
-def _within_answers(folder: Path, agreed: dict[str, Any], rows: list[Any]) -> list[int]:
-    """Tokens that an answer goes on after: those that the tokenizer has as one and are not special, such as
-    <tool_call>, and the most frequent ones of held-out answers."""
+def _within_answers(folder: Path, agreed: dict[str, Any], rows: list[Any], vocabulary: int) -> list[int]:
+    """Tokens that an answer goes on after: the most frequent ones of held-out answers, and those that the tokenizer adds
+    as one and not as special tokens, such as <tool_call>."""
     file = folder / "tokenizer.json"
     added = json.loads(file.read_text(encoding="utf-8"))["added_tokens"] if file.exists() else []
     said = Counter(token for row in rows for token in row["input_ids"][row["start"] :])
-    tokens = dict.fromkeys(
-        [one["id"] for one in added if not one["special"]] + [token for token, _ in said.most_common()]
-    )
-    return [token for token in tokens if token not in agreed["stop_ids"]][:GO_ON]
+    kinds = [one["id"] for one in added if not one["special"]], [token for token, _ in said.most_common()]
+    ends = agreed["stop_ids"]
+    return list(dict.fromkeys(
+        token for kind in kinds for token in [one for one in kind if one not in ends and one < vocabulary][:GO_ON]
+    ))  # fmt: skip
 
 
 def _stops(server: Server, name: str, agreed: dict[str, Any], within: list[int], found: Findings) -> None:
@@ -452,10 +454,10 @@ def read(folder: Path) -> dict[str, Any] | None:
     return report if isinstance(report, dict) else None
 
 
-def replaced(report: dict[str, Any]) -> list[str]:
-    """Labels of folders that were made anew after the model that the report is about."""
+def replaced(about: dict[str, Any]) -> list[str]:
+    """Labels of folders that were made anew since they were served; `about` is a report, or the supervisor's note."""
     labels = []
-    for label, digest in report.get("served", {}).items():
+    for label, digest in about.get("served", {}).items():
         try:
             same = manifest.read(paths.resolve_label(label)).digest == digest
         except UserError:

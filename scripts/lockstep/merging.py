@@ -195,7 +195,9 @@ def write_rest(base: Path, adapter: Path, out: Path) -> None:
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     file = base / "generation_config.json"
     generation = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    stops = [chat.end_of_turn, chat.tokenizer.eos_token_id, *_ids(generation), *_ids(config)]
+    added = chat.tokenizer.added_tokens_decoder  # of the base's own ends those that no text of an answer holds
+    theirs = [end for end in (*_ids(generation), *_ids(config)) if end in added and added[end].special]
+    stops = [chat.end_of_turn, chat.tokenizer.eos_token_id, *theirs]
     unique = list(dict.fromkeys(stop for stop in stops if stop is not None))
     eos: Any = unique if len(unique) > 1 else unique[0]
     config |= {"eos_token_id": eos, "dtype": str(DTYPE).split(".")[-1]}

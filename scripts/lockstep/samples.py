@@ -17,7 +17,7 @@ from lockstep.template import Dropped, Message, Refused, Template
 NEEDS = {"tools": "tools", "tool_calls": "tool_calls", "reasoning_content": "reasoning"}
 
 
-MOST_RENDERED = 2**24  # characters of all prompts of one row: thousands of turns
+MOST_RENDERED = 2**26  # characters of all prompts of one row: thousands of turns
 
 
 @dataclass
@@ -99,7 +99,9 @@ class Sampler:
                 prompt = self.chat.render(row.messages[:place], row.tools)
                 rendered += len(prompt)
                 if rendered > MOST_RENDERED:
-                    return row.reject("too_long", f"{len(places)} answers, each after all that was said before")
+                    return row.reject(
+                        *self._too_long(row, f"{len(places)} answers, each after all that was said before")
+                    )
                 texts.append((prompt, self.chat.answer_text(row.messages[: place + 1], row.tools, prompt)))
         except Dropped as error:
             return row.reject("template_drops_text", str(error))

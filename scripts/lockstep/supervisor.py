@@ -32,7 +32,7 @@ from lockstep.gate import Server, Unanswered
 
 NOT_RUNNING = 3  # exit code of `status`: nothing that is in lockstep is served
 RULES = "rules.json"  # for the middleware
-NOTED = {"pid", "created", "since_boot", "url", "model", "mode", "state", "grace"}  # in server.json
+NOTED = {"pid", "created", "since_boot", "url", "model", "mode", "served", "state", "grace"}  # in server.json
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
 
@@ -49,8 +49,6 @@ def start(plan: Plan) -> int:
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _alone(plan.folder), _signals() as numbers:
         processes.become_subreaper()
-        if count := _end_left_behind(plan.folder):
-            print(f"ended {count} processes that an earlier server of this run left behind")
         log, opened = plan.folder / "server.log", plan.folder / "open"
         opened.unlink(missing_ok=True)  # of a supervisor that was killed
         server = Server(plan.url, secrets.token_urlsafe(32))
@@ -89,32 +87,39 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
-        raise _is_served(folder) from error
+        known = _note(folder) or {}
+        raise UserError(
+            f"{paths.label(folder.parent)} is already served at {known.get('url')} by process "
+            f"{known.get('pid')}: run `make stop` first"
+        ) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _is_served(folder: Path) -> UserError:
-    known = _note(folder) or {}
-    return UserError(
-        f"{paths.label(folder.parent)} is already served at {known.get('url')} by process "
-        f"{known.get('pid')}: run `make stop` first"
-    )
+def clear(folder: Path) -> str:
+    """Kill what a server of this folder has left, and say so; nothing where there is nothing.
 
+    One whose supervisor and API server were both killed leaves an engine that waits for ever, and holds its memory. It is
+    known by what its environment says.
 
-def _end_left_behind(folder: Path) -> int:
-    """Kill what a server of this folder has left; returns how many processes. One whose supervisor and API server were
-    both killed has an engine that waits for ever: it is known by what its environment says."""
+    Raises:
+        UserError: a server runs there.
+    """
+    if not folder.exists() or sys.platform != "linux":
+        return ""
     found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(middleware.RULES) == str(folder / RULES):
-                process.kill()
-                found.append(process)
-    psutil.wait_procs(found, timeout=10)
-    return len(found)
+    with _alone(folder):
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                # a container may hold a folder of the same name
+                ours = Path(f"/proc/{process.pid}/ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
+                if ours and process.environ().get(middleware.RULES) == str(folder / RULES):
+                    process.kill()
+                    found.append(process)
+        psutil.wait_procs(found, timeout=5)
+    return f"ended {len(found)} processes that a server of {paths.label(folder.parent)} left behind" if found else ""
 
 
 @contextlib.contextmanager
@@ -133,6 +138,7 @@ def _launch(plan: Plan, secret: str, opened: Path, log: Path) -> subprocess.Pope
     environment = os.environ | plan.environment | {
         middleware.RULES: str(rules), middleware.OPEN: str(opened), middleware.SECRET: secret,
     }  # fmt: skip
+    environment["SPT_NOENV"] = "1"  # or vLLM's processes, whose titles are changed, lose the sight of it: see `clear`
     environment.pop("VLLM_API_KEY", None)
     if key := middleware.key():
         environment["VLLM_API_KEY"] = key  # a second lock behind ours
@@ -213,8 +219,13 @@ def stop(folder: Path) -> str:
     known = _note(folder)
     process = known and _running(known)
     if not known or not process:
-        count = _end_left_behind(folder)
-        return f"ended {count} processes that a server of {paths.label(folder.parent)} left behind" if count else ""
+        try:
+            return clear(folder)
+        except UserError as error:
+            raise UserError(
+                f"{paths.label(folder.parent)} is served, or about to be, by a process that {paths.label(folder)}/server.json "
+                f"does not tell: stop it with Ctrl-C"
+            ) from error
     try:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -246,7 +257,7 @@ def status(folder: Path) -> tuple[int, str]:
     report = gate.read(folder)
     if not report:
         return NOT_RUNNING, f"{text}\n{paths.label(folder)}/{gate.FILE} is gone, or damaged"
-    if anew := gate.replaced(report):
+    if anew := gate.replaced(known):
         return NOT_RUNNING, f"{text}\n{', '.join(anew)} was made anew since: `make stop`, and serve again"
     return 0, f"{text}\nin lockstep: {gate.summary(report)}"
 
@@ -254,8 +265,7 @@ def status(folder: Path) -> tuple[int, str]:
 def served(folder: Path) -> dict[str, str]:
     """Label → digest of what the running server from `folder` loaded; empty where none runs."""
     known = _note(folder)
-    report = gate.read(folder) if known and _running(known) else None
-    return report.get("served", {}) if report else {}
+    return dict(known["served"]) if known and _running(known) else {}
 
 
 def is_starting(folder: Path) -> bool:
@@ -267,8 +277,8 @@ def is_starting(folder: Path) -> bool:
 def detach(words: list[str], folder: Path) -> int:
     """Start a supervisor of its own session, and return once it serves, or its exit code once it failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    if (known := _note(folder)) and _running(known):  # its log is not ours to empty
-        raise _is_served(folder)
+    with _alone(folder):  # or the log is not ours to empty
+        pass
     said = folder / "supervisor.log"
     with said.open("wb") as stream:
         child = subprocess.Popen(
@@ -295,7 +305,7 @@ def detach(words: list[str], folder: Path) -> int:
 def _note_down(plan: Plan, state: str) -> None:
     process = psutil.Process()
     me = {"pid": process.pid, "created": process.create_time(), "since_boot": _since_boot(process)}
-    what = {"url": plan.url, "model": plan.model, "mode": plan.mode, "state": state, "grace": plan.grace}
+    what = {"url": plan.url, "model": plan.model, "mode": plan.mode, "served": plan.served, "state": state, "grace": plan.grace}  # fmt: skip
     manifest.write_json(plan.folder / "server.json", me | what)
 
 
@@ -406,6 +416,8 @@ def main() -> int:
         return max((code for code, _ in found), default=NOT_RUNNING)
     if options.detach:
         return detach([word for word in sys.argv[2:] if word != "--detach"], endpoint.folder(settings))
+    if said := clear(endpoint.folder(settings)):  # before the look at what memory there is
+        print(said)
     return start(endpoint.plan(settings))
 
 

@@ -42,9 +42,9 @@ def reach(home: Home, supervisor: subprocess.Popen[str], phase: str) -> None:
     raise AssertionError(f"not {phase} in time")
 
 
-def state_of(home: Home) -> tuple[int, str]:
-    """What `make status` says."""
-    words = [sys.executable, "-m", "lockstep.supervisor", "status", *home.words]
+def state_of(home: Home, action: str = "status") -> tuple[int, str]:
+    """What `make status` says, or `make stop`."""
+    words = [sys.executable, "-m", "lockstep.supervisor", action, *home.words]
     environment = script_environment(home.folder, PYTHONPATH=str(ROOT / "scripts"))
     answer = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     return answer.returncode, answer.stdout
@@ -78,7 +78,7 @@ def test_nothing_outlives_the_supervisor(home: Home, phase: str) -> None:
         stream = Connection(f"http://127.0.0.1:{port}", asked(stream=True, max_tokens=400, ignore_eos=True))
         first = stream.socket.recv(1)
         assert first
-    family = psutil.Process(supervisor.pid).children(recursive=True)  # vLLM's renamed ones show no environment
+    family = psutil.Process(supervisor.pid).children(recursive=True)
     supervisor.kill()
     supervisor.communicate()
     if stream:  # SIGTERM reaches the server, which answers to the end what it has let in
@@ -112,7 +112,15 @@ def test_an_evaluation_whose_engine_is_killed_says_so(home: Home) -> None:
     assert "Traceback" not in complaint and not living(home) and not any(map(alive, engine))
 
 
-def test_it_serves_again(home: Home) -> None:
+def test_it_serves_again_and_the_engine_that_is_left_when_all_others_are_killed_is_ended_by_stop(home: Home) -> None:
     with served(home) as server:
         status, answer = ask(f"{server.url}/v1/chat/completions", json.loads(asked()))
         assert status == 200 and answer["choices"][0]["finish_reason"] in ("stop", "length")
+        engine = [one for one in server.family if one.cmdline()[0].startswith("VLLM::")]
+        (api,) = psutil.Process(server.supervisor.pid).children()
+        server.supervisor.kill()
+        server.supervisor.wait()
+        api.kill()
+        assert engine and all(map(alive, engine))
+        assert "left behind" in state_of(home, "stop")[1]
+        assert not living(home) and not any(map(alive, engine))

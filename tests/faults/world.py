@@ -102,7 +102,9 @@ def summary(file: Path) -> str:
         text = OF_A_REPORT.sub("", text)
     elif file.name in {"manifest.json", "metrics.json"} or file.suffix == ".done":
         # of an evaluation and of answers, which hold latencies
-        follows = {"digest"} if file.parent.name == "eval" else {"sha256"} if file.suffix == ".done" else set()
+        follows = (
+            {"digest"} if file.parent.name == "eval" else {"sha256", "replaces"} if file.suffix == ".done" else set()
+        )
         text = json.dumps({key: value for key, value in steady(json.loads(text)).items() if key not in follows})
     elif file.name in {"metrics.jsonl", "predictions.jsonl", "answers.jsonl"} or (
         file.parent.name == "answers" and file.suffix == ".jsonl"

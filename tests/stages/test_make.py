@@ -61,5 +61,7 @@ def test_earlier_stages_get_the_arguments_that_they_read(
     lines = (tmp_path / "log").read_text().splitlines()
     ran = [line for line in lines if script in line and "--check" not in line]
     assert len(ran) == (handed_on is not None)
+    merges = [line for line in lines if "03_merge_lora.py" in line and "--check" not in line]
+    assert all("|--base|" in line for line in merges) == (goal == "serve-lora")  # which serves what may not be merged
     wanted = "|".join(words.replace("'", "").split(" ", 1)) + "|"
     assert all((wanted in line) == handed_on and "--config|c.yaml|" in line for line in ran)

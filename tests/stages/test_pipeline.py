@@ -31,11 +31,11 @@ def common(source: Path) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def build(home: Path, source: Path, *extra: str) -> dict[str, Step]:
+def build(home: Path, source: Path, *extra: str, fresh: bool = False) -> dict[str, Step]:
     """Run all stages; every one must succeed."""
     done = {}
     for script, words in SCRIPTS.items():
-        done[script] = programs.run(home, script, *common(source), *words, *extra)
+        done[script] = programs.run(home, script, *common(source), *words, *extra, fresh=fresh)
         assert done[script].returncode == 0, done[script].stderr
     return done
 
@@ -51,7 +51,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
-    build(home, source)
+    build(home, source, fresh=True)
     return home
 
 

@@ -38,7 +38,9 @@ def test_another_task_is_refused_where_something_could_be_lost_and_only_there(fo
     assert not kept.exists()
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"task": 1, "finished": false, "forced": false}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", "{}", '{"task": 1, "finished": false, "forced": false, "replaces": ""}', "[" * 100_000]
+)
 def test_a_damaged_note_is_one_line_and_force_starts_afresh(folder: Path, text: str) -> None:
     kept = keep(folder)
     (folder / "task.json").write_text(text)
@@ -49,12 +51,12 @@ def test_a_damaged_note_is_one_line_and_force_starts_afresh(folder: Path, text: 
     assert not kept.exists() and json.loads((folder / "task.json").read_text())["forced"]
 
 
-def test_an_earlier_adapter_does_not_end_a_forced_training(folder: Path) -> None:
-    checkpoints.claim(folder, task(r=8), True)
+def test_an_earlier_adapter_does_not_end_a_forced_training_and_its_own_does(folder: Path) -> None:
+    checkpoints.claim(folder, task(r=8), True, "old")
     kept = keep(folder)
-    checkpoints.close(folder, task(r=8), published=False)
-    checkpoints.claim(folder, task(r=8), True)
+    checkpoints.close(folder, task(r=8), "old")
+    checkpoints.claim(folder, task(r=8), True, "old")
     assert kept.exists()
-    checkpoints.close(folder, task(r=8))
-    checkpoints.claim(folder, task(r=8), True)
+    checkpoints.close(folder, task(r=8), "new")  # also where a kill came between the two
+    checkpoints.claim(folder, task(r=8), True, "new")
     assert not kept.exists()

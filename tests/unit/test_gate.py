@@ -86,10 +86,15 @@ def test_a_bound_on_stops_is_the_tuned_models(
 def test_stop_tokens_end_an_answer_and_what_answers_consist_of_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: set[int], says: str | None
 ) -> None:
-    added = [{"id": 2, "special": True}, {"id": 7, "special": False}, {"id": 3, "special": True}]
+    added = [
+        {"id": 2, "special": True},
+        {"id": 7, "special": False},
+        {"id": 3, "special": True},
+        {"id": 50, "special": False},
+    ]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     agreed = {"conversations": [{"prompt_ids": [1]}], "stop_ids": [2]}
-    within = gate._within_answers(tmp_path, agreed, [{"input_ids": [9, 9, 5, 4, 5, 2], "start": 2}])
+    within = gate._within_answers(tmp_path, agreed, [{"input_ids": [9, 9, 5, 4, 5, 2], "start": 2}], 50)
     assert within == [7, 5, 4]
     monkeypatch.setattr(
         Server,

@@ -130,24 +130,15 @@ def test_stop_ends_it_and_then_finds_nothing(tmp_path: Path, port: int) -> None:
     supervisor.wait(timeout=10)
 
 
-def test_what_both_processes_of_a_server_leave_when_they_are_killed_is_ended_by_stop_and_by_the_next_start(
-    tmp_path: Path, port: int
-) -> None:
-    for number in range(2):
-        supervisor = launch(tmp_path, port)
-        family = wait_until_serving(supervisor)
-        server, *left = sorted(family, key=lambda one: one.create_time())
-        supervisor.kill()
-        supervisor.wait()
-        with contextlib.suppress(psutil.NoSuchProcess):  # it hears of it
-            server.kill()
-        if number == 0:
-            assert "ended 2 processes that a server of outputs/r left behind" in stop(tmp_path)
-            assert gone(left) and "no server of outputs/r is running" in stop(tmp_path)
-    again = launch(tmp_path, free_port())
-    wait_until_serving(again)
-    assert gone(left)
-    assert "stopped the server at" in stop(tmp_path) and again.wait(timeout=10) == 0
+def test_what_both_processes_of_a_server_leave_when_they_are_killed_is_ended_by_stop(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port)
+    server, *left = sorted(wait_until_serving(supervisor), key=lambda one: one.create_time())
+    supervisor.kill()
+    supervisor.wait()
+    with contextlib.suppress(psutil.NoSuchProcess):  # it hears of it
+        server.kill()
+    assert "ended 2 processes that a server of outputs/r left behind" in stop(tmp_path)
+    assert gone(left) and "no server of outputs/r is running" in stop(tmp_path)
 
 
 def test_what_answers_at_its_address_and_does_not_know_its_secret_is_not_taken_for_it(
@@ -162,19 +153,20 @@ def test_status_says_where_the_model_was_made_anew_and_where_notes_are_damaged(t
     supervisor = launch(tmp_path, port)
     wait_until_serving(supervisor)
     assert supervisor_says(tmp_path, "status")[0] == 0
-    file = tmp_path / "outputs/r/serve/gate_report.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"served": {"outputs/r/merged": "0" * 64}}))
-    code, said = supervisor_says(tmp_path, "status")
-    assert code == 3 and "outputs/r/merged was made anew since" in said
-    file.write_text("{")
-    code, said = supervisor_says(tmp_path, "status")
-    assert code == 3 and "gate_report.json is gone, or damaged" in said and "Traceback" not in said
     note = tmp_path / "outputs/r/serve/server.json"
     whole = note.read_text()
+    note.write_text(json.dumps(json.loads(whole) | {"served": {"outputs/r/merged": "0" * 64}}))
+    code, said = supervisor_says(tmp_path, "status")
+    assert code == 3 and "outputs/r/merged was made anew since" in said
+    note.write_text(whole)
+    (tmp_path / "outputs/r/serve/gate_report.json").write_text("{")
+    code, said = supervisor_says(tmp_path, "status")
+    assert code == 3 and "gate_report.json is gone, or damaged" in said and "Traceback" not in said
     for text in ("[1]", "{}", "[" * 100_000, json.dumps(json.loads(whole) | {"pid": -1})):
         note.write_text(text)
         code, said = supervisor_says(tmp_path, "status")
         assert code == 3 and "no server of outputs/r is running" in said and "Traceback" not in said
+        assert "does not tell: stop it with Ctrl-C" in stop(tmp_path) and supervisor.poll() is None
     note.write_text(whole)
     assert "stopped the server at" in stop(tmp_path) and supervisor.wait(timeout=10) == 0
 
