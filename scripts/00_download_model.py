@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterable, Set
 from pathlib import Path
 
-from lockstep import cli, hub, inspection, manifest, paths
+from lockstep import cli, configfile, hub, inspection, manifest, paths
 from lockstep.errors import UserError
 from lockstep.sections import Model
 from lockstep.stage import Stage
@@ -30,9 +30,8 @@ from lockstep.stage import Stage
 ALLOWED = (
     "*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "LICENSE*",
 )  # fmt: skip
-WHEEL = re.compile(
-    r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*"
-)  # and no address, folder or option of pip's, which runs setup.py
+# A wheel's name, and no folder, address or option of pip's, which would run a setup.py.
+WHEEL = re.compile(r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*")
 # A second copy of the weights in another layout, and adapters: neither is the model.
 OTHER_WEIGHTS = ("consolidated", "adapter_model")
 
@@ -147,9 +146,9 @@ def main() -> None:
         return print(f"{paths.label(model.folder)} is up to date ({manifest.short(found.digest)})")
     if model.source != "local" and not model.id:
         raise UserError(f"--model.source {model.source} needs --model.id")
-    given, source = settings.explicit.get("model.sha256"), settings.explicit.get("model.source")
-    aside = source == "on the command line" != given  # a config's checksum, with the source that it belonged to
-    if model.source != "pypi" and given and not aside:
+    typed = {key for key, where in settings.explicit.items() if where == configfile.TYPED}
+    set_aside = "model.source" in typed and "model.sha256" not in typed  # a config's checksum, with its own source
+    if model.sha256 and model.source != "pypi" and not set_aside:
         raise UserError(
             f"--model.sha256 is a wheel's, and --model.source {model.source} would not look at it: leave it out"
         )

@@ -117,12 +117,6 @@ def remember(trainer: "SupervisedTrainer", settings: Settings, dtype: "torch.dty
     manifest.write_json(work / reference.FILE, record)
 
 
-def identity(adapter: Path) -> str:
-    """What tells one published adapter from the next, even of equal weights; nothing where there is none."""
-    file = adapter / manifest.FILE
-    return manifest.sha256_of(file) if file.exists() else ""
-
-
 def main() -> None:
     parser = cli.parser(__doc__ or "", "model", "method", "lora", "quantization", "train")
     cli.stage_options(parser)
@@ -146,12 +140,12 @@ def main() -> None:
     task = {"config": stage.config | {"processes": ranks.PROCESSES}, "inputs": stage.inputs}
     if found := stage.finished():
         if ranks.FIRST:
-            checkpoints.close(run_dir / "checkpoints", task, identity(stage.folder))
+            checkpoints.close(run_dir / "checkpoints", task, manifest.identity(stage.folder))
         return say(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
 
     with stage.writing() if ranks.FIRST else nullcontext(run_dir / ".adapter.partial") as work:
         checkpoint = (
-            checkpoints.prepare(run_dir / "checkpoints", task, options.force, identity(stage.folder), say)
+            checkpoints.prepare(run_dir / "checkpoints", task, options.force, manifest.identity(stage.folder), say)
             if ranks.FIRST
             else None
         )
@@ -167,9 +161,8 @@ def main() -> None:
 
         # --- model ---
         dtype = models.compute_dtype(settings.train.dtype, on)
-        if (
-            settings.method == "full" and settings.train.dtype == "float16" and on == "cpu"
-        ):  # it would compute in float32
+        if settings.method == "full" and settings.train.dtype == "float16" and on == "cpu":
+            # it would compute in float32, and say otherwise
             raise UserError("--train.dtype float16 needs a GPU with --method full: take bfloat16 or float32")
         splits = {
             split: load_from_disk(run_dir / "data" / split).select_columns(["input_ids", "labels", "row"])
@@ -241,7 +234,7 @@ def main() -> None:
         ranks.wait()
     if not ranks.FIRST:
         return None
-    checkpoints.close(run_dir / "checkpoints", task, identity(stage.folder))
+    checkpoints.close(run_dir / "checkpoints", task, manifest.identity(stage.folder))
     loss_text = f", held-out loss {metrics['eval_loss']:.4f}" if "eval_loss" in metrics else ""
     print(f"{paths.label(stage.folder)} is complete: {metrics['steps']} steps in {seconds:.0f} s{loss_text}")
 

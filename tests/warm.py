@@ -1,13 +1,29 @@
+# ruff: noqa: F401
 """What stages import, imported once, by the process that they are then forked from."""
 
 import gc
-import importlib
 
-for name in (
-    "torch", "numpy", "transformers", "transformers.models.llama.modeling_llama", "transformers.trainer",
-    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "peft", "bitsandbytes", "accelerate",
-    "datasets", "datasets.arrow_writer", "safetensors.torch", "tokenizers", "openai", "httpx", "matplotlib.figure",
-    "tensorboard", "torch.utils.tensorboard", "torch._dynamo", "tqdm", "jinja2", "pydantic", "yaml", "sacrebleu",
-):  # fmt: skip
-    importlib.import_module(name)
+import accelerate
+import bitsandbytes
+import datasets.arrow_writer
+import httpx
+import jinja2
+import matplotlib.figure
+import numpy
+import openai
+import peft
+import pydantic
+import sacrebleu
+import safetensors.torch
+import tensorboard
+import tokenizers
+import torch._dynamo
+import torch.utils.tensorboard
+import tqdm
+import transformers.models.auto.modeling_auto
+import transformers.models.auto.tokenization_auto
+import transformers.models.llama.modeling_llama
+import transformers.trainer
+import yaml
+
 gc.freeze()  # or each fork looks through all that was imported

@@ -6,7 +6,6 @@ stream as if all were well: an answer counts only with a finish reason that stan
 
 import ipaddress
 import random
-import re
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from lockstep import middleware
+from lockstep import middleware, records
 from lockstep.errors import UserError
 from lockstep.sections import Sampling
 from lockstep.template import Message
@@ -283,7 +282,7 @@ class Endpoint:
 
 def _text(value: Any) -> str:
     """A part of an answer. Raises TypeError where it is no text, or half a character."""
-    if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
+    if not isinstance(value, str) or records.printable(value) != value:
         raise TypeError("no text")
     return value
 

@@ -193,11 +193,12 @@ class BatchFile:
 
     def _is_ours(self, *states: str) -> bool:
         """Whether the output is what this batch made, unchanged, or was about to replace, by these keys of the record."""
-        if not self.record.exists():
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+            known = [record[state] for state in states]
+            return bool(record["key"] == self.key and manifest.sha256_of(self.output) in known)
+        except (FileNotFoundError, ValueError, LookupError, TypeError):  # there is none, or a damaged one
             return False
-        record = json.loads(self.record.read_text(encoding="utf-8"))
-        known = [record[state] for state in states]
-        return bool(record["key"] == self.key and manifest.sha256_of(self.output) in known)
 
     def _begun(self, answered: list[bytes]) -> BinaryIO | None:
         """A new partial file that holds what is answered already."""

@@ -92,8 +92,8 @@ def claim(folder: Path, task: dict[str, Any], force: bool, adapter: str = "") ->
     elif earlier["task"] != task and not numbered(folder):  # nothing that could be lost
         _clear(folder)
     elif earlier["task"] != task:
-        old, new = (flatten(one["config"]) | one["inputs"] for one in (earlier["task"], task))
-        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+        theirs, ours = (flatten(one["config"]) | one["inputs"] for one in (earlier["task"], task))
+        changed = [key for key in sorted(theirs | ours) if theirs.get(key) != ours.get(key)]
         raise UserError(
             f"{paths.label(folder)} holds a training with other {', '.join(changed)}: set them back to "
             f"resume it, --force starts afresh, another --run keeps both"
@@ -109,10 +109,8 @@ def _note(folder: Path, absent: dict[str, Any] | None = None) -> dict[str, Any] 
         return absent
     try:
         found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-        sound = found.keys() == {"task", "finished", "forced", "replaces"} and found["task"].keys() == {
-            "config",
-            "inputs",
-        }
+        whole = {"task", "finished", "forced", "replaces"}
+        sound = found.keys() == whole and found["task"].keys() == {"config", "inputs"}
     except (ValueError, AttributeError, RecursionError):
         return None
     return found if sound else None

@@ -1,7 +1,6 @@
 """Settings from a YAML file and the command line, with errors that name the key, where it stands and the right one."""
 
 import difflib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from lockstep import records
 from lockstep.config import NULLS, SECTIONS, Settings, flatten, leaves
 from lockstep.errors import UserError
+
+TYPED = "on the command line"  # where a setting was given, if not in a file
 
 
 def suggest(key: str) -> str:
@@ -85,9 +87,9 @@ def load(file: Path | None, overrides: Mapping[str, str]) -> Settings:
             the nearest right key.
     """
     tree = read_yaml(file) if file else {}
-    explicit = dict.fromkeys(flatten(tree), f"in {file}") | dict.fromkeys(overrides, "on the command line")
+    explicit = dict.fromkeys(flatten(tree), f"in {file}") | dict.fromkeys(overrides, TYPED)
     for key, text in overrides.items():
-        if not text.isprintable() and re.search("[\udc80-\udcff]", text):  # bytes that Python could not read
+        if records.printable(text) != text:  # bytes that Python could not read
             raise UserError(f"--{key}: {text!r} is not UTF-8: rename it, or write it in UTF-8")
         *sections, leaf = key.split(".")
         place = tree

@@ -102,7 +102,7 @@ class Bounds:
     logprob_gap: float  # nats a token, on the mean
     min_stop_rate: float | None
     max_model_len: int
-    vocabulary: int = 2**31  # ids from there on are not served
+    vocabulary: int  # how many token ids the model has
 
 
 @dataclass
@@ -237,11 +237,10 @@ def _within_answers(folder: Path, agreed: dict[str, Any], rows: list[Any], vocab
     file = folder / "tokenizer.json"
     added = json.loads(file.read_text(encoding="utf-8"))["added_tokens"] if file.exists() else []
     said = Counter(token for row in rows for token in row["input_ids"][row["start"] :])
-    kinds = [one["id"] for one in added if not one["special"]], [token for token, _ in said.most_common()]
-    ends = agreed["stop_ids"]
-    return list(dict.fromkeys(
-        token for kind in kinds for token in [one for one in kind if one not in ends and one < vocabulary][:GO_ON]
-    ))  # fmt: skip
+    found: list[int] = []
+    for kind in ([one["id"] for one in added if not one["special"]], [token for token, _ in said.most_common()]):
+        found += [token for token in kind if token not in agreed["stop_ids"] and token < vocabulary][:GO_ON]
+    return list(dict.fromkeys(found))
 
 
 def _stops(server: Server, name: str, agreed: dict[str, Any], within: list[int], found: Findings) -> None:

@@ -15,8 +15,6 @@ from lockstep.template import Dropped, Message, Refused, Template
 
 # What a template must name in its source, or it would leave that part of a conversation out.
 NEEDS = {"tools": "tools", "tool_calls": "tool_calls", "reasoning_content": "reasoning"}
-
-
 MOST_RENDERED = 2**26  # characters of all prompts of one row: thousands of turns
 
 

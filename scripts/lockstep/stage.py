@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import filelock
 
-from lockstep import manifest, paths
+from lockstep import manifest, paths, records
 from lockstep.errors import UserError
 from lockstep.manifest import FILE, FileRecord, Manifest
 
@@ -186,7 +186,7 @@ class Stage:
             files=files,
             digest="",
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            argv=[os.fsencode(word).decode(errors="backslashreplace") for word in sys.argv],
+            argv=[records.printable(word) for word in sys.argv],
             git_commit=_git_commit(),
             revision=self.revision,
             origin=self.origin,

@@ -53,9 +53,9 @@ def start(plan: Plan) -> int:
         opened.unlink(missing_ok=True)  # of a supervisor that was killed
         server = Server(plan.url, secrets.token_urlsafe(32))
         try:
+            _note_down(plan, "starting")
             _foresee(plan)
             process = _launch(plan, server.secret, opened, log)
-            _note_down(plan, "starting")
             _wait_until_healthy(process, server, log, plan.timeout)
             _note_down(plan, "checking")
             _prove(plan, server)

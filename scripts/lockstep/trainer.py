@@ -33,6 +33,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         collate: lays the rows of a window out; its `rows_in_a_pass` is for training.
         in_pieces: see `loss.loss_sum`.
         network: the transformers model, inside of the adapter where one is trained.
+        fast: whether adapters are computed by `fastlora`; a checkpoint says so.
 
     Attributes:
         tokens: how many tokens, padding apart, this process has trained on.
@@ -42,13 +43,21 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
     """
 
     def __init__(
-        self, *, train: Train, lora: Lora, collate: WindowCollator, in_pieces: bool, network: Any, **named: Any
+        self,
+        *,
+        train: Train,
+        lora: Lora,
+        collate: WindowCollator,
+        in_pieces: bool,
+        network: Any,
+        fast: bool,
+        **named: Any,
     ) -> None:
         super().__init__(**named)
         self.settings, self.lora, self.collate, self.in_pieces, self.network = train, lora, collate, in_pieces, network
         self.rows_in_a_pass = collate.rows_in_a_pass
         self.lanes = Lanes(collate.lanes)
-        self.fast = False  # see fastlora
+        self.fast = fast
         self.tokens = 0
         self.losses, self.logged_at = torch.zeros(2, dtype=torch.float64), 0
 
@@ -265,7 +274,8 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir, self.args.save_total_limit = str(folder), limit
-        note = {"rows_in_a_pass": self.rows_in_a_pass, "fast": self.fast, "losses": self._mean_over_processes(), "logged_at": self.logged_at}  # fmt: skip
+        losses = self._mean_over_processes()  # all of them ask
+        note = {"rows_in_a_pass": self.rows_in_a_pass, "fast": self.fast, "losses": losses, "logged_at": self.logged_at}
         self.accelerator.wait_for_everyone()
         self.state.best_model_checkpoint = None  # Trainer's note of it names the folder that is about to go
         if first:

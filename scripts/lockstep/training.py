@@ -167,9 +167,9 @@ def build(
     with asked_by("what --train.training_args asks for"):
         trainer = SupervisedTrainer(
             train=settings.train, lora=settings.lora, collate=collate, in_pieces=in_pieces, network=network,
+            fast=fast is not None and fast.layers > 0,
             model=model, args=made, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks),
         )  # fmt: skip
-    trainer.fast = fast is not None and fast.layers > 0
     trainer.remove_callback(PrinterCallback)  # it would print every log line again
     return Training(trainer, fast, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
 
@@ -248,9 +248,8 @@ def advise_on_memory(work: Callable[[], Any], settings: Settings, trainer: Super
             ) from error
         window = train.per_device_train_batch_size * train.gradient_accumulation_steps
         by_itself = "" if train.auto_batch else " (or --train.auto_batch true, which does that by itself)"
-        fewer = max(
-            (size for size in range(1, rows // 2 + 1) if window % size == 0), default=0
-        )  # the window stays whole
+        sizes = [size for size in range(1, rows // 2 + 1) if window % size == 0]  # by which the window stays whole
+        fewer = max(sizes, default=0)
         advice = (
             f"--train.per_device_train_batch_size {fewer} --train.gradient_accumulation_steps {window // fewer}{by_itself}"
             if fewer

@@ -125,7 +125,7 @@ TRIED: dict[str, tuple[Change, str]] = {
     "wrong_types": (edit("config.json", lambda c: c | {"hidden_size": "many", "num_attention_heads": [1]}), "."),
     "negative_sizes": (edit("config.json", lambda c: c | {"hidden_size": -64}), "."),
     "quantized_already": (edit("config.json", lambda c: c | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}),
-                          "the model is quantized already .bitsandbytes."),
+                          r"the model is quantized already \(bitsandbytes\)"),
     "billions_of_layers": (edit("config.json", lambda c: c | {"num_hidden_layers": 10**9}), "."),
     "a_layer_more_than_there_is": (edit("config.json", lambda c: c | {"num_hidden_layers": 3}), "the weights of the model lack"),
     "another_hidden_size": (edit("config.json", lambda c: c | {"hidden_size": 128}), "no model that transformers can load"),

@@ -76,7 +76,7 @@ def test_a_bound_on_stops_is_the_tuned_models(
 
     monkeypatch.setattr(Server, "complete", complete)
     server = Server("http://127.0.0.1:9/v1", "s")
-    report = gate.prove(server, mode, {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, 0.9, 64))
+    report = gate.prove(server, mode, {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, 0.9, 64, 512))
     assert report["passed"] == passes and report["stop_rate"] == 0 and asked == [[1] * 5]
 
 
@@ -114,7 +114,7 @@ def test_a_length_into_which_no_held_out_row_fits_is_a_reason(tmp_path: Path, mo
     for proof in ("_tokens", "_stops"):  # those need a server's answers, which are not at stake here
         monkeypatch.setattr(gate, proof, lambda *_: None)
     report = gate.prove(
-        Server("http://127.0.0.1:9/v1", "s"), "merged", {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, None, 64)
+        Server("http://127.0.0.1:9/v1", "s"), "merged", {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, None, 64, 512)
     )
     assert (
         report["reasons"] == ["no held-out row fits into --serve.max_model_len 64: raise it"] and not report["passed"]
