@@ -46,7 +46,7 @@ parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS=$(call quoted,$(subst $$,$$$$,$(RUN))) ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor demo bench test test-e2e test-faults lint format lock lock-check clean
+.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor demo bench test test-e2e test-faults test-gpu lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -147,6 +147,9 @@ test-e2e: .venv/dev.stamp ## a tiny model through all stages and the real vLLM s
 
 test-faults: .venv/dev.stamp ## tests that kill and starve stages on purpose, beyond those of make test
 	$(PY) -m pytest --numprocesses 2 --dist loadfile -m faults $(ARGS)
+
+test-gpu: .venv/dev.stamp ## what only an NVIDIA GPU can show
+	$(PY) -m pytest -m gpu $(ARGS)
 
 lint: .venv/dev.stamp ## ruff, mypy and shellcheck
 	.venv/bin/ruff check .

@@ -216,11 +216,12 @@ def tell(metrics: dict[str, Any]) -> None:
             print(f"  {name:20} {sides[0]:>26} {sides[1]:>26}   {verdict}{more}")
     for name, counts in metrics["unanswered"].items():
         for kind, count in counts.items():
-            counted = "count as wrong" if kind == "answers" else "are left out"
-            print(
-                f"warning: {count} rows of {name} have no answer ({kind}) and {counted}: --force asks all again",
-                file=sys.stderr,
-            )
+            if kind in ("likelihood", "prose", "reference"):
+                said = f"({kind}) were refused by its server and are left out"
+            else:
+                counted = "count as wrong" if kind == "answers" else "are left out"
+                said = f"have no answer ({kind}) and {counted}: --force asks all again"
+            print(f"warning: {count} rows of {name} {said}", file=sys.stderr)
 
 
 def cell(figure: dict[str, Any]) -> str:

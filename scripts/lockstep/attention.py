@@ -133,6 +133,8 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
         return _Rows.apply(query, key, value, scale, ends), None  # type: ignore[no-untyped-call]
+    if _flash_computes(query, value, ends):
+        return _flash(query, key, value, scale, ends), None
     rows = [
         nn.functional.scaled_dot_product_attention(
             query[:, :, start:end],
@@ -145,6 +147,32 @@ def _attend(
         for start, end, _shared in _spans(ends)
     ]
     return torch.cat(rows, 2).transpose(1, 2), None
+
+
+def _flash_computes(query: Tensor, value: Tensor, ends: tuple[int, ...]) -> bool:
+    """Whether torch's flash attention takes all rows at once: on GPUs since Ampere, in two-byte floats, heads of up to 256."""
+    size = query.shape[-1]
+    fits = query.element_size() == 2 and size == value.shape[-1] <= 256 and size % 8 == 0
+    return fits and query.is_cuda and not ends[0] and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, scale: float, ends: tuple[int, ...]) -> Tensor:
+    """One kernel for all rows, however short; shapes as of `_Rows`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    borders, longest = _on_device(ends, query.device), max(end - start for start, end in pairwise(ends))
+    q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # [tokens, heads, size]
+    mixed: Any = varlen_attn(
+        q, k, v, borders, borders, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=True
+    )
+    rows: Tensor = mixed[None]
+    return rows
+
+
+@lru_cache(maxsize=2)
+def _on_device(ends: tuple[int, ...], device: torch.device) -> Tensor:
+    """The borders as int32, kept for the next layers."""
+    return torch.tensor(ends, dtype=torch.int32, device=device)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

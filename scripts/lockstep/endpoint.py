@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lockstep import admission, devices, gate, manifest, paths, preflight, servable
+from lockstep import admission, devices, gate, manifest, paths, preflight, probe, servable
 from lockstep.config import Settings
 from lockstep.errors import UserError
 
@@ -43,7 +43,7 @@ class Plan:
     mode: str  # merged, lora or base
     route: str  # why this mode, where it was not asked for
     rules: admission.Rules
-    prove: Callable[[gate.Server], dict[str, Any]]
+    prove: Callable[[probe.Server], dict[str, Any]]
     served: dict[str, str]  # label of a folder → its digest
     canary: list[int]  # a prompt
     foresee: Callable[[], dict[str, Any] | None]  # why the gate would stay shut, where files say it
@@ -155,7 +155,7 @@ def plan(settings: Settings) -> Plan:
         rules=rules,
         prove=partial(gate.prove, mode=serve.mode, served=folders, base_name=subject.base_name, bounds=bounds),
         served=_digests(subject),
-        canary=gate.canary_prompt(subject.adapters[model_name(settings)]),
+        canary=probe.canary_prompt(subject.adapters[model_name(settings)]),
         timeout=serve.startup_timeout,
         foresee=partial(gate.foresee, folders),
         grace=serve.shutdown_timeout + 5,  # a little more than vLLM's own

@@ -9,22 +9,18 @@ Then it answers held-out prompts by itself: the share of answers that end is a w
 """
 
 import hashlib
-import http.client
 import json
 import math
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lockstep import contract, manifest, middleware, paths, template
-from lockstep.errors import UserError
+from lockstep import contract, template
+from lockstep.probe import Server
 
-FILE = "gate_report.json"
 # How much is compared: enough to tell. On a CPU vLLM computes some 100 prompt tokens a second with adapters.
 ROWS = {"merged": 64, "lora": 24}  # held-out rows
 PER_ROW = 4  # tokens of each whose log-probability is compared, the last one among them
@@ -36,63 +32,6 @@ LONGEST_ANSWER = 256  # tokens
 FEW_STOPS = 0.8  # a stop rate below this is worth a warning
 AT_ONCE = 16  # requests
 NOISE = 0.02  # nats a token by which equal models may differ, computed in bfloat16 by another program
-
-
-class Unanswered(UserError):
-    """The server did not answer as it must."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """How the gate speaks to a server that is closed to others.
-
-    Args:
-        url: ends in /v1.
-        secret: of this start.
-    """
-
-    url: str
-    secret: str
-
-    def ask(self, path: str, body: dict[str, Any] | None = None, timeout: float = 120) -> Any:
-        """What the server answers to a POST, or to a GET where there is no body; text where it is no JSON.
-
-        Raises:
-            Unanswered: an error, or nothing within `timeout` seconds.
-        """
-        headers = {middleware.HEADER.decode(): self.secret, "Content-Type": "application/json"}
-        if key := middleware.key():
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url.removesuffix("/v1") + path, data, headers)
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback goes through no proxy
-        try:
-            with direct.open(request, timeout=timeout) as answer:
-                text = answer.read().decode(errors="replace")
-        except urllib.error.HTTPError as error:
-            raise Unanswered(f"{path}: {error.code} {error.read(300).decode(errors='replace')}") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise Unanswered(f"{path}: no answer ({error})") from error
-        try:
-            return json.loads(text) if body is not None or text.startswith("{") else text
-        except (ValueError, RecursionError) as error:
-            raise Unanswered(f"{path}: what came is no JSON") from error
-
-    def in_flight(self) -> int:
-        """How many requests it has let in and not answered yet.
-
-        Raises:
-            Unanswered: who answers there is not the server of this start, which alone knows its secret.
-        """
-        found = self.ask(middleware.IN_FLIGHT, timeout=5)
-        if not isinstance(found, dict) or not isinstance(found.get("requests"), int):
-            raise Unanswered(f"{self.url} is another server's")
-        return int(found["requests"])
-
-    def complete(self, model: str, prompt: Sequence[int], **settings: Any) -> Any:
-        """One greedy completion of token ids: a choice of vLLM's answer."""
-        body = {"model": model, "prompt": list(prompt), "temperature": 0, **settings}
-        return self.ask("/v1/completions", body)["choices"][0]
 
 
 @dataclass(frozen=True)
@@ -417,55 +356,3 @@ def _answers(server: Server, name: str, rows: list[Any], bounds: Bounds, found: 
         found.reasons.append(f"{said}, and --serve.min_stop_rate is {bounds.min_stop_rate:.0%}")
     elif rate < FEW_STOPS:
         found.warnings.append(f"only {said}")
-
-
-def canary(server: Server, model: str, prompt: Sequence[int], timeout: float) -> None:
-    """One token: a server that gives it is alive. Raises Unanswered."""
-    body = {"model": model, "prompt": list(prompt), "max_tokens": 1, "temperature": 0}
-    server.ask("/v1/completions", body, timeout)
-
-
-def canary_prompt(adapter: Path) -> list[int]:
-    """The shortest golden prompt."""
-    agreed = json.loads((adapter / contract.FILE).read_text(encoding="utf-8"))
-    shortest: list[int] = min((one["prompt_ids"] for one in agreed["conversations"]), key=len)
-    return shortest
-
-
-def summary(report: dict[str, Any]) -> str:
-    """A report that passed, in one line."""
-    parts = [f"{report['prompts']} golden prompts are the tokens of training"]
-    if report["logprob_gap"] is not None:
-        parts.append(f"log-probabilities within {report['logprob_gap']:.4f} nats a token of the trained model's")
-    if report["adapter_effect"] is not None:
-        parts.append(f"effect of the training {report['adapter_effect']:.2f} of 1")
-    if report["stop_rate"] is not None:
-        parts.append(f"{report['stop_rate']:.0%} of answers end by themselves")
-    return ", ".join(parts)
-
-
-def read(folder: Path) -> dict[str, Any] | None:
-    """The report that lies in a server's folder; None where there is none, or a damaged one."""
-    try:
-        report = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return report if isinstance(report, dict) else None
-
-
-def replaced(about: dict[str, Any]) -> list[str]:
-    """Labels of folders that were made anew since they were served; `about` is a report, or the supervisor's note."""
-    labels = []
-    for label, digest in about.get("served", {}).items():
-        try:
-            same = manifest.read(paths.resolve_label(label)).digest == digest
-        except UserError:
-            same = False
-        labels += [] if same else [label]
-    return labels
-
-
-def write(folder: Path, report: dict[str, Any]) -> str:
-    """Put the report beside the server's log; returns its label."""
-    manifest.write_json(folder / FILE, report)
-    return paths.label(folder / FILE)

@@ -98,11 +98,11 @@ def linear4bit(network: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def dequantize(layer: Any) -> Tensor:
-    """The weight [out, in] that a 4-bit layer computes with, in its compute dtype, on the CPU."""
+    """The weight [out, in] that a 4-bit layer computes with, in its compute dtype."""
     from bitsandbytes.functional import dequantize_4bit
 
     weight: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    return weight.to(layer.compute_dtype).cpu()
+    return weight.to(layer.compute_dtype)
 
 
 def tensor_sha256(tensor: Tensor) -> str:

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lockstep import differences, gate, journal, manifest, paths
+from lockstep import differences, gatereport, journal, manifest, paths
 
 PAGE = Path(__file__).with_name("report.html")
 ROWS = 300  # answers on the page
@@ -68,8 +68,8 @@ def write(run_dir: Path, evaluation: Path | None, file: Path) -> None:
         curve=_curve(run_dir / "metrics.jsonl"),
         ledger=_json(run_dir / "data/ledger.json"),
         merge=_json(run_dir / "merged/merge_report.json"),
-        gate=(proved := gate.read(run_dir / "serve")),
-        replaced=gate.replaced(proved) if proved else [],
+        gate=(proved := gatereport.read(run_dir / "serve")),
+        replaced=gatereport.replaced(proved) if proved else [],
         training=_json(run_dir / "adapter/metrics.json"),
         stages=stages,
         command=_command(stages),

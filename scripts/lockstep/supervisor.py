@@ -25,10 +25,10 @@ from typing import Any
 import filelock
 import psutil
 
-from lockstep import cli, endpoint, gate, manifest, middleware, paths, processes
+from lockstep import cli, endpoint, gatereport, manifest, middleware, paths, probe, processes
 from lockstep.endpoint import Plan
 from lockstep.errors import UserError
-from lockstep.gate import Server, Unanswered
+from lockstep.probe import Server, Unanswered
 
 NOT_RUNNING = 3  # exit code of `status`: nothing that is in lockstep is served
 RULES = "rules.json"  # for the middleware
@@ -157,7 +157,7 @@ def _foresee(plan: Plan) -> None:
     """Refuse, before a slow start, what the gate would refuse after it."""
     if found := plan.foresee():
         about = {"mode": plan.mode, "model": plan.model, "served": plan.served}
-        label = gate.write(plan.folder, {**about, **found, "passed": False})
+        label = gatereport.write(plan.folder, {**about, **found, "passed": False})
         raise UserError(f"the gate stays shut: {found['reasons'][0]}; see {label}")
 
 
@@ -172,12 +172,12 @@ def _prove(plan: Plan, server: Server) -> None:
             f"the gate stays shut, the server fails: {error}; see {paths.label(plan.folder)}/server.log"
         ) from error
     report |= {"served": plan.served, "seconds": round(time.monotonic() - started, 1)}
-    label = gate.write(plan.folder, report)
+    label = gatereport.write(plan.folder, report)
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     if not report["passed"]:
         raise UserError(f"the gate stays shut: {report['reasons'][0]}; see {label}")
-    print(f"in lockstep: {gate.summary(report)} ({label})")
+    print(f"in lockstep: {gatereport.summary(report)} ({label})")
 
 
 def _watch(process: subprocess.Popen[bytes], server: Server, plan: Plan, opened: Path) -> None:
@@ -188,7 +188,7 @@ def _watch(process: subprocess.Popen[bytes], server: Server, plan: Plan, opened:
             return
         before = _progress(server)
         try:
-            gate.canary(server, plan.model, plan.canary, plan.patience)
+            probe.canary(server, plan.model, plan.canary, plan.patience)
             alive = True
         except Unanswered:
             now = _progress(server)
@@ -254,12 +254,12 @@ def status(folder: Path) -> tuple[int, str]:
     text = f"{known['model']} ({known['mode']}) at {known['url']}: {known['state']}; process {known['pid']}, {minutes:.0f} min"
     if known["state"] != "open":
         return NOT_RUNNING, f"{text}; its log is {paths.label(folder)}/server.log"
-    report = gate.read(folder)
+    report = gatereport.read(folder)
     if not report:
-        return NOT_RUNNING, f"{text}\n{paths.label(folder)}/{gate.FILE} is gone, or damaged"
-    if anew := gate.replaced(known):
+        return NOT_RUNNING, f"{text}\n{paths.label(folder)}/{gatereport.FILE} is gone, or damaged"
+    if anew := gatereport.replaced(known):
         return NOT_RUNNING, f"{text}\n{', '.join(anew)} was made anew since: `make stop`, and serve again"
-    return 0, f"{text}\nin lockstep: {gate.summary(report)}"
+    return 0, f"{text}\nin lockstep: {gatereport.summary(report)}"
 
 
 def served(folder: Path) -> dict[str, str]:

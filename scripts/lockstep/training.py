@@ -158,7 +158,7 @@ def build(
     made = arguments(settings, on, dtype, evaluate=held_out is not None)
     model, network = load_model(settings, on, dtype)
     before = checkpoints.note_of(checkpoint)["fast"] if checkpoint else None
-    fast = fastlora.FastPass(model, before) if on == "cpu" and not ranks.SHARDED else None
+    fast = fastlora.FastPass(model, before) if on != "mps" and not ranks.SHARDED else None
     with torch.autocast(on, dtype, enabled=dtype != torch.float32):
         collate = lay_out(settings, network, on, pad)
         # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers

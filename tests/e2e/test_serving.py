@@ -11,7 +11,7 @@ import psutil
 import pytest
 from serving import Home, ask, finished_run, free_port, launch, refused, reseal, served
 
-from lockstep import gate
+from lockstep import gate, probe
 
 pytestmark = pytest.mark.e2e
 
@@ -49,7 +49,7 @@ def test_merged(home: Home) -> None:
         assert found["ordinary_tokens"] > 10
         judged = gate.Findings()  # had training another end, the gate would see it in this server
         gate._stops(
-            gate.Server(server.url + "/v1", ""), "r", contract | {"stop_ids": [300]}, contract["stop_ids"], judged
+            probe.Server(server.url + "/v1", ""), "r", contract | {"stop_ids": [300]}, contract["stop_ids"], judged
         )
         assert [reason.split(" ", 2)[:2] for reason in judged.reasons] == [["stop", "token"], ["token", "2"]]
 

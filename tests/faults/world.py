@@ -22,7 +22,7 @@ OF_A_REPORT = re.compile(r"<tr>(?:(?!</tr>).)*under load.*?</tr>|Lockstep, [\d :
 
 TRAIN = (
     "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.num_train_epochs", "2",
-    "--train.save_steps", "6", "--train.eval_steps", "6", "--train.learning_rate", "1e-2", "--lora.r", "4",
+    "--train.save_steps", "6", "--train.eval_steps", "9", "--train.sample_rows", "1", "--train.learning_rate", "1e-2", "--lora.r", "4",
     "--train.sample_tokens", "4", "--lora.lora_dropout", "0.1", "--train.logging_steps", "4",
 )  # fmt: skip
 STAGES: dict[str, tuple[str, ...]] = {

@@ -159,3 +159,19 @@ def test_a_training_that_goes_on_is_computed_as_before_whatever_memory_there_is(
     assert fastlora.FastPass(made()).layers == 2 and fastlora.FastPass(made(), wanted=False).layers == 0
     monkeypatch.setattr(fastlora.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     assert fastlora.FastPass(made()).layers == 0 and fastlora.FastPass(made(), wanted=True).layers == 2
+
+
+@pytest.mark.parametrize("names", [("q_proj", "k_proj", "v_proj"), ("down_proj",)])
+def test_weights_that_stay_in_four_bits_compute_the_same(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """As on a GPU, where none is kept."""
+    model = adapted(tiny.model(tmp_path / "m", kind="qwen2"), 0.0, quantized=True)
+    for module in model.modules():
+        if isinstance(getattr(module, names[0], None), fastlora.LoraLayer):
+            layers = [getattr(module, name) for name in names]
+            small, whole = fastlora._FourBit(layers), fastlora._Whole(layers)
+            assert small.dtype == whole.dtype == torch.float32
+            x = torch.randn(5, layers[0].in_features)
+            outputs = whole.outputs(x)
+            torch.testing.assert_close(list(small.outputs(x)), list(outputs))
+            gradients = [torch.randn_like(one) for one in outputs]
+            torch.testing.assert_close(small.of_input(gradients), whole.of_input(gradients))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lockstep import gate
-from lockstep.gate import Bounds, Findings, Server
+from lockstep.gate import Bounds, Findings
+from lockstep.probe import Server
 
 draw = random.Random(3)
 BASE = [draw.uniform(-6, -1) for _ in range(200)]

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from misbehaving import Server
 
-from lockstep import gate, preflight, supervisor
+from lockstep import preflight, probe, supervisor
 from lockstep.asking import Endpoint
 from lockstep.errors import UserError
 from lockstep.health import Health, Watch, look
@@ -50,7 +50,7 @@ def test_a_key_that_no_header_can_carry_is_one_line_that_does_not_tell_it(
     monkeypatch.setenv("LOCKSTEP_API_KEY", key)
     for ask in (
         lambda: look(server.url), lambda: Endpoint(server.url), lambda: preflight.check_address("127.0.0.1", 1),
-        lambda: gate.Server(server.url, "s").ask("/health"),
+        lambda: probe.Server(server.url, "s").ask("/health"),
     ):  # fmt: skip
         with pytest.raises(UserError, match="holds what no HTTP header can carry") as refusal:
             ask()
