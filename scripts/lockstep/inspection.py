@@ -151,6 +151,9 @@ def _within_limits(steps: Callable[[Path], Iterator[Step]], folder: Path) -> Non
 def _inspect(sender: Connection, steps: Callable[[Path], Iterator[Step]], folder: Path) -> None:
     """The new process: announce each step, limit it, take it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the parent says what is wrong, in one line
+    # what takes seconds, and memory where torch is built for GPUs, and is not the model's
+    import transformers.models.auto.modeling_auto
+    import transformers.models.auto.tokenization_auto  # noqa: F401
     from transformers.utils import logging
 
     logging.disable_progress_bar()

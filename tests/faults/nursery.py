@@ -313,7 +313,6 @@ def child(task: Task, home: Path, pipe: int) -> int:
     os.environ.update(task.env)
     os.chdir(home)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     script = SCRIPTS + task.argv[0]
     sys.argv = [script, *task.argv[1:]]

@@ -53,27 +53,41 @@ def assert_alike(one: GRADIENTS, other: GRADIENTS, share: float) -> None:
         assert (gradient - other[name]).norm() <= share * gradient.norm() + 1e-6, name
 
 
-@pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_the_fast_pass_is_pefts(tmp_path: Path, kind: str, quantized: bool, dtype: torch.dtype, share: float) -> None:
-    folder = tiny.model(tmp_path / "m", kind=kind)
+def adapted(folder: Path, dtype: torch.dtype, quantized: bool) -> torch.nn.Module:
     network = models.load(folder, dtype, "cuda", Quantization() if quantized else None)
-    model = adapters.attach(network, Lora(r=4, lora_dropout=0.0)).train()
-    torch.manual_seed(1)
+    model: torch.nn.Module = adapters.attach(network, Lora(r=4, lora_dropout=0.0)).train()
+    chance = torch.Generator("cuda").manual_seed(1)
     for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    batch = Collator(0)([*rows(7, 15)])
-    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-        theirs = measured(model, batch)
-        fast = fastlora.FastPass(model)
-        assert fast.layers == 14 and fast.whole
-        ours = measured(model, batch)
-        assert ours[0] == pytest.approx(theirs[0], rel=share / 10)
-        assert_alike(ours[1], theirs[1], share)
-        fast.undo(model)
-        assert measured(model, batch)[0] == theirs[0]
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.1, generator=chance)
+    return model
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_the_fast_pass_is_pefts(tmp_path: Path, kind: str, quantized: bool) -> None:
+    """In float32; in bfloat16 it is as near to that as PEFT's own."""
+    folder, batch = tiny.model(tmp_path / "m", kind=kind), Collator(0)([*rows(7, 15)])
+    exact = adapted(folder, torch.float32, quantized)
+    theirs = measured(exact, batch)
+    fast = fastlora.FastPass(exact)
+    assert fast.layers == 14 and fast.whole
+    ours = measured(exact, batch)
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    assert_alike(ours[1], theirs[1], 1e-4)
+    fast.undo(exact)
+    assert measured(exact, batch)[0] == theirs[0]
+
+    coarse = adapted(folder, torch.bfloat16, quantized)
+    with torch.autocast("cuda", torch.bfloat16):
+        pefts = measured(coarse, batch)[1]
+        fastlora.FastPass(coarse)
+        found = measured(coarse, batch)[1]
+
+    def error(gradients: GRADIENTS) -> float:
+        return sum((gradients[name] - theirs[1][name]).square().sum().item() for name in theirs[1]) ** 0.5
+
+    assert found.keys() == theirs[1].keys() and 0 < error(found) <= 1.2 * error(pefts)
 
 
 def test_masks_drop_the_share_that_was_asked_for_and_come_from_the_gpus_generator() -> None:
@@ -95,7 +109,7 @@ def test_flash_attention_keeps_rows_apart(kv_heads: int) -> None:
     whole = [torch.randn(shape, generator=chance, device="cuda") for shape in shapes]
     outputs, gradients = [], []
     for dtype in (torch.float32, torch.bfloat16):
-        given = [one.to(dtype).requires_grad_() for one in whole]
+        given = [one.to(dtype, copy=True).requires_grad_() for one in whole]
         assert attention._flash_computes(given[0], given[2], ends) == (dtype == torch.bfloat16)
         out, _ = attention._attend(torch.nn.Module(), *given, None, borders=ends)
         out.float().square().sum().backward()
