@@ -6,7 +6,8 @@ Run     .venv/bin/python benchmarks/train_gpu.py                a model of Qwen2
 Both train the same NF4 model of random weights with the same LoRA (r 16, dropout 0.05, all linear layers), paged
 8-bit AdamW, in bfloat16, on the same random rows of 128 to 1,024 tokens, three quarters of them supervised.
 Both put rows into passes of at most that many tokens: Lockstep lays the rows of a step end to end, TRL packs
-the data set (bfd). liger: with the kernels of liger-kernel. Each run is a process of its own:
+the data set (bfd). liger: with the kernels of liger-kernel, which must be installed. The model takes 15 GB of
+disk, where TMPDIR points. Each run is a process of its own:
   tokens/s   tokens of the rows over the seconds of a step: median [range] of the steps after the first two
   MFU        4 FLOP a token and weight of the linear layers (only the adapter has gradients of weights; attention
              is left out), over what the card can do at most
@@ -27,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 KINDS = ("lockstep", "trl", "lockstep-liger", "trl-liger")
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40": 181, "4090": 165}  # dense bfloat16, as NVIDIA gives it
+PEAK_TFLOPS = {"H100 80GB HBM3": 989, "A100": 312}  # dense bfloat16, as NVIDIA gives it
 ROWS_IN_A_STEP, WARM = 32, 2
 SHAPE: dict[str, Any] = {
     "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28,
@@ -170,43 +171,43 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in both")
-    parser.add_argument("--home", type=Path, help="folder for the model (15 GB), which is used again if it is there")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--job", nargs=2, metavar=("KIND", "LENGTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    home = options.home or Path(tempfile.mkdtemp())
     if options.job:
+        home = Path(os.environ["LOCKSTEP_HOME"])
         print(json.dumps(job(options.job[0], home, int(options.job[1]), options.checkpointing)))
         return
     import torch
 
-    card = torch.cuda.get_device_name()
-    os.environ |= {"LOCKSTEP_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT / 'scripts'}:{os.environ.get('PYTHONPATH', '')}"}  # fmt: skip
-    if not (home / "rows").exists():
-        prepare(home, options.layers, ROWS_IN_A_STEP * options.steps)
+    card, found = torch.cuda.get_device_name(), {}
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ |= {"LOCKSTEP_HOME": scratch, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "scripts")}
+        prepare(Path(scratch), options.layers, ROWS_IN_A_STEP * options.steps)
         torch.cuda.empty_cache()
-    print(
-        f"{card}, torch {torch.__version__}; Qwen2.5-7B's shape, {options.layers} layers, {weights(options.layers) / 1e9:.2f}e9 "
-        f"weights in linear layers; gradient checkpointing {'on' if options.checkpointing else 'off'}",
-        flush=True,
-    )
-    found = {}
-    for length in options.lengths:
-        for kind in options.kinds:
-            words = [sys.executable, __file__, "--home", str(home), "--job", kind, str(length)]
-            answer = subprocess.run(
-                [*words, *(["--checkpointing"] if options.checkpointing else [])], capture_output=True, text=True, check=False
-            )  # fmt: skip
-            if answer.returncode:
-                last = (answer.stderr.strip().splitlines() or ["?"])[-1]
-                measured = {"error": "out of memory" if "OutOfMemory" in answer.stderr else f"failed: {last[:2000]}"}
-                print(answer.stderr[-3000:] if "OutOfMemory" not in answer.stderr else "", file=sys.stderr)
-            else:
-                measured = json.loads(answer.stdout.splitlines()[-1])
-            found[f"{length} {kind}"] = measured
-            print(f"{length:5} {kind:15} {line(measured, options.layers, card)}", flush=True)
+        print(
+            f"{card}, torch {torch.__version__}; Qwen2.5-7B's shape, {options.layers} layers, {weights(options.layers) / 1e9:.2f}e9 "
+            f"weights in linear layers; gradient checkpointing {'on' if options.checkpointing else 'off'}",
+            flush=True,
+        )
+        for length in options.lengths:
+            for kind in options.kinds:
+                measured = found[f"{length} {kind}"] = measure(kind, length, options.checkpointing)
+                print(f"{length:5} {kind:15} {line(measured, options.layers, card)}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(kind: str, length: int, checkpointing: bool) -> dict[str, Any]:
+    """One run, in a process of its own: what `job` returns, or an `error`."""
+    words = [sys.executable, __file__, "--job", kind, str(length), *(["--checkpointing"] if checkpointing else [])]
+    answer = subprocess.run(words, capture_output=True, text=True, check=False)
+    if "OutOfMemory" in answer.stderr:
+        return {"error": "out of memory"}
+    if answer.returncode:
+        raise SystemExit(f"{kind} failed:\n{answer.stderr[-3000:]}")
+    measured: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return measured
 
 
 if __name__ == "__main__":

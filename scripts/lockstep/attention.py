@@ -153,7 +153,9 @@ def _flash_computes(query: Tensor, value: Tensor, ends: tuple[int, ...]) -> bool
     """Whether torch's flash attention takes all rows at once: on GPUs since Ampere, in two-byte floats, heads of up to 256."""
     size = query.shape[-1]
     fits = query.element_size() == 2 and size == value.shape[-1] <= 256 and size % 8 == 0
-    return fits and query.is_cuda and not ends[0] and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    if not (fits and query.is_cuda and torch.backends.cuda.is_flash_attention_available()):
+        return False
+    return not ends[0] and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, scale: float, ends: tuple[int, ...]) -> Tensor:

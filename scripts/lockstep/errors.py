@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU or the machine had no memory left; torch, oneDNN, Python's threads and imports say so only in words."""
     words = (
         "can't allocate memory", "could not create a primitive", "could not create a memory", "can't start new thread",
-        "failed to map segment from shared object",
+        "failed to map segment from shared object", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
     )  # fmt: skip
     of_a_gpu = type(error).__name__ == "OutOfMemoryError"  # by name: this module must not load torch
     return isinstance(error, MemoryError) or of_a_gpu or any(text in str(error) for text in words)

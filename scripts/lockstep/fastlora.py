@@ -218,12 +218,18 @@ class FastPass:
         fits = not on_cpu or four_bit * 4 <= psutil.virtual_memory().available // 2
         if not (fits if wanted is None else wanted):
             found = []
+        self.groups: list[_Siblings] = []
         for together in _grouped(model, found):
-            group = _Siblings(together)
+            self.groups.append(_Siblings(together))
             for number, layer in enumerate(together):
-                _replace(layer, number, group)
+                _replace(layer, number, self.groups[-1])
         self.layers = len(found)
         self.whole = 0 < len(found) == len(adapted)
+
+    def forget(self) -> None:
+        """Let go of what a pass that failed has left: with it, all of that pass would stay in memory."""
+        for group in self.groups:
+            group.held = _Held()
 
     def undo(self, model: nn.Module) -> None:
         """PEFT's own forward pass again, and the dequantized weights freed."""

@@ -178,16 +178,16 @@ def rows_stay_apart(network: nn.Module, max_length: int) -> bool:
 
 
 def draws_in_training(network: nn.Module) -> bool:
-    """Whether a pass in training draws from torch's own generator of random numbers."""
-    training, before = network.training, torch.get_rng_state()
+    """Whether a pass in training on a CPU draws from torch's own generator of random numbers."""
+    training, device = network.training, next(network.parameters()).device
     network.train()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            before = torch.get_rng_state()
             supervised_logits(network, _on(network, PackingCollator()(_probe(5))))
-        return not torch.equal(before, torch.get_rng_state())
+            return not torch.equal(before, torch.get_rng_state())
     finally:
         network.train(training)
-        torch.set_rng_state(before)
 
 
 def _on(network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

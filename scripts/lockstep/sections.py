@@ -278,7 +278,7 @@ class Train(Section):
     gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
     use_liger_kernel: bool = Field(False, description="CUDA: fused kernels of the liger-kernel package")
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
-        "auto", description="auto: row by row where rows are laid end to end, else sdpa"
+        "auto", description="auto: each row by itself where rows are laid end to end, else sdpa"
     )
     seed: int = Field(42, ge=0, lt=2**32, description="of data order, dropout and adapter weights")
     early_stopping_patience: int | None = Field(

@@ -16,6 +16,7 @@ from transformers import Trainer
 from lockstep import checkpoints, loss, manifest, paths
 from lockstep.batches import Row, Window, WindowCollator, WindowLoader, WindowSampler
 from lockstep.errors import UserError, is_out_of_memory
+from lockstep.fastlora import FastPass
 from lockstep.lanes import Lanes
 from lockstep.sections import Lora, Train
 
@@ -33,7 +34,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         collate: lays the rows of a window out; its `rows_in_a_pass` is for training.
         in_pieces: see `loss.loss_sum`.
         network: the transformers model, inside of the adapter where one is trained.
-        fast: whether adapters are computed by `fastlora`; a checkpoint says so.
+        fast: the adapters' fast pass, where there is one; a checkpoint says whether.
 
     Attributes:
         tokens: how many tokens, padding apart, this process has trained on.
@@ -50,7 +51,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         collate: WindowCollator,
         in_pieces: bool,
         network: Any,
-        fast: bool,
+        fast: FastPass | None,
         **named: Any,
     ) -> None:
         super().__init__(**named)
@@ -88,7 +89,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         """
         model.train()
         self.rows = inputs
-        before = torch.get_rng_state()
+        before = self._random_state()
         while True:
             window: Window = replace(self.collate, rows_in_a_pass=self.rows_in_a_pass)(inputs)
             supervised = int(self._sum_over_processes(torch.tensor(window.supervised, device=self.args.device)))
@@ -103,7 +104,9 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
                 if not (is_out_of_memory(error) and self._may_halve()):
                     raise
             self._halve()
-            torch.set_rng_state(before)
+            torch.set_rng_state(before[0])
+            if before[1] is not None:
+                torch.cuda.set_rng_state(before[1])
             model.zero_grad()
 
     def _backward(self, model: Any, window: Window, supervised: int) -> Tensor:
@@ -154,9 +157,15 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         # several processes would have to run out of memory at once
         return self.settings.auto_batch and self.rows_in_a_pass > 1 and self.accelerator.num_processes == 1
 
+    def _random_state(self) -> tuple[Tensor, Tensor | None]:
+        """Of the generators that masks come from: the CPU's, and the GPU's where one is used."""
+        return torch.get_rng_state(), torch.cuda.get_rng_state() if self.args.device.type == "cuda" else None
+
     def _halve(self) -> None:
         """Smaller passes from now on; the window, and so the step, is the same."""
         self.rows_in_a_pass //= 2
+        if self.fast:
+            self.fast.forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.log({"rows_in_a_pass": self.rows_in_a_pass})
@@ -275,7 +284,12 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         finally:
             self.args.output_dir, self.args.save_total_limit = str(folder), limit
         losses = self._mean_over_processes()  # all of them ask
-        note = {"rows_in_a_pass": self.rows_in_a_pass, "fast": self.fast, "losses": losses, "logged_at": self.logged_at}
+        note = {
+            "rows_in_a_pass": self.rows_in_a_pass,
+            "fast": bool(self.fast and self.fast.layers),
+            "losses": losses,
+            "logged_at": self.logged_at,
+        }
         self.accelerator.wait_for_everyone()
         self.state.best_model_checkpoint = None  # Trainer's note of it names the folder that is about to go
         if first:

@@ -81,8 +81,16 @@ def load_base(settings: Settings, dtype: torch.dtype, on: str, folder: Path | No
 
 
 def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(what is trained, the network inside it): base and adapter, or the base itself."""
-    network = load_base(settings, dtype, on)
+    """(what is trained, the network inside it): base and adapter, or the base itself. Raises UserError where it has no room."""
+    try:
+        network = load_base(settings, dtype, on)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = "" if settings.method == "qlora" else "--method qlora loads it in 4 bits; or "
+        raise UserError(
+            f"out of memory while {paths.label(settings.model.folder)} was loaded: {smaller}stop other programs, or choose a smaller model"
+        ) from error
     set_seed(settings.train.seed)  # of the adapter's first weights, whatever was drawn while loading
     if settings.method == "full":
         network.requires_grad_(True)
@@ -163,12 +171,11 @@ def build(
         collate = lay_out(settings, network, on, pad)
         # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
         in_pieces = not ranks.SHARDED and loss.head_is_plain(network)
-    collate = replace(collate, lanes=lanes_for(settings.train, network, fast, collate))
+        collate = replace(collate, lanes=lanes_for(settings.train, network, fast, collate))
     with asked_by("what --train.training_args asks for"):
         trainer = SupervisedTrainer(
             train=settings.train, lora=settings.lora, collate=collate, in_pieces=in_pieces, network=network,
-            fast=fast is not None and fast.layers > 0,
-            model=model, args=made, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks),
+            fast=fast, model=model, args=made, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks),
         )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it would print every log line again
     return Training(trainer, fast, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))

@@ -159,7 +159,9 @@ def test_the_losses_do_not_depend_on_how_rows_are_laid_out(configured: Any, othe
     if "train__use_liger_kernel" in other:
         pytest.importorskip("liger_kernel")
     epochs = {"train__num_train_epochs": "4"}
-    one = losses(build(configured(**epochs), rows(*SIZES, *SIZES)))
+    made = build(configured(**epochs), rows(*SIZES, *SIZES))
+    assert made.trainer.collate.packed and made.fast and made.fast.whole
+    one = losses(made)
     two = losses(build(configured(**epochs, **other), rows(*SIZES, *SIZES)))
     assert len(one) == 8 and one[-1] < one[0]
     assert two == pytest.approx(one, rel=1e-4)
@@ -220,10 +222,12 @@ def test_nf4_training_is_killed_goes_on_and_merges_to_what_was_trained(tmp_path:
 
     shutil.copytree(home / "outputs/whole/data", home / "outputs/killed/data", copy_function=shutil.copy2)
     command = [sys.executable, str(programs.ROOT / "scripts/02_train_qlora.py"), *words(home, "killed")]
-    for checkpoints in (1, 2):  # and one in a resumed training
+    folder = home / "outputs/killed/checkpoints"
+    for _ in range(2):  # and one in a resumed training
+        seen = {path.parent.name for path in folder.glob("checkpoint-*/manifest.json")}
         process = subprocess.Popen(command, env=programs.script_environment(home), cwd=home, stdout=subprocess.DEVNULL)
-        folder, deadline = home / "outputs/killed/checkpoints", time.monotonic() + 120
-        while sum(1 for _ in folder.glob("checkpoint-*/manifest.json")) < checkpoints:
+        deadline = time.monotonic() + 120
+        while not {path.parent.name for path in folder.glob("checkpoint-*/manifest.json")} - seen:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         process.kill()

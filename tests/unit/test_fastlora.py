@@ -165,6 +165,7 @@ def test_a_training_that_goes_on_is_computed_as_before_whatever_memory_there_is(
 def test_weights_that_stay_in_four_bits_compute_the_same(tmp_path: Path, names: tuple[str, ...]) -> None:
     """As on a GPU, where none is kept."""
     model = adapted(tiny.model(tmp_path / "m", kind="qwen2"), 0.0, quantized=True)
+    compared = 0
     for module in model.modules():
         if isinstance(getattr(module, names[0], None), fastlora.LoraLayer):
             layers = [getattr(module, name) for name in names]
@@ -175,3 +176,5 @@ def test_weights_that_stay_in_four_bits_compute_the_same(tmp_path: Path, names: 
             torch.testing.assert_close(list(small.outputs(x)), list(outputs))
             gradients = [torch.randn_like(one) for one in outputs]
             torch.testing.assert_close(small.of_input(gradients), whole.of_input(gradients))
+            compared += 1
+    assert compared == 2

@@ -1,5 +1,6 @@
 """The trainer's promises, on a tiny model in float32: what an optimizer step sees depends on its rows alone."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,40 @@ def test_out_of_memory_halves_the_passes_and_keeps_the_step(
     assert found[0] == pytest.approx(wanted[0], rel=1e-5)
     for name, gradient in wanted[1].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_a_pass_that_failed_does_not_stay_in_memory(build: Any) -> None:
+    """Between two siblings, whose outputs the adapters' fast pass keeps until both are fetched."""
+    made = build(rows(*SIZES), train__auto_batch="true")
+    made.trainer.collate = replace(made.trainer.collate, lanes=1)
+    inputs: list[weakref.ref[torch.Tensor]] = []
+    failed = []
+
+    def called(_: torch.nn.Module, given: tuple[torch.Tensor]) -> None:
+        assert not failed or all(one() is None for one in inputs[: failed[0]]), "the pass that failed is still there"
+        inputs.append(weakref.ref(given[0]))
+
+    def scarce(*_: Any) -> None:
+        if not failed:
+            failed.append(len(inputs))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for layer in made.trainer.network.model.layers:
+        layer.mlp.register_forward_pre_hook(called)
+        layer.mlp.act_fn.register_forward_pre_hook(scarce)
+    loss, _ = step(made)
+    assert failed == [1] and len(inputs) == 3 and made.trainer.rows_in_a_pass == 4
+    assert loss == pytest.approx(step(build(rows(*SIZES)))[0], rel=1e-5)
+
+
+def test_a_model_that_has_no_room_is_one_line(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(training, "load_base", scarce)
+    monkeypatch.setattr(paths, "HOME", paths.MODELS.parent)
+    with pytest.raises(UserError, match="/tiny was loaded: --method qlora loads it in 4 bits; or stop other programs"):
+        build(rows(*SIZES))
 
 
 def test_out_of_memory_without_auto_batch_ends_with_numbers(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
