@@ -236,6 +236,7 @@ class FastPass:
         for module in model.modules():
             if isinstance(module, LoraLayer):
                 module.__dict__.pop("forward", None)
+        self.groups.clear()
 
 
 def _replace(layer: Any, number: int, group: _Siblings) -> None:

@@ -1,6 +1,7 @@
 """The adapters' fast pass computes what PEFT computes."""
 
 import copy
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,7 +46,10 @@ def test_loss_and_gradients_are_pefts(tmp_path: Path, kind: str, quantized: bool
     assert ours[1].keys() == theirs[1].keys()
     for name, gradient in ours[1].items():
         torch.testing.assert_close(gradient, theirs[1][name], rtol=1e-4, atol=1e-6)
+    weights = [weakref.ref(group.frozen.weight) for group in fast.groups if len(group.layers) > 1]
+    assert len(weights) == 4
     fast.undo(model)
+    assert not any(one() is not None for one in weights), "the dequantized weights are still there"
     again = measured(model)
     assert again[0] == theirs[0]
 
