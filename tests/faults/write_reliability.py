@@ -12,7 +12,7 @@ from pathlib import Path
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/reliability.md"
 TEXT = """# Reliability: what is promised, and what was tried
 
-Each promise is attacked by tests; a case is one attack. The figures are those of the last time that each test ran, not all on one day or in one command.
+Each promise is attacked by tests; a case is one attack. The figures are those of the last time that each test ran.
 
 | promise | cases | passed |
 |---|---:|---:|
