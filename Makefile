@@ -38,7 +38,7 @@ endif
 ALONE := { $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || \
     { echo "error: .venv must be made anew, and programs run from it, or another make fills it: wait for them, or stop them (make stop)" >&2; exit 2; }; }
 # Who looks after what runs takes the packages that are there.
-LOOK := $(if $(wildcard $(PY)),,setup)
+LOOK := $(if $(wildcard .venv/*.stamp),,setup)
 
 # $(call parse,script): find a mistyped argument of the goal before anything else runs.
 parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]

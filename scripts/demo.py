@@ -7,6 +7,7 @@ Writes  outputs/demo/demo.json
 Run     make demo          (a second run skips what is done)
 """
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -66,6 +67,7 @@ def show(rows: Answers) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     settings = configfile.load(paths.ROOT / CONFIG, {})
     run_dir, seconds = settings.run_dir, {}
     run("data/build_toy_dataset.py")

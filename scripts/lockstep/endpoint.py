@@ -143,7 +143,8 @@ def plan(settings: Settings) -> Plan:
         prompt_logprobs=cuda or serve.mode != "lora",
     )
     folders = {name: (subject.answers_with, adapter) for name, adapter in subject.adapters.items()}
-    bounds = gate.Bounds(serve.max_logprob_gap, serve.min_stop_rate, serve.max_model_len, rules.vocabulary)
+    given = "serve.max_logprob_gap" in settings.explicit
+    bounds = gate.Bounds(serve.max_logprob_gap, given, serve.min_stop_rate, serve.max_model_len, rules.vocabulary)
     return Plan(
         command=[sys.executable, "-W", "ignore", "-m", VLLM, "--model", str(subject.model), *arguments],
         environment=environment,

@@ -39,6 +39,7 @@ class Bounds:
     """What the served model may differ by."""
 
     logprob_gap: float  # nats a token, on the mean
+    as_given: bool  # that is what somebody set: else less is allowed where the training itself did little
     min_stop_rate: float | None
     max_model_len: int
     vocabulary: int  # how many token ids the model has
@@ -221,7 +222,7 @@ def _probabilities(
     trained = on_record("trained")
     base = on_record("base") if rows[0]["base"] else None
     effect = _distance(trained, base) if base else math.inf  # one of small size leaves less room for error
-    bound = min(bounds.logprob_gap, max(NOISE, 0.25 * effect))
+    bound = bounds.logprob_gap if bounds.as_given else min(bounds.logprob_gap, max(NOISE, 0.25 * effect))
     gap = _distance(served, trained)
     ends = [at for at, (row, place) in enumerate(places) if place == rows[row]["places"][-1]]
     end_gap = _distance([served[at] for at in ends], [trained[at] for at in ends])
@@ -231,13 +232,23 @@ def _probabilities(
     _against_base(served, trained, base, found)
     if not found.reasons and not gap <= bound:
         found.reasons.append(
-            f"its log-probabilities are {gap:.3f} nats a token from the trained model's (bound {bound:.3f}): these are other weights"
+            f"its log-probabilities are {gap:.3f} nats a token from the trained model's (bound {bound:.3f}): {_other(effect)}"
         )
     if not found.reasons and not end_gap <= bound:
         found.reasons.append(
             f"after whole answers the end-of-turn token's log-probability is {end_gap:.3f} nats from the trained model's "
-            f"(bound {bound:.3f}): it would stop elsewhere"
+            f"(bound {bound:.3f}): it would stop elsewhere, or {_other(effect)}"
         )
+
+
+def _other(effect: float) -> str:
+    """What a distance to the trained model may mean."""
+    if effect == math.inf:
+        return "these are other weights"
+    return (
+        f"these are other weights, or rounding hides what training did ({effect:.2f} nats from the base): train for longer, "
+        f"or allow more with --serve.max_logprob_gap"
+    )
 
 
 def _beneath(

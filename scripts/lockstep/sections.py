@@ -344,7 +344,9 @@ class Serve(Section):
         30, ge=0, description="seconds that answers on their way have to end in, once the server is told to stop"
     )
     max_logprob_gap: float = Field(
-        0.05, gt=0, description="mean distance to the trained model, in nats a token, above which the gate stays shut"
+        0.05,
+        gt=0,
+        description="mean distance to the trained model, in nats a token, above which the gate stays shut; where not set, less is allowed after a training that did little",
     )
     min_stop_rate: float | None = Field(
         None, ge=0, le=1, description="share of answers that must end by themselves; where not set, few are a warning"

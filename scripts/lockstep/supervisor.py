@@ -292,6 +292,7 @@ def detach(words: list[str], folder: Path) -> int:
                 for line in stream:
                     print(line, end="", flush=True)
                     if line.startswith("serving "):
+                        print(*stream, sep="", end="")  # the example
                         print(f"it runs on in the background, as process {child.pid}: make status, make stop")
                         return 0
                 if code is not None:

@@ -77,7 +77,7 @@ def test_a_bound_on_stops_is_the_tuned_models(
 
     monkeypatch.setattr(Server, "complete", complete)
     server = Server("http://127.0.0.1:9/v1", "s")
-    report = gate.prove(server, mode, {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, 0.9, 64, 512))
+    report = gate.prove(server, mode, {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, False, 0.9, 64, 512))
     assert report["passed"] == passes and report["stop_rate"] == 0 and asked == [[1] * 5]
 
 
@@ -115,8 +115,34 @@ def test_a_length_into_which_no_held_out_row_fits_is_a_reason(tmp_path: Path, mo
     for proof in ("_tokens", "_stops"):  # those need a server's answers, which are not at stake here
         monkeypatch.setattr(gate, proof, lambda *_: None)
     report = gate.prove(
-        Server("http://127.0.0.1:9/v1", "s"), "merged", {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, None, 64, 512)
+        Server("http://127.0.0.1:9/v1", "s"),
+        "merged",
+        {"r": (tmp_path, tmp_path)},
+        None,
+        Bounds(0.05, False, None, 64, 512),
     )
     assert (
         report["reasons"] == ["no held-out row fits into --serve.max_model_len 64: raise it"] and not report["passed"]
     )
+
+
+def test_a_bound_that_somebody_set_is_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that did little leaves less room, unless more was asked for; the way out is named."""
+
+    def complete(self: Server, model: str, prompt: list[int], **_: object) -> dict[str, object]:
+        return {"logprobs": {"token_logprobs": [-2.0 + (0.1 if len(prompt) % 2 else -0.1)]}}
+
+    monkeypatch.setattr(Server, "complete", complete)
+    row = {"input_ids": [1] * 6, "places": [3, 4, 5], "trained": [-2.0] * 3, "base": [-2.2] * 3}
+    found = {}
+    for gap, given in ((0.15, False), (0.15, True), (0.08, True)):
+        found[gap, given] = judged = Findings()
+        bounds = Bounds(gap, given, None, 64, 512)
+        gate._probabilities(Server("http://127.0.0.1:9/v1", "s"), "r", None, [row] * 24, bounds, judged)
+        assert judged.report["logprob_gap"] == pytest.approx(0.1) and judged.report["differs_from_base"]
+    assert not found[0.15, True].reasons and found[0.15, False].report["bound"] == pytest.approx(0.05)
+    for case in ((0.15, False), (0.08, True)):
+        (reason,) = found[case].reasons
+        assert (
+            "0.100 nats a token" in reason and "train for longer, or allow more with --serve.max_logprob_gap" in reason
+        )
