@@ -180,5 +180,5 @@ lock-check: .venv/dev.stamp ## let the resolver confirm the locks, CUDA's too; n
 	$(call RESOLVE_DEV,-c requirements-dev.lock) | diff requirements-dev.lock -
 
 clean: ## remove outputs/ of the demo and caches; models and other runs stay
-	rm -rf outputs/demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf "$${LOCKSTEP_HOME:-.}/outputs/demo" .pytest_cache .mypy_cache .ruff_cache
 	find scripts tests -name __pycache__ -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ persona  questions to a lady of the Qing court, half in Chinese, half in English
 Run   python data/build_toy_dataset.py      (the same bytes every time; nothing else is touched)
 """
 
+import argparse
 import itertools
 import json
 import random
@@ -131,6 +132,7 @@ def persona() -> dict[str, list[Row]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rng = random.Random(2026)
     FOLDER.mkdir(exist_ok=True)
     order_rows, persona_rows = orders(rng), persona()

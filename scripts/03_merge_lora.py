@@ -148,7 +148,7 @@ def take_in(settings: Settings, force: bool) -> None:
 
 
 def main() -> None:
-    parser = cli.parser(__doc__ or "", "adapter", "merge")
+    parser = cli.parser(__doc__ or "", "method", "adapter", "merge")
     cli.stage_options(parser)
     parser.add_argument("--base", action="store_true", help="write the dequantized base for serving the adapter")
     options = parser.parse_args()

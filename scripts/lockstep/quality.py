@@ -215,7 +215,7 @@ def advice(found: dict[str, Any], ledger: Ledger, data: Data) -> Iterable[str]:
         if phrase["share"] >= 0.1:
             yield (
                 f"{phrase['share']:.0%} of the different answers hold “{phrase['phrase']}”: the model will say it "
-                f"everywhere; rewrite or remove some of these rows"
+                f"as often; rewrite or remove some of these rows"
             )
     top = found["repeated_answers"][:1]
     if top and not found["labels"] and top[0]["count"] >= max(5, rows * 0.02):
