@@ -354,9 +354,10 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], server: Server, log: P
 
 def _say_how(plan: Plan) -> None:
     body = json.dumps({"model": plan.model, "messages": [{"role": "user", "content": "你是谁？"}]}, ensure_ascii=False)
-    print(f"serving {plan.model} at {plan.url}; Ctrl-C or `make stop` ends it. Try\n")
     key = ' -H "Authorization: Bearer $LOCKSTEP_API_KEY"' if middleware.key() else ""
-    print(f"  curl {plan.url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n", flush=True)
+    curl = f"curl {plan.url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
+    # at once: `detach` shows what there is when the first line has come
+    print(f"serving {plan.model} at {plan.url}; Ctrl-C or `make stop` ends it. Try\n\n  {curl}\n", flush=True)
 
 
 def _last_error(log: Path) -> str:
