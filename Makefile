@@ -1,4 +1,4 @@
-# The stages in order. No hyperparameters here: they are in configs/ and scripts/lockstep/sections.py.
+# The stages in order. No hyperparameters here: they are in configs/ and scripts/lockstep/settings/schema.py.
 #   make train CONFIG=configs/mine.yaml ARGS="--train.learning_rate 1e-4"
 
 CONFIG ?= configs/demo.yaml

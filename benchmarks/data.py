@@ -43,12 +43,12 @@ print(len(trainer.train_dataset))
 """
 SEARCH = """
 import json, sys, time
-from lockstep import duplicates, layouts
-from lockstep.sections import Data
-from lockstep.records import read
+from lockstep.data import layouts, near_duplicates
+from lockstep.data.readers import read
+from lockstep.settings.schema import Data
 from pathlib import Path
 texts = [layouts.parse(record, Data()).said for record in read(Path(sys.argv[1]))]
-start, signatures = time.perf_counter(), duplicates.Signatures()
+start, signatures = time.perf_counter(), near_duplicates.Signatures()
 for text in texts:
     signatures.add(text)
 groups = signatures.clusters(0.8)

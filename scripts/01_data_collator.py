@@ -10,7 +10,7 @@ Run     make data
 
 A prompt is rendered with the run's chat template and carries no loss (label -100). Each answer
 is encoded apart and followed by the end-of-turn token; both are supervised. Batches are padded
-later, by lockstep/collator.py.
+later, by lockstep/data/collator.py.
 """
 
 import hashlib
@@ -22,33 +22,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lockstep import (
-    arrow,
+from lockstep import paths
+from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.artifacts.stage import Stage
+from lockstep.data import (
+    arrow_writer,
     cleaning,
-    cli,
-    contract,
-    duplicates,
+    conversation_row,
     layouts,
-    manifest,
-    paths,
+    near_duplicates,
     preview,
-    records,
-    rows,
-    splits,
-    template,
+    readers,
+    sources,
 )
-from lockstep.cleaning import Change
-from lockstep.config import Settings
+from lockstep.data.cleaning import Change
+from lockstep.data.conversation_row import Row
+from lockstep.data.encoding import Sample, Sampler
+from lockstep.data.ledger import Account, Ledger
+from lockstep.data.quality_report import Quality
+from lockstep.data.readers import Reject
+from lockstep.data.splits import SPLITS
 from lockstep.errors import UserError
-from lockstep.ledger import Account, Ledger
-from lockstep.quality import Quality
-from lockstep.records import Reject
-from lockstep.rows import Row
-from lockstep.samples import Sample, Sampler
-from lockstep.sections import Data
-from lockstep.splits import SPLITS
-from lockstep.stage import Stage
-from lockstep.template import Template
+from lockstep.prompts import contract, template
+from lockstep.prompts.template import Template
+from lockstep.settings import cli
+from lockstep.settings.schema import Data
+from lockstep.settings.tree import Settings
+from lockstep.text.unicode import drop_controls
 
 HELD_OUT_FIRST = ("test", "validation", "train")  # a row that stands in two splits stays in the first of these
 CHUNK = 500  # rows rendered and encoded at a time,
@@ -65,7 +65,7 @@ def split_of(row: Row, data: Data, own: str) -> str:
     if own != "train":
         return own
     # an input stands under another mark with another template, and must not change its split
-    text = rows.canonical(row).replace(json.dumps(template.INPUT_MARK, ensure_ascii=False)[1:-1], "\\n")
+    text = conversation_row.canonical(row).replace(json.dumps(template.INPUT_MARK, ensure_ascii=False)[1:-1], "\\n")
     place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
     validation = 0.0 if data.validation_file else data.validation_share
     test = 0.0 if data.test_file else data.test_share
@@ -80,7 +80,7 @@ def read(files: dict[str, list[Path]], data: Data) -> Iterator[Entry]:
 
     for own in HELD_OUT_FIRST:
         for path in files[own]:
-            for record in tqdm(records.read(path), desc=paths.label(path), unit=" rows", delay=2, disable=None):
+            for record in tqdm(readers.read(path), desc=paths.label(path), unit=" rows", delay=2, disable=None):
                 row = record if isinstance(record, Reject) else layouts.parse(record, data)
                 changes: list[Change] = []
                 split = split_of(row, data, own) if isinstance(row, Row) else own
@@ -98,12 +98,12 @@ def bar(searched: Any) -> Any:
     return tqdm(searched, desc="report", unit=" steps", delay=2, disable=None)
 
 
-def sieve_of(files: dict[str, list[Path]], data: Data) -> duplicates.Sieve:
+def sieve_of(files: dict[str, list[Path]], data: Data) -> near_duplicates.Sieve:
     """What lets the first of equal rows pass; looks for near duplicates by reading all files once more."""
     if "near_duplicate" not in data.drop:
-        return duplicates.Sieve(data.drop, {})
+        return near_duplicates.Sieve(data.drop, {})
     least = data.near_duplicate_similarity or 1
-    signatures, names, around = duplicates.Signatures(), [], []
+    signatures, names, around = near_duplicates.Signatures(), [], []
     for _, row, _ in read(files, data):
         if isinstance(row, Row):
             signatures.add(row.said)
@@ -117,7 +117,7 @@ def sieve_of(files: dict[str, list[Path]], data: Data) -> duplicates.Sieve:
         if signatures.alike(group[0], place) >= least and around[group[0]] == around[place]
     }
     places = {names[place]: place for place in leaders}
-    return duplicates.Sieve(
+    return near_duplicates.Sieve(
         data.drop,
         {names[place]: names[leader] for place, leader in leaders.items()},
         lambda one, other: signatures.alike(places[one], places[other]) >= least,
@@ -144,9 +144,9 @@ class Books:
 
     def __init__(self, work: Path, data: Data) -> None:
         self.ledger, self.picks, self.quality = Ledger(SPLITS), preview.Picks(), Quality(SPLITS, data)
-        self.splits = {split: arrow.Split(work / split) for split in SPLITS}
-        self.rejects = (work / "rejects.jsonl").open("w", encoding="utf-8")
-        self.changes = (work / "changes.jsonl").open("w", encoding="utf-8")
+        self.splits = {split: arrow_writer.Split(work / split) for split in SPLITS}
+        self.rejects = (work / filenames.REJECTS).open("w", encoding="utf-8")
+        self.changes = (work / filenames.CHANGES).open("w", encoding="utf-8")
 
     def drop(self, reject: Reject) -> None:
         self.ledger.drop(reject.file, reject.reason)
@@ -220,14 +220,14 @@ def show(folder: Path, settings: Settings, count: int) -> None:
         return
     from datasets import load_from_disk
 
-    text = (folder / template.FILE).read_text(encoding="utf-8")
+    text = (folder / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
     chat = template.load(settings.model.folder, text, settings.data.allow_tokens)
     train = load_from_disk(folder / "train")
     for sample in train.select(range(min(count, len(train)))):
         print(f"\n{sample['row']}")
         for kind, token in preview.token_spans(sample["input_ids"], sample["labels"], chat):
             green = kind in ("answer", "end") and sys.stdout.isatty()
-            token = cleaning.drop_controls(token)  # a text must not steer the terminal
+            token = drop_controls(token)  # a text must not steer the terminal
             print(f"\033[32m{token}\033[0m" if green else token, end="")
         print()
 
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--preview", type=int, metavar="N", default=0, help="show N rows in the terminal")
     options = parser.parse_args()
     settings = cli.settings_from(options)
-    folder = settings.run_dir / "data"
+    folder = settings.run_dir / filenames.DATA
     if options.check:
         sys.exit(0 if manifest.looks_complete(folder) else 3)
 
@@ -248,7 +248,7 @@ def main() -> None:
     text = template.source(settings.data, settings.model.folder)  # fails early where there is none
     if "data.date" in settings.explicit and "strftime_now" not in text:
         raise UserError("--data.date: the chat template does not print the date")
-    settings, files, inputs = splits.sources(settings, say=print)
+    settings, files, inputs = sources.resolve(settings, say=print)
     data = settings.data
     if data.template.endswith(".jinja"):
         inputs.append(paths.data_file(data.template))
@@ -264,11 +264,11 @@ def main() -> None:
         chat = template.load(settings.model.folder, text, data.allow_tokens)
         if data.system_prompt and (token := chat.control_token(data.system_prompt)):
             raise UserError(f"--data.system_prompt holds {token}, which would act as a control token")
-        manifest.write_json(work / contract.FILE, contract.build(chat, data))
+        atomic.write_json(work / filenames.CONTRACT, contract.build(chat, data))
         books = Books(work, data)
         collect(files, data, chat, books)
         ledger, quality = books.ledger.as_json(), books.quality.report(books.ledger, books.line, bar)
-        manifest.write_json(work / "ledger.json", ledger)
+        atomic.write_json(work / filenames.LEDGER, ledger)
         if data.thinking is None and template.thinking_flags(text) and not books.quality.thoughts:
             quality["advice"].append(
                 "the chat template can open a block of thought, and no row holds one: with --data.thinking false "
@@ -278,8 +278,8 @@ def main() -> None:
             quality["advice"].append(
                 "prompts of this template lack the token that begins every text of this model: expect a worse start"
             )
-        manifest.write_json(work / "quality.json", quality)
-        (work / "preview.html").write_text(preview.page(books.picks, ledger, quality, chat), encoding="utf-8")
+        atomic.write_json(work / filenames.QUALITY, quality)
+        (work / filenames.PREVIEW).write_text(preview.page(books.picks, ledger, quality, chat), encoding="utf-8")
         if reason := problem(books, data):
             failed = folder.with_name("data.failed")
             shutil.rmtree(failed, ignore_errors=True)
@@ -289,7 +289,7 @@ def main() -> None:
             raise UserError(f"{reason}; see {paths.label(failed)}/rejects.jsonl and preview.html beside it")
 
         # --- save ---
-        (work / template.FILE).write_text(text, encoding="utf-8")
+        (work / filenames.CHAT_TEMPLATE).write_text(text, encoding="utf-8")
         stage.metrics = ledger["splits"]
     shutil.rmtree(folder.with_name("data.failed"), ignore_errors=True)
     show(folder, settings, options.preview)

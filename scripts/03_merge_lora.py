@@ -20,35 +20,41 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lockstep import cli, manifest, paths, servable
-from lockstep.config import Settings
+from lockstep import paths
+from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.artifacts.stage import Stage
 from lockstep.errors import UserError
-from lockstep.stage import Stage
+from lockstep.merging import serving_route
+from lockstep.settings import cli
+from lockstep.settings.tree import Settings
 
 
 def strategies_of(settings: Settings, adapter: Path) -> dict[str, Any]:
     """The merges to try: what gives each its 4-bit weights, or None where the weights stay as they are."""
-    from lockstep import merging
+    from lockstep.merging import merge
 
-    strategies: dict[str, merging.Dequantizer | None] = {"original": None}
+    strategies: dict[str, merge.Dequantizer | None] = {"original": None}
     if settings.method == "qlora":
-        strategies["dequantized"] = merging.Dequantizer(adapter, settings.quantization)
+        strategies["dequantized"] = merge.Dequantizer(adapter, settings.quantization)
     elif settings.merge.strategy == "dequantized":
         raise UserError(f"--merge.strategy dequantized: nothing was quantized in a {settings.method} run")
     wanted = settings.merge.strategy
     return strategies if wanted == "auto" else {wanted: strategies[wanted]}
 
 
-def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
+def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
     """Write the candidates, measure each, keep the closest in `work`. Returns the report."""
     from transformers import AutoTokenizer
 
-    from lockstep import adapterfile, certificate, merging, updates
+    from lockstep.merging import certificate, merge
+    from lockstep.model import adapter_delta, adapter_files
 
-    full, data = settings.method == "full", settings.run_dir / "data"
+    full, data = settings.method == "full", settings.run_dir / filenames.DATA
     strategies = strategies_of(settings, adapter)
-    base, change = (adapter, updates.Adapter()) if full else (settings.model.folder, adapterfile.read(adapter))
-    merging.plan(base, change)  # refuses a foreign base before anything is loaded
+    base, change = (
+        (adapter, adapter_delta.AdapterDelta()) if full else (settings.model.folder, adapter_files.read(adapter))
+    )
+    merge.plan(base, change)  # refuses a foreign base before anything is loaded
     pad = AutoTokenizer.from_pretrained(adapter, local_files_only=True).pad_token_id or 0
     hand_over = work / "measuring"
     hand_over.mkdir()
@@ -56,8 +62,8 @@ def merge(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
     candidates: dict[str, Any] = {"original": None, "dequantized": None}
     for name, dequantizer in strategies.items():
         out = work / name
-        sums = merging.write_weights(base, out, change, dequantizer)
-        merging.write_rest(base, adapter, out)
+        sums = merge.write_weights(base, out, change, dequantizer)
+        merge.write_rest(base, adapter, out)
         candidates[name] = certificate.in_fresh_process(certificate.measure, out, sums, data, pad, hand_over)
         print(
             f"{'in bfloat16' if full else f'onto {name} weights'}: "
@@ -88,12 +94,12 @@ def refuse(report: dict[str, Any], settings: Settings, adapter: Path, failed: Pa
     if settings.method == "qlora" and settings.merge.strategy == "original":
         ways.append("leave the choice to --merge.strategy auto")
     if settings.method != "full":
-        route = servable.inspect(adapter, settings.model.folder)
+        route = serving_route.inspect(adapter, settings.model.folder)
         no_adapter = f"vLLM serves this adapter merged only, as {route.reason}"
         ways.append("serve the adapter (make serve-lora)" if route.mode == "lora" else no_adapter)
     report |= {"reason": reason}
     failed.mkdir(exist_ok=True)
-    manifest.write_json(failed / "merge_report.json", report)
+    atomic.write_json(failed / filenames.MERGE_REPORT, report)
     raise UserError(f"{reason}: nothing ships; {', '.join([*ways, f'see {paths.label(failed)}/merge_report.json'])}")
 
 
@@ -101,11 +107,11 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
     """outputs/<run>/merged/, or nothing but merged.failed/merge_report.json."""
     failed, full = stage.folder.with_name("merged.failed"), settings.method == "full"
     with stage.writing() as work:
-        report = merge(settings, adapter, work)
+        report = merge_candidates(settings, adapter, work)
         stage.metrics = report["candidates"][report["strategy"]]
         if not report["passed"]:
             refuse(report, settings, adapter, failed)
-        manifest.write_json(work / "merge_report.json", report)
+        atomic.write_json(work / filenames.MERGE_REPORT, report)
     shutil.rmtree(failed, ignore_errors=True)
     how = "all weights in bfloat16" if full else f"merged onto the {report['strategy']} weights"
     print(
@@ -115,35 +121,37 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
 
 def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
     """outputs/<run>/base/: the base with the weights that the adapter was trained on."""
-    from lockstep import certificate, merging, shards, updates
+    from lockstep.merging import certificate, merge, safetensors_stream
+    from lockstep.model import adapter_delta
 
     with stage.writing() as work:
-        dequantizer = merging.Dequantizer(adapter, settings.quantization)
-        sums = merging.write_weights(settings.model.folder, work, updates.Adapter(), dequantizer)
-        certificate.in_fresh_process(shards.verify, work, sums)
-        merging.write_rest(settings.model.folder, adapter, work)
+        dequantizer = merge.Dequantizer(adapter, settings.quantization)
+        sums = merge.write_weights(settings.model.folder, work, adapter_delta.AdapterDelta(), dequantizer)
+        certificate.in_fresh_process(safetensors_stream.verify, work, sums)
+        merge.write_rest(settings.model.folder, adapter, work)
     print(f"{paths.label(stage.folder)} is complete: {len(dequantizer.hashes)} tensors as the adapter saw them")
 
 
 def take_in(settings: Settings, force: bool) -> None:
     """outputs/<run>/adapter/ from a folder of PEFT's, where it is not there yet."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from lockstep import certificate, external, inspection
+    from lockstep.merging import certificate, external_adapter
+    from lockstep.model import inspection
 
     folder = paths.data_file(settings.adapter.path or "")
-    files = external.files_of(folder)
-    inputs = [settings.model.folder, settings.run_dir / "data", *files]
+    files = external_adapter.files_of(folder)
+    inputs = [settings.model.folder, settings.run_dir / filenames.DATA, *files]
     sections = settings.sections("model", "data", "method", "quantization", "adapter")
-    stage = Stage("train", settings.run_dir / "adapter", sections, inputs, force)
+    stage = Stage("train", settings.run_dir / filenames.ADAPTER, sections, inputs, force)
     stage.origin = "external"
     if found := stage.finished():
         return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
     manifest.check_seal(folder)
     inspection.check_adapter(files, settings.model.folder)
-    if note := external.check(settings, folder):
+    if note := external_adapter.check(settings, folder):
         print(f"note: {note}")
     with stage.writing() as work:
-        stage.metrics = certificate.in_fresh_process(external.take_in, settings, folder, work)
+        stage.metrics = certificate.in_fresh_process(external_adapter.take_in, settings, folder, work)
     print(f"{paths.label(stage.folder)} is complete: taken in from {paths.label(folder)}")
 
 
@@ -160,14 +168,14 @@ def main() -> None:
 
     # --- inputs ---
     if settings.adapter.path:
-        data = manifest.require(run_dir / "data", "data")
+        data = manifest.require(run_dir / filenames.DATA, "data")
         manifest.require(settings.model.folder, "download")
         if settings.method == "full":
             raise UserError("--adapter.path brings an adapter, and --method full has none: choose qlora or lora")
-        take_in(settings.inherit(data.config, paths.label(run_dir / "data")), options.force)
-    adapter = manifest.require(run_dir / "adapter", "train")
-    settings = settings.inherit(adapter.config, paths.label(run_dir / "adapter"))
-    inputs = [run_dir / "adapter"]
+        take_in(settings.inherit(data.config, paths.label(run_dir / filenames.DATA)), options.force)
+    adapter = manifest.require(run_dir / filenames.ADAPTER, "train")
+    settings = settings.inherit(adapter.config, paths.label(run_dir / filenames.ADAPTER))
+    inputs = [run_dir / filenames.ADAPTER]
     if settings.method != "full":
         manifest.require(settings.model.folder, "download")
         inputs.insert(0, settings.model.folder)
@@ -179,13 +187,13 @@ def main() -> None:
     else:
         # no require(): new rows in the user's file make the data stage stale, not this adapter
         sections = settings.sections("model", "data", "method", "lora", "quantization", "merge")
-        stage = Stage("merge", folder, sections, [*inputs, run_dir / "data"], options.force)
+        stage = Stage("merge", folder, sections, [*inputs, run_dir / filenames.DATA], options.force)
     if found := stage.finished():
         return print(f"{paths.label(folder)} is up to date ({manifest.short(found.digest)})")
 
     # --- work, save, manifest last ---
     os.environ["HF_HUB_OFFLINE"] = "1"
-    (write_base if options.base else write_merged)(stage, settings, run_dir / "adapter")
+    (write_base if options.base else write_merged)(stage, settings, run_dir / filenames.ADAPTER)
 
 
 if __name__ == "__main__":

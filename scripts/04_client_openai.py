@@ -26,28 +26,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lockstep import (
-    asking,
-    cleaning,
-    cli,
-    endpoint,
-    manifest,
-    paths,
-    questions,
-    records,
-    repetition,
-    supervisor,
-    template,
-)
-from lockstep.asking import Answer, Endpoint, NoAnswer
-from lockstep.batchfile import BatchFile, Row, key_of
-from lockstep.config import Settings
-from lockstep.conversation import Conversation
+from lockstep import paths
+from lockstep.artifacts import filenames, manifest
+from lockstep.client import loop_removal, openai_client, question_file
+from lockstep.client.batch_file import AnswerRecord, BatchFile, key_of
+from lockstep.client.conversation import Conversation
+from lockstep.client.openai_client import Answer, Endpoint, NoAnswer
+from lockstep.client.question_file import Question
+from lockstep.endpoint import address, server_note
 from lockstep.errors import INTERRUPTED, UserError
-from lockstep.questions import Question
+from lockstep.prompts import template
+from lockstep.settings import cli
+from lockstep.settings.tree import Settings
+from lockstep.text import json_text
+from lockstep.text.unicode import drop_controls, printable
 
 note = partial(print, file=sys.stderr, flush=True)  # all that is no answer
-POST: dict[str, Callable[[str], str]] = {"dedupe": repetition.remove}
+POST: dict[str, Callable[[str], str]] = {"dedupe": loop_removal.remove}
 
 
 # ---- one question ----
@@ -55,8 +50,8 @@ POST: dict[str, Callable[[str], str]] = {"dedupe": repetition.remove}
 
 def show(piece: str) -> None:
     """A terminal gets only text: control sequences in an answer could hide what is said about it."""
-    text = cleaning.drop_controls(piece) if sys.stdout.isatty() else piece
-    print(records.printable(text), end="", flush=True)
+    text = drop_controls(piece) if sys.stdout.isatty() else piece
+    print(printable(text), end="", flush=True)
 
 
 def answer(server: Endpoint, body: dict[str, Any], stream: bool, post: str | None, stats: bool) -> str:
@@ -93,7 +88,7 @@ def as_curl(url: str, body: dict[str, Any]) -> str:
     """The same request for a shell."""
     flat = {k: v for k, v in body.items() if k != "extra_body"} | body["extra_body"]
     words = ["curl", "--silent", "--show-error", f"{url}/chat/completions", "-H", "Content-Type: application/json"]
-    words += ["--noproxy", "*"] if asking.is_local(url) else []
+    words += ["--noproxy", "*"] if address.is_local(url) else []
     words += ["-d", json.dumps(flat, ensure_ascii=False)]
     # bash hands the key over as a file, so that it stands in no process list
     key = """ -H @<(printf 'Authorization: Bearer %s' "$LOCKSTEP_API_KEY")"""
@@ -113,7 +108,7 @@ def chat(server: Endpoint, talk: Conversation, model: str, post: str | None) -> 
                 note(said)
                 continue
             messages = talk.ask_again() if line.strip() == "/retry" else talk.ask(line)
-            talk.add(answer(server, asking.request(talk.sampling, model, messages), True, post, talk.stats))
+            talk.add(answer(server, openai_client.request(talk.sampling, model, messages), True, post, talk.stats))
         except UserError as error:
             note(f"error: {' '.join(str(error).split())}")
         except KeyboardInterrupt:
@@ -144,11 +139,11 @@ def typed_lines() -> Iterator[str]:
 
 def answer_batch(server: Endpoint, settings: Settings, model: str, style: str, chosen: argparse.Namespace) -> None:
     """Answer all rows, each with its answer or its error; the file appears when whole."""
-    asked = list(questions.read(chosen.batch, style, chosen.system))
+    asked = list(question_file.read(chosen.batch, style, chosen.system))
     if not asked:
         raise UserError(f"{chosen.batch} holds no rows")
     paths.make_parent(chosen.output)
-    body = asking.request(settings.sampling, model, [])
+    body = openai_client.request(settings.sampling, model, [])
     key = key_of([body, [asdict(one) for one in asked], chosen.post, served_weights(settings, chosen.base_url)])
     with BatchFile(chosen.output, key, len(asked), chosen.force) as file:
         if file.finished:
@@ -163,7 +158,7 @@ def answer_batch(server: Endpoint, settings: Settings, model: str, style: str, c
     summarize(chosen.output)
 
 
-def record(server: Endpoint, body: dict[str, Any], question: Question, post: str | None) -> Row:
+def record(server: Endpoint, body: dict[str, Any], question: Question, post: str | None) -> AnswerRecord:
     """A question's line of the output."""
     if question.fault:
         return {"messages": question.messages, "reference": None, "error": question.fault}
@@ -176,7 +171,7 @@ def record(server: Endpoint, body: dict[str, Any], question: Question, post: str
     return row
 
 
-def fill(file: BatchFile, work: Callable[[int], Row], concurrency: int) -> list[Row]:
+def fill(file: BatchFile, work: Callable[[int], AnswerRecord], concurrency: int) -> list[AnswerRecord]:
     """Have the missing rows answered, with a bar; returns what `totals` needs of them."""
     from tqdm import tqdm
 
@@ -193,7 +188,7 @@ def fill(file: BatchFile, work: Callable[[int], Row], concurrency: int) -> list[
     return rows
 
 
-def totals(rows: list[Row], seconds: float) -> str:
+def totals(rows: list[AnswerRecord], seconds: float) -> str:
     """Tokens, speed and latency of the rows that were answered now."""
     times = sorted(row["seconds"] for row in rows if row["answer"] is not None) or [0.0]
     p50, p95 = (times[round(share * (len(times) - 1))] for share in (0.5, 0.95))
@@ -205,7 +200,7 @@ def totals(rows: list[Row], seconds: float) -> str:
 def summarize(output: Path) -> None:
     """Count what the finished file holds; errors in it end the program as one."""
     cut = failed = count = 0
-    for _, row in records.json_lines(output):
+    for _, row in json_text.json_lines(output):
         count, failed, cut = count + 1, failed + ("error" in row), cut + (row.get("finish_reason") == "length")
     print(f"{output}: {count - failed} answers, {failed} errors" + (f", {cut} cut off at max_tokens" if cut else ""))
     if failed:
@@ -216,12 +211,12 @@ def summarize(output: Path) -> None:
 
 def served_weights(settings: Settings, base_url: str | None) -> Any:
     """What tells the model behind a name from another: the run's own by its bytes, a foreign one by its address."""
-    folders = (settings.run_dir / "adapter", settings.run_dir / "merged")
-    loaded = supervisor.served(endpoint.folder(settings))  # by a server that runs; the folders may be newer
+    folders = (settings.run_dir / filenames.ADAPTER, settings.run_dir / filenames.MERGED)
+    loaded = server_note.served(address.serve_dir(settings))  # by a server that runs; the folders may be newer
     own = [
         loaded.get(paths.label(folder)) or manifest.read(folder).digest
         for folder in folders
-        if (folder / manifest.FILE).exists()
+        if (folder / filenames.MANIFEST).exists()
     ]
     return base_url or [settings.serve.mode, own]
 
@@ -242,10 +237,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests at a time in --batch [16]")
     parser.add_argument("--post", choices=POST, help="dedupe: take phrases out that an answer repeats in a loop")
     parser.add_argument("--stats", action="store_true", help="tokens, speed and latency, on stderr")
-    parser.add_argument("--retries", type=int, default=asking.RETRIES, metavar="N",
-                        help=f"tries after the first, while nothing of an answer is shown [{asking.RETRIES}]")  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=asking.TIMEOUT, metavar="SECONDS",
-                        help=f"silence after which the server counts as hung [{asking.TIMEOUT:g}]")  # fmt: skip
+    parser.add_argument("--retries", type=int, default=openai_client.RETRIES, metavar="N",
+                        help=f"tries after the first, while nothing of an answer is shown [{openai_client.RETRIES}]")  # fmt: skip
+    parser.add_argument("--timeout", type=float, default=openai_client.TIMEOUT, metavar="SECONDS",
+                        help=f"silence after which the server counts as hung [{openai_client.TIMEOUT:g}]")  # fmt: skip
     parser.add_argument("--model", help="the served model's name [the run's name]")
     parser.add_argument("--base-url", help="the endpoint, ending in /v1 [from serve.host and serve.port]")
     parser.add_argument("--curl", action="store_true", help="print the request as a curl command and send nothing")
@@ -285,10 +280,10 @@ def seldom(say: Callable[[str], None], seconds: float = 5) -> Callable[[str], No
 def main() -> int | None:
     chosen = options()
     settings = cli.settings_from(chosen)
-    url = endpoint.address(chosen.base_url or endpoint.url(settings))
-    model = chosen.model or endpoint.model_name(settings)
+    url = address.checked_url(chosen.base_url or address.url(settings))
+    model = chosen.model or address.model_name(settings)
     check(chosen)
-    style = questions.style_of(settings)
+    style = question_file.style_of(settings)
     talk = Conversation(settings.sampling, chosen.system, chosen.stats)
     connect = partial(Endpoint, url, chosen.retries, chosen.timeout)
 
@@ -299,7 +294,7 @@ def main() -> int | None:
         chat(connect(note), talk, model, chosen.post)
         return None
     question = template.fold(chosen.question, chosen.input, style)
-    body = asking.request(settings.sampling, model, talk.ask(question))
+    body = openai_client.request(settings.sampling, model, talk.ask(question))
     if chosen.curl:
         return print(as_curl(url, body))
     try:

@@ -2,7 +2,7 @@
 
 Reads   outputs/<run>/data/ (test rows, which nothing before has touched), adapter/, merged/
         the servers that it starts, one after the other, or those of --evaluate.base_url and tuned_url
-Writes  outputs/<run>/eval/: metrics.json, predictions.jsonl, report.html
+Writes  outputs/<run>/eval/: metrics.json, predictions.jsonl, report_page.html
         outputs/<run>/answers/: what was answered already; outputs/<run>/sheet.csv: answers for a person to judge
 Run     make evaluate
         python scripts/05_evaluate.py --config configs/demo.yaml
@@ -21,13 +21,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lockstep import cli, contest, endpoint, manifest, paths
-from lockstep.batchfile import Row
-from lockstep.config import Settings
-from lockstep.contest import Case, Contestant, Task
+from lockstep import paths
+from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.artifacts.stage import Stage
+from lockstep.client.batch_file import AnswerRecord
+from lockstep.endpoint import address
 from lockstep.errors import Terminated, UserError
-from lockstep.sections import Sampling
-from lockstep.stage import Stage
+from lockstep.evaluation import contestants
+from lockstep.evaluation.contestants import Case, Contestant, Task
+from lockstep.settings import cli
+from lockstep.settings.schema import Sampling
+from lockstep.settings.tree import Settings
 
 GREEDY = Sampling(temperature=0, top_p=1, top_k=-1, repetition_penalty=1)  # nothing that bends an answer
 FORCED = "forced.json"  # beside the answers: which evaluation --force replaces
@@ -44,7 +48,7 @@ SHOWN = (
 )
 
 
-def bar(what: str, rows: int, there: int, coming: Iterator[Row]) -> Iterator[Row]:
+def bar(what: str, rows: int, there: int, coming: Iterator[AnswerRecord]) -> Iterator[AnswerRecord]:
     """A progress bar around rows that come."""
     from tqdm import tqdm
 
@@ -54,13 +58,13 @@ def bar(what: str, rows: int, there: int, coming: Iterator[Row]) -> Iterator[Row
 # ---- who answers what ----
 
 
-def contestants(settings: Settings) -> list[Contestant]:
+def contestants_of(settings: Settings) -> list[Contestant]:
     """Base, tuned, and the other runs, each with what tells it from other models and other engine settings."""
-    evaluate, run_dir, known = settings.evaluate, settings.run_dir, endpoint.model_name(settings)
+    evaluate, run_dir, known = settings.evaluate, settings.run_dir, address.model_name(settings)
     serve = cli.words_for(settings, "serve", without=("mode", "host", "port", "adapters", "served_model_name"))
     engine = json.dumps(engine_of(settings))
-    template = manifest.sha256_of(run_dir / "adapter" / "chat_template.jinja")
-    base = manifest.read(settings.model.folder).digest if (settings.model.folder / manifest.FILE).exists() else ""
+    template = manifest.sha256_of(run_dir / filenames.ADAPTER / filenames.CHAT_TEMPLATE)
+    base = manifest.read(settings.model.folder).digest if (settings.model.folder / filenames.MANIFEST).exists() else ""
 
     def one(name: str, run: str, identity: str, mode: str, url: str | None = None) -> Contestant:
         # what else a server needs of the settings it has from the run's own manifests
@@ -69,7 +73,7 @@ def contestants(settings: Settings) -> list[Contestant]:
         return served_model(made, *([f"{known}-base"] if mode == "base" else []), known) if url else made
 
     def merged(run: str) -> str:
-        return manifest.require(paths.run_dir(run) / "merged", "merge").digest
+        return manifest.require(paths.run_dir(run) / filenames.MERGED, "merge").digest
 
     untouched = one("base", settings.run, f"{base} {template}", "base", evaluate.base_url)
     tuned = one("tuned", settings.run, merged(settings.run), "merged", evaluate.tuned_url)
@@ -88,9 +92,9 @@ def served_model(one: Contestant, *wanted: str) -> Contestant:
     """Someone else's server: the first model of these names or the only one, and the address beside the weights for identity."""
     from dataclasses import replace
 
-    from lockstep.asking import Endpoint
+    from lockstep.client.openai_client import Endpoint
 
-    url = endpoint.address(one.url or "")
+    url = address.checked_url(one.url or "")
     model = Endpoint(url, notice=print).model(*wanted)
     print(f"{one.name}: {model} at {url}")
     return replace(one, url=url, model=model, identity=f"{url} {model} {one.identity}")
@@ -99,13 +103,13 @@ def served_model(one: Contestant, *wanted: str) -> Contestant:
 def tasks(settings: Settings, asked: list[Case], panel: Any) -> list[Task]:
     """What every contestant is asked."""
     evaluate, longest = settings.evaluate, settings.serve.max_model_len
-    prose = contest.encoded(settings.run_dir / "adapter", [one.text for one in panel.prose])
-    general = [contest.question(one.question) for one in panel.questions]
+    prose = contestants.encoded(settings.run_dir / filenames.ADAPTER, [one.text for one in panel.prose])
+    general = [contestants.question(one.question) for one in panel.questions]
     return [
-        contest.answers(asked, sampling_of(settings), evaluate, longest),
-        contest.likelihoods([case.input_ids for case in asked], [case.places for case in asked], "likelihood"),
-        contest.answers(general, GREEDY, evaluate, longest, "general"),
-        contest.likelihoods(prose, [range(1, len(ids)) for ids in prose], "prose"),
+        contestants.answers(asked, sampling_of(settings), evaluate, longest),
+        contestants.likelihoods([case.input_ids for case in asked], [case.places for case in asked], "likelihood"),
+        contestants.answers(general, GREEDY, evaluate, longest, "general"),
+        contestants.likelihoods(prose, [range(1, len(ids)) for ids in prose], "prose"),
     ]
 
 
@@ -115,8 +119,11 @@ def tasks_of_tuned(settings: Settings, asked: list[Case], recorded: list[Any]) -
     ids, places = ([row[key] for row in recorded] for key in ("input_ids", "places"))
     some, longest = asked[: evaluate.sampling_rows], settings.serve.max_model_len
     return [
-        contest.likelihoods(ids, places, "reference"),
-        *(contest.answers(some, way, evaluate, longest, f"sampling-{n}") for n, way in enumerate(samplings(settings))),
+        contestants.likelihoods(ids, places, "reference"),
+        *(
+            contestants.answers(some, way, evaluate, longest, f"sampling-{n}")
+            for n, way in enumerate(samplings(settings))
+        ),
     ]
 
 
@@ -141,46 +148,51 @@ def samplings(settings: Settings) -> list[Sampling]:
 
 def evaluate(settings: Settings, work: Path) -> dict[str, Any]:
     """Ask, measure, and write it all into `work`."""
-    from lockstep import forgetting, report, sheet, verdict
+    from lockstep.evaluation import forgetting, human_sheet, report_page, verdict
 
     run_dir, wanted = settings.run_dir, settings.evaluate
-    asked = contest.cases(run_dir / "data", wanted.rows)
+    asked = contestants.cases(run_dir / filenames.DATA, wanted.rows)
     panel = forgetting.load(paths.data_file(wanted.panel)) if wanted.panel else forgetting.load()
-    recorded = json.loads((run_dir / "adapter" / "reference.json").read_text(encoding="utf-8"))["rows"]
+    recorded = atomic.read_json(run_dir / filenames.ADAPTER / filenames.REFERENCE)["rows"]
     recorded = [row for row in recorded if len(row["input_ids"]) < settings.serve.max_model_len]
     common, more = tasks(settings, asked, panel), tasks_of_tuned(settings, asked, recorded)
     found = {
-        one.name: contest.collect(
-            one, common + (more if one.name == "tuned" else []), run_dir / "answers", wanted.concurrency, print, bar
+        one.name: contestants.collect(
+            one,
+            common + (more if one.name == "tuned" else []),
+            run_dir / filenames.ANSWERS,
+            wanted.concurrency,
+            print,
+            bar,
         )
-        for one in contestants(settings)
+        for one in contestants_of(settings)
     }
-    metrics = verdict.metrics(asked, found, panel, recorded, run_dir / "data" / "train", wanted.seed)
+    metrics = verdict.metrics(asked, found, panel, recorded, run_dir / filenames.DATA / "train", wanted.seed)
     metrics["sampling"] = sampling_of(settings).model_dump(exclude_none=True)
     metrics["samplings"] = [
         verdict.of_sampling(asked, way, found["tuned"][f"sampling-{n}"]) for n, way in enumerate(samplings(settings))
     ]
-    answered = work / "predictions.jsonl"
+    answered = work / filenames.PREDICTIONS
     with answered.open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in verdict.predictions(asked, found))
-    metrics["people"] = sheet.read(run_dir / "sheet.csv", answered)
-    sheet.write(run_dir / "sheet.csv", answered, wanted.sheet_rows, wanted.seed)
-    manifest.write_json(work / "metrics.json", metrics)
-    report.write(run_dir, work, work / "report.html")
+    metrics["people"] = human_sheet.read(run_dir / filenames.SHEET, answered)
+    human_sheet.write(run_dir / filenames.SHEET, answered, wanted.sheet_rows, wanted.seed)
+    atomic.write_json(work / filenames.METRICS, metrics)
+    report_page.write(run_dir, work, work / filenames.REPORT)
     return metrics
 
 
 def rebuild(settings: Settings) -> None:
     """The report anew from what exists, with what a person has put on the sheet since."""
-    from lockstep import report, sheet
+    from lockstep.evaluation import human_sheet, report_page
 
     run_dir = settings.run_dir
-    folder = run_dir / "eval"
+    folder = run_dir / filenames.EVALUATION
     if not run_dir.is_dir():
         raise UserError(f"there is no run {settings.run}: {paths.label(run_dir)} is missing")
     Stage("evaluate", folder, {}, []).recover()
-    if not (folder / manifest.FILE).exists():
-        report.write(run_dir, None, run_dir / "report.html")
+    if not (folder / filenames.MANIFEST).exists():
+        report_page.write(run_dir, None, run_dir / filenames.REPORT)
         return print(f"{paths.label(run_dir)}/report.html is written, without an evaluation: `make evaluate` makes one")
     record = manifest.read(folder)
     stage = Stage("evaluate", folder, record.config, [paths.resolve_label(name) for name in record.inputs], force=True)
@@ -191,13 +203,14 @@ def rebuild(settings: Settings) -> None:
         )
     stage.metrics = record.metrics
     with stage.writing() as work:
-        for name in ("predictions.jsonl", "metrics.json"):
+        for name in (filenames.PREDICTIONS, filenames.METRICS):
             shutil.copyfile(folder / name, work / name)
-        metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
-        manifest.write_json(
-            work / "metrics.json", metrics | {"people": sheet.read(run_dir / "sheet.csv", work / "predictions.jsonl")}
+        metrics = atomic.read_json(work / filenames.METRICS)
+        atomic.write_json(
+            work / filenames.METRICS,
+            metrics | {"people": human_sheet.read(run_dir / filenames.SHEET, work / filenames.PREDICTIONS)},
         )
-        report.write(run_dir, work, work / "report.html")
+        report_page.write(run_dir, work, work / filenames.REPORT)
     print(f"{paths.label(folder)}/report.html is written")
 
 
@@ -240,10 +253,10 @@ def forget_answers(answers: Path, folder: Path) -> None:
     """Remove the answers of an earlier evaluation; those of a forced one that did not come to its end stay."""
     note = answers / FORCED
     replaces = manifest.identity(folder)
-    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != replaces:
+    if not note.exists() or atomic.read_json(note) != replaces:
         shutil.rmtree(answers, ignore_errors=True)
         answers.mkdir()
-        manifest.write_json(note, replaces)
+        atomic.write_json(note, replaces)
 
 
 def options() -> argparse.Namespace:
@@ -257,18 +270,18 @@ def main() -> None:
     chosen = options()
     settings = cli.settings_from(chosen)
     run_dir = settings.run_dir
-    folder = run_dir / "eval"
+    folder = run_dir / filenames.EVALUATION
     if chosen.check:
         sys.exit(0 if manifest.looks_complete(folder) else 3)
     if chosen.report:
         return rebuild(settings)
 
     # --- inputs ---
-    merged = manifest.require(run_dir / "merged", "merge")
-    settings = settings.inherit(merged.config, paths.label(run_dir / "merged"))
-    manifest.require(run_dir / "adapter", "train")
-    inputs = [run_dir / "data", run_dir / "adapter", run_dir / "merged"]
-    inputs += [paths.run_dir(run) / "merged" for run in settings.evaluate.runs]
+    merged = manifest.require(run_dir / filenames.MERGED, "merge")
+    settings = settings.inherit(merged.config, paths.label(run_dir / filenames.MERGED))
+    manifest.require(run_dir / filenames.ADAPTER, "train")
+    inputs = [run_dir / filenames.DATA, run_dir / filenames.ADAPTER, run_dir / filenames.MERGED]
+    inputs += [paths.run_dir(run) / filenames.MERGED for run in settings.evaluate.runs]
     if settings.evaluate.panel:
         inputs.append(paths.data_file(settings.evaluate.panel))
     if taken := {"base", "tuned", "row", "messages", "wanted"} & set(settings.evaluate.runs):
@@ -289,12 +302,12 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     with stage.writing() as work:
         if chosen.force:
-            forget_answers(run_dir / "answers", folder)
+            forget_answers(run_dir / filenames.ANSWERS, folder)
         metrics = evaluate(settings, work)
         stage.metrics = {
             side: {name: metrics[side][name]["value"] for name in metrics[side]} for side in ("base", "tuned")
         }
-    (run_dir / "answers" / FORCED).unlink(missing_ok=True)
+    (run_dir / filenames.ANSWERS / FORCED).unlink(missing_ok=True)
     tell(metrics)
     print(f"\n{paths.label(folder)} is complete; look at {paths.label(folder)}/report.html")
     print(f"{paths.label(run_dir)}/sheet.csv holds answers for you to judge; `make report` reads it back")

@@ -19,9 +19,11 @@ import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from lockstep import cli, endpoint, middleware, preflight
-from lockstep.config import Settings
+from lockstep.endpoint import address
 from lockstep.errors import UserError
+from lockstep.serving import middleware
+from lockstep.settings import cli
+from lockstep.settings.tree import Settings
 
 PASSWORD = "LOCKSTEP_UI_PASSWORD"
 SHORTEST_PASSWORD = 8  # characters
@@ -71,7 +73,7 @@ def login(settings: Settings) -> tuple[str, str] | None:
         UserError: others can reach the page, and there is no password.
     """
     host, password = settings.ui.host, os.environ.get(PASSWORD, "")
-    loopback = preflight.is_loopback(host, "--ui.host")
+    loopback = address.is_loopback(host, "--ui.host")
     if len(password) < SHORTEST_PASSWORD and (password or not loopback):
         raise UserError(
             f"--ui.host {host}: the page needs a password of {SHORTEST_PASSWORD} characters or more: set {PASSWORD} in "
@@ -102,14 +104,14 @@ def serve(page: Any, at: socket.socket, auth: tuple[str, str] | None) -> None:
     import uvicorn
     from fastapi import FastAPI
 
-    from lockstep import chatparts
+    from lockstep.chat import layout
 
     page.queue(max_size=256)
     app = gradio.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page, path="", auth=auth, footer_links=[],
         run_history=False, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=1,
-        show_error=False, theme=chatparts.theme(), css_paths=[chatparts.CSS],
-        head=f"<script>{chatparts.SCRIPT.read_text(encoding='utf-8')}</script>",
+        show_error=False, theme=layout.theme(), css_paths=[layout.CSS],
+        head=f"<script>{layout.SCRIPT.read_text(encoding='utf-8')}</script>",
     )  # fmt: skip
     # Browsers hold connections open that Ctrl-C need not wait for.
     config = uvicorn.Config(Sealed(app, own_names=auth is None), log_level="warning", timeout_graceful_shutdown=1)
@@ -131,19 +133,19 @@ def main() -> None:
     settings = cli.settings_from(chosen)
     auth = login(settings)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
-    given = [chosen.base_url or endpoint.url(settings), chosen.compare_url]
-    urls = [endpoint.address(url) for url in given if url]
+    given = [chosen.base_url or address.url(settings), chosen.compare_url]
+    urls = [address.checked_url(url) for url in given if url]
     at = bound(settings.ui.host, settings.ui.port)
 
-    from lockstep.asking import Endpoint
-    from lockstep.chatpage import Page
-    from lockstep.health import Watch
+    from lockstep.chat.page import Page
+    from lockstep.client.health import Watch
+    from lockstep.client.openai_client import Endpoint
 
-    own = None if chosen.base_url else endpoint.folder(settings)
+    own = None if chosen.base_url else address.serve_dir(settings)
     endpoints = [Endpoint(url, retries=0) for url in urls]  # the reader sees the state, and asks again
     watch = Watch([(url, own if place == 0 else None) for place, url in enumerate(urls)], settings.ui.check_seconds)
     watch.start()
-    page = Page(settings, endpoints, watch, endpoint.model_name(settings)).build()
+    page = Page(settings, endpoints, watch, address.model_name(settings)).build()
     host, port = at.getsockname()[:2]
     if port != settings.ui.port:
         print(f"port {settings.ui.port} is taken")

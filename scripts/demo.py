@@ -8,7 +8,6 @@ Run     make demo          (a second run skips what is done)
 """
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -16,8 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lockstep import cleaning, cli, configfile, manifest, paths, records
+from lockstep import paths
+from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.errors import UserError
+from lockstep.settings import cli, yaml_file
+from lockstep.text import json_text
+from lockstep.text.unicode import drop_controls
 
 CONFIG = Path("configs/demo.yaml")
 STAGES = {
@@ -62,13 +65,13 @@ def show(rows: Answers) -> None:
         question = row["messages"][-1]["content"].replace("\n", " ")
         print(f"\n  {question}")
         for name, text in (("wanted", row["wanted"]), *((side, row[side].get("answer")) for side in ("base", "tuned"))):
-            line = cleaning.drop_controls(" ".join(str(text).split()))
+            line = drop_controls(" ".join(str(text).split()))
             print(f"    {name:6} {line[:150]}{'…' if len(line) > 150 else ''}")
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    settings = configfile.load(paths.ROOT / CONFIG, {})
+    settings = yaml_file.load(paths.ROOT / CONFIG, {})
     run_dir, seconds = settings.run_dir, {}
     run("data/build_toy_dataset.py")
     for stage, (script, folder) in STAGES.items():
@@ -78,8 +81,8 @@ def main() -> None:
         took = time.monotonic() - started
         seconds[stage] = round(manifest.read(paths.HOME / folder).seconds if there else took, 1)
 
-    rows = [row for _, row in records.json_lines(run_dir / "eval" / "predictions.jsonl")]
-    metrics = json.loads((run_dir / "eval" / "metrics.json").read_text(encoding="utf-8"))
+    rows = [row for _, row in json_text.json_lines(run_dir / filenames.EVALUATION / filenames.PREDICTIONS)]
+    metrics = atomic.read_json(run_dir / filenames.EVALUATION / filenames.METRICS)
     match = {side: exact_match(rows, side) for side in ("base", "tuned")}
     stops = {side: stop_rate(rows, side) for side in ("base", "tuned")}
     result = {
@@ -90,8 +93,8 @@ def main() -> None:
         "verdict": metrics["verdict"],
         "seconds": seconds,
     }
-    summary = run_dir / "demo.json"
-    manifest.write_json(summary, result)
+    summary = run_dir / filenames.DEMO
+    atomic.write_json(summary, result)
     show(rows)
     print(f"\n{len(rows)} held-out questions, greedy, the same server settings and template for both models")
     print(f"  orders answered exactly      base {match['base']:6.1%}   tuned {match['tuned']:6.1%}")

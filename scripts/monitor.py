@@ -17,10 +17,12 @@ import shutil
 import sys
 import time
 
-from lockstep import cli, endpoint, gauges, health, supervisor
-from lockstep.config import Settings
+from lockstep.client import health, vllm_metrics
+from lockstep.client.vllm_metrics import Rates, Snapshot
+from lockstep.endpoint import address, server_note
 from lockstep.errors import UserError
-from lockstep.gauges import Rates, Snapshot
+from lockstep.settings import cli
+from lockstep.settings.tree import Settings
 
 SAID = {
     "starting": "starting: the server loads the model",
@@ -34,11 +36,11 @@ HOME, CLEAR = "\x1b[H", "\x1b[J"  # of terminals: to the top, and forget what is
 def look(url: str, settings: Settings) -> Snapshot | str:
     """The server's figures, or why there are none."""
     status, body = health.fetch(f"{url.removesuffix('/v1')}/metrics")
-    kind = health.kind_of(status, body, supervisor.is_starting(endpoint.folder(settings)))
+    kind = health.kind_of(status, body, server_note.is_starting(address.serve_dir(settings)))
     if kind != "ready":
         return SAID[kind]
     try:
-        return gauges.read(body, time.monotonic())
+        return vllm_metrics.read(body, time.monotonic())
     except (ValueError, KeyError):  # no figures, or other figures under these names
         return "what answers there is no vLLM: its /metrics are not in Prometheus' format"
 
@@ -77,7 +79,7 @@ def watch(url: str, settings: Settings, interval: float) -> None:
         if isinstance(seen, str):
             before, lines = None, [seen]
         else:
-            rates = gauges.between(before, seen) if before else None
+            rates = vllm_metrics.between(before, seen) if before else None
             before, lines = seen, drawn(rates) if rates else ["ready; the first figures come in a moment"]
         now = time.strftime("%H:%M:%S")
         if terminal:
@@ -99,7 +101,7 @@ def once(url: str, settings: Settings, interval: float) -> None:
         looks.append(seen)
         if place == 0:
             time.sleep(interval)
-    rates = gauges.between(*looks)
+    rates = vllm_metrics.between(*looks)
     if rates is None:
         raise UserError(f"{url}: the server was started anew meanwhile; ask again")
     print(json.dumps(rates.as_json()))
@@ -118,7 +120,7 @@ def main() -> None:
     settings = cli.settings_from(chosen)
     if not 0.1 <= chosen.interval <= 3600:
         raise UserError("--interval must be between 0.1 and 3600 seconds")
-    url = endpoint.address(chosen.base_url or endpoint.url(settings))
+    url = address.checked_url(chosen.base_url or address.url(settings))
     if chosen.once:
         once(url, settings, chosen.interval)
         return

@@ -33,4 +33,4 @@ for word in "$@"; do
         *) arguments+=("$word") ;;
     esac
 done
-exec "$python" -m lockstep.supervisor "$action" "${arguments[@]}"
+exec "$python" -m lockstep.serving.supervisor "$action" "${arguments[@]}"

@@ -7,16 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import programs
 import pytest
-import tiny
-from faults.figures import pytest_runtest_makereport  # noqa: F401 - a hook
-from faults.world import World, built
 from filelock import FileLock
-from misbehaving import Handler, Server
+from support import programs, tiny
+from support.figures import pytest_runtest_makereport  # noqa: F401 - a hook
+from support.misbehaving import Handler, Server
+from support.world import World, built
 
 if TYPE_CHECKING:
-    from serving import Home
+    from support.serving import Home
 
 Run = Callable[..., programs.Ended]
 
@@ -48,7 +47,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> "Home":
     """A finished run with the dequantized base, made once for all workers; whoever changes it copies it."""
-    from serving import finished_run
+    from support.serving import finished_run
 
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"

@@ -1,1 +1,7 @@
-"""What two or more stages share, one noun per module. Nothing here prints."""
+"""What the scripts share, a room for each subject. A room imports only from those before it:
+
+errors, paths → text → processes → settings → artifacts → prompts → endpoint → download → model → data → training →
+merging → serving → client → evaluation → chat
+"""
+
+__version__ = "0.1.0"

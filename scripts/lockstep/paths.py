@@ -10,6 +10,7 @@ from pathlib import Path
 from lockstep.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
 HOME = Path(os.environ.get("LOCKSTEP_HOME") or ROOT).resolve()
 MODELS = HOME / "models"
 OUTPUTS = HOME / "outputs"

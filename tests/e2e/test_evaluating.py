@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import ROOT, script_environment
-from serving import finished_run, free_port
+from support.programs import ROOT, script_environment
+from support.serving import finished_run, free_port
 
 pytestmark = pytest.mark.e2e
 

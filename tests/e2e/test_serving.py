@@ -9,9 +9,9 @@ from typing import Any
 
 import psutil
 import pytest
-from serving import Home, ask, finished_run, free_port, launch, refused, reseal, served
+from support.serving import Home, ask, finished_run, free_port, launch, refused, reseal, served
 
-from lockstep import gate, probe
+from lockstep.serving import gate, probe
 
 pytestmark = pytest.mark.e2e
 

@@ -10,7 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from programs import ROOT
+from support.programs import ROOT
 
 pytestmark = pytest.mark.promise("No dependency below the version that mended a known fault")
 

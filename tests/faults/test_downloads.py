@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import hub as hub_stub
 import pytest
-from programs import ROOT, script_environment
+from support import hub as hub_stub
+from support.programs import ROOT, script_environment
 
 pytestmark = [
     pytest.mark.faults,
@@ -20,8 +20,10 @@ pytestmark = [
 
 PROGRAM = """
 import sys
-from lockstep import cli, hub, paths
-cli.run(lambda: print(paths.label(hub.dataset(sys.argv[1], "org/tiny", None, print))))
+from lockstep.data import sources
+from lockstep import paths
+from lockstep.settings import cli
+cli.run(lambda: print(paths.label(sources.dataset(sys.argv[1], "org/tiny", None, print))))
 """
 LARGE, SMALL = "data/train.jsonl", "data/test.jsonl"
 ROW = b'{"instruction": "a", "output": "b"}\n'

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.nursery import Ended, Nursery
-from faults.world import STAGES, World, broken, contents, one_line
-from serving import reseal
+from support.nursery import Ended, Nursery
+from support.serving import reseal
+from support.world import STAGES, World, broken, contents, one_line
 
-from lockstep import manifest
+from lockstep.artifacts import manifest
 
 pytestmark = [
     pytest.mark.faults,
@@ -142,10 +142,10 @@ def test_an_address_space_that_ends(world: World, name: str, record_property: An
 
 # The heaviest call of each stage.
 HEAVY = {
-    "local": "00_download_model.py fetch_local", "hub": "lockstep/hub.py fetch", "data": "lockstep/arrow.py write",
-    "train": "lockstep/loss.py loss_sum", "merge": "lockstep/merging.py write_weights", "base": "lockstep/merging.py write_weights",
-    "external": "lockstep/merging.py write_weights", "batch": "lockstep/asking.py record", "evaluate": "lockstep/contest.py collect",
-    "report": "lockstep/report.py write",
+    "local": "00_download_model.py fetch_local", "hub": "lockstep/download/hub.py fetch", "data": "lockstep/data/arrow_writer.py write",
+    "train": "lockstep/training/loss.py loss_sum", "merge": "lockstep/merging/merge.py write_weights", "base": "lockstep/merging/merge.py write_weights",
+    "external": "lockstep/merging/merge.py write_weights", "batch": "lockstep/client/openai_client.py record", "evaluate": "lockstep/evaluation/contestants.py collect",
+    "report": "lockstep/evaluation/report_page.py write",
 }  # fmt: skip
 
 

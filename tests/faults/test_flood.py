@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from serving import Home, Served, ask, served
+from support.serving import Home, Served, ask, served
 
 pytestmark = [
     pytest.mark.faults,

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hub as hub_stub
 import pytest
 from conftest import Run
+from support import hub as hub_stub
 
-from lockstep import inspection, template
-from lockstep.config import Data
 from lockstep.errors import UserError
+from lockstep.model import inspection
+from lockstep.prompts import template
+from lockstep.settings.tree import Data
 
 pytestmark = pytest.mark.promise("Models made to harm are refused before anything of theirs runs")
 
@@ -320,6 +321,6 @@ def test_code_and_pickles_beside_sound_weights_are_left_behind(
 
 
 def rows(folder: Path) -> Path:
-    import tiny
+    from support import tiny
 
     return tiny.rows(folder / "rows.jsonl", 40)

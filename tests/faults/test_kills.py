@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.world import STAGES, World, again
+from support.world import STAGES, World, again
 
 pytestmark = [
     pytest.mark.faults,
@@ -72,7 +72,7 @@ def test_a_kill_at_each_place_where_training_goes_on(world: World, record_proper
     """Killed, and killed again: only the places that do not come in a first run."""
     clean = world.clean["train"]
     world.nursery.restore(clean.before)
-    world.run("train", do="kill", at="call lockstep/checkpoints.py publish", time=2)
+    world.run("train", do="kill", at="call lockstep/training/checkpoints.py publish", time=2)
     begun = world.nursery.keep(world.nursery.home / "snapshots/begun")
     only_here = {
         site: n for site, n in world.run("train", count_sites=True).sites.items() if site not in clean.ended.sites

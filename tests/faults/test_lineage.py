@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import programs
 import pytest
-import tiny
-from faults.nursery import Nursery
-from programs import ROOT, script_environment
+from support import programs, tiny
+from support.nursery import Nursery
+from support.programs import ROOT, script_environment
 
-from lockstep import manifest, paths
+from lockstep import paths
+from lockstep.artifacts import manifest
 from lockstep.errors import UserError
 
 pytestmark = [

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
-from programs import ROOT
+from support.programs import ROOT
 
-from lockstep import cli, hub, paths
+from lockstep import paths
+from lockstep.download import hub
 from lockstep.errors import UserError
+from lockstep.settings import cli
 
 pytestmark = pytest.mark.promise("No name or path leads out of the root or runs a command")
 

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from faults.world import STAGES, World, again, one_line
+from support.world import STAGES, World, again, one_line
 
 pytestmark = [
     pytest.mark.faults,
@@ -45,11 +45,11 @@ def test_kill_after_kill(world: World, record_property: Any) -> None:
 
 
 PHASES = {
-    "load": ("call lockstep/models.py load", 1),
-    "step 1": ("call lockstep/trainer.py training_step", 1),
-    "mid-accumulation": ("call lockstep/loss.py loss_sum", 6),
-    "evaluation": ("call lockstep/trainer.py evaluate", 1),
-    "save": ("call lockstep/checkpoints.py publish", 1),
+    "load": ("call lockstep/model/networks.py load", 1),
+    "step 1": ("call lockstep/training/trainer.py training_step", 1),
+    "mid-accumulation": ("call lockstep/training/loss.py loss_sum", 6),
+    "evaluation": ("call lockstep/training/trainer.py evaluate", 1),
+    "save": ("call lockstep/training/checkpoints.py publish", 1),
 }
 
 

@@ -13,11 +13,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hub as hub_stub
 import pytest
-import tiny
-from programs import ROOT, script_environment
-from serving import free_port
+from support import hub as hub_stub
+from support import tiny
+from support.programs import ROOT, script_environment
+from support.serving import free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.promise("Secrets stay in the environment")]
 

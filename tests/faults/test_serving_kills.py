@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 import pytest
-from programs import ROOT, script_environment
-from serving import Home, ask, free_port, launch, served
+from support.programs import ROOT, script_environment
+from support.serving import Home, ask, free_port, launch, served
 from test_flood import Connection, asked, judged
 
 pytestmark = [
@@ -44,7 +44,7 @@ def reach(home: Home, supervisor: subprocess.Popen[str], phase: str) -> None:
 
 def state_of(home: Home, action: str = "status") -> tuple[int, str]:
     """What `make status` says, or `make stop`."""
-    words = [sys.executable, "-m", "lockstep.supervisor", action, *home.words]
+    words = [sys.executable, "-m", "lockstep.serving.supervisor", action, *home.words]
     environment = script_environment(home.folder, PYTHONPATH=str(ROOT / "scripts"))
     answer = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     return answer.returncode, answer.stdout

@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from serving import Home, ask, refused, reseal, served
+from support import tiny
+from support.serving import Home, ask, refused, reseal, served
 
 pytestmark = [
     pytest.mark.faults,

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import hub as hub_stub
 import pytest
 from conftest import Run
+from support import hub as hub_stub
 
 HUB = ("--model.source", "hub", "--model.id", "org/tiny")
 FILES = {

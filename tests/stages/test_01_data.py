@@ -9,13 +9,12 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import hub as hub_stub
-import programs
 import pyarrow
 import pytest
-import tiny
 from conftest import Run
 from pyarrow import parquet
+from support import hub as hub_stub
+from support import programs, tiny
 
 Collate = Callable[..., CompletedProcess[str]]
 

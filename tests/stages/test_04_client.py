@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from conftest import Run
-from misbehaving import Server
-from programs import ROOT, script_environment
+from support.misbehaving import Server
+from support.programs import ROOT, script_environment
 
 QUIET = ("--retries", "0")
 

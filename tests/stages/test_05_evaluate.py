@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import programs
 import pytest
-from misbehaving import Handler, Server
-from serving import Home, finished_run, reseal
+from support import programs
+from support.misbehaving import Handler, Server
+from support.serving import Home, finished_run, reseal
 
 
 class Known(Handler):

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 from conftest import Run
-from misbehaving import Handler, Server
-from programs import ROOT, script_environment
-from serving import free_port
+from support.misbehaving import Handler, Server
+from support.programs import ROOT, script_environment
+from support.serving import free_port
 
-from lockstep import layouts
-from lockstep.records import Object, Record
-from lockstep.sections import Data
+from lockstep.data import layouts
+from lockstep.data.readers import Record
+from lockstep.settings.schema import Data
+from lockstep.text.json_text import JsonObject
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -286,7 +287,7 @@ def test_settings_go_with_the_question_and_a_conversation_becomes_a_training_row
             {"role": "assistant", "content": GOOD["r"]},
         ]
     }  # an answer that was cut off teaches nothing good
-    read = layouts.parse(Record("chat.json", 1, Object(row.items())), Data())
+    read = layouts.parse(Record("chat.json", 1, JsonObject(row.items())), Data())
     assert [message["content"] for message in read.messages] == ["Be brief.", "你好", GOOD["r"]]  # type: ignore[union-attr]
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from programs import ROOT
+from support.programs import ROOT
 
 
 def measured(mode: str, flags: str, concurrency: int, speed: float, failures: int = 0) -> dict[str, Any]:

@@ -5,14 +5,15 @@ import os
 import shutil
 from pathlib import Path
 
-import programs
 import pytest
-import tiny
 import torch
 from conftest import Run
+from support import programs, tiny
 from test_pipeline import common, refused
 
-from lockstep import manifest, models, shards
+from lockstep.artifacts import atomic, manifest
+from lockstep.merging import safetensors_stream
+from lockstep.model import networks
 
 
 def foreign(folder: Path, base: Path, tokenizer=None, more: int = 0, **changes) -> torch.nn.Module:
@@ -93,7 +94,7 @@ def test_tokens_added_to_the_vocabulary_come_along(tmp_path: Path, stage: Run, w
     assert report(tmp_path)["candidates"]["original"]["kl_mean"] < 2e-3
     ids = torch.arange(500, 520)[None]
     with torch.no_grad():
-        apart = models.load(merged, torch.float32, "cpu")(input_ids=ids).logits - network(input_ids=ids).logits
+        apart = networks.load(merged, torch.float32, "cpu")(input_ids=ids).logits - network(input_ids=ids).logits
     assert apart.abs().max() < 0.05
 
 
@@ -158,7 +159,9 @@ def test_where_the_4_bit_error_is_large_the_usual_merge_is_measured_and_refused(
     assert found["strategy"] == "dequantized" and found["passed"] and "reason" not in found
     closer, usual = (found["candidates"][name] for name in ("dequantized", "original"))
     assert usual["kl_mean"] > 5 * closer["kl_mean"] and usual["kl_mean"] == failed["candidates"]["original"]["kl_mean"]
-    assert len(shards.tensors_of(tmp_path / "outputs/r/merged")) == len(shards.tensors_of(tmp_path / "models/tiny"))
+    assert len(safetensors_stream.tensors_of(tmp_path / "outputs/r/merged")) == len(
+        safetensors_stream.tensors_of(tmp_path / "models/tiny")
+    )
 
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -214,7 +217,7 @@ def test_an_adapter_of_odd_files_or_changed_since_is_refused(
     assert "adapter_config.json is no regular file" in said()
     config.unlink()
     foreign(theirs, tmp_path / "models/tiny")
-    manifest.write_json(
+    atomic.write_json(
         theirs / "manifest.json",
         {"files": {name: one.model_dump() for name, one in manifest.hash_files(theirs).items()}},
     )

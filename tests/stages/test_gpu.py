@@ -8,17 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import programs
 import pytest
-import tiny
 import torch
 from datasets import Dataset
+from support import programs, tiny
 
-from lockstep import adapters, attention, configfile, fastlora, loss, models, paths, training
-from lockstep.collator import IGNORE, Collator
-from lockstep.config import Settings
+from lockstep import paths
+from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError
-from lockstep.sections import Lora, Quantization
+from lockstep.model import networks, peft_adapter
+from lockstep.settings import yaml_file
+from lockstep.settings.schema import Lora, Quantization
+from lockstep.settings.tree import Settings
+from lockstep.training import fast_lora, loss, packed_attention, setup
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
 SIZES = (9, 30, 12, 25, 7, 18, 40, 11)
@@ -54,8 +56,8 @@ def assert_alike(one: GRADIENTS, other: GRADIENTS, share: float) -> None:
 
 
 def adapted(folder: Path, dtype: torch.dtype, quantized: bool) -> torch.nn.Module:
-    network = models.load(folder, dtype, "cuda", Quantization() if quantized else None)
-    model: torch.nn.Module = adapters.attach(network, Lora(r=4, lora_dropout=0.0)).train()
+    network = networks.load(folder, dtype, "cuda", Quantization() if quantized else None)
+    model: torch.nn.Module = peft_adapter.attach(network, Lora(r=4, lora_dropout=0.0)).train()
     chance = torch.Generator("cuda").manual_seed(1)
     for name, weight in model.named_parameters():
         if "lora_" in name:
@@ -70,7 +72,7 @@ def test_the_fast_pass_is_pefts(tmp_path: Path, kind: str, quantized: bool) -> N
     folder, batch = tiny.model(tmp_path / "m", kind=kind), Collator(0)([*rows(7, 15)])
     exact = adapted(folder, torch.float32, quantized)
     theirs = measured(exact, batch)
-    fast = fastlora.FastPass(exact)
+    fast = fast_lora.FastPass(exact)
     assert fast.layers == 14 and fast.whole
     ours = measured(exact, batch)
     assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
@@ -81,7 +83,7 @@ def test_the_fast_pass_is_pefts(tmp_path: Path, kind: str, quantized: bool) -> N
     coarse = adapted(folder, torch.bfloat16, quantized)
     with torch.autocast("cuda", torch.bfloat16):
         pefts = measured(coarse, batch)[1]
-        fastlora.FastPass(coarse)
+        fast_lora.FastPass(coarse)
         found = measured(coarse, batch)[1]
 
     def error(gradients: GRADIENTS) -> float:
@@ -93,13 +95,13 @@ def test_the_fast_pass_is_pefts(tmp_path: Path, kind: str, quantized: bool) -> N
 def test_masks_drop_the_share_that_was_asked_for_and_come_from_the_gpus_generator() -> None:
     x = torch.randn(1000, 999, dtype=torch.bfloat16, device="cuda")
     torch.manual_seed(3)
-    mask, other = fastlora.draw_mask(x, 0.05), fastlora.draw_mask(x, 0.05)
+    mask, other = fast_lora.draw_mask(x, 0.05), fast_lora.draw_mask(x, 0.05)
     assert (~mask).float().mean().item() == pytest.approx(0.05, abs=0.001)
     assert (~mask & ~other).float().mean().item() == pytest.approx(0.0025, abs=0.0005)
     torch.manual_seed(3)
-    assert torch.equal(fastlora.draw_mask(x, 0.05), mask)
+    assert torch.equal(fast_lora.draw_mask(x, 0.05), mask)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        assert torch.equal(fastlora.drop(x.to(dtype), mask), x.to(dtype) * mask)
+        assert torch.equal(fast_lora.drop(x.to(dtype), mask), x.to(dtype) * mask)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -110,8 +112,8 @@ def test_flash_attention_keeps_rows_apart(kv_heads: int) -> None:
     outputs, gradients = [], []
     for dtype in (torch.float32, torch.bfloat16):
         given = [one.to(dtype, copy=True).requires_grad_() for one in whole]
-        assert attention._flash_computes(given[0], given[2], ends) == (dtype == torch.bfloat16)
-        out, _ = attention._attend(torch.nn.Module(), *given, None, borders=ends)
+        assert packed_attention._flash_computes(given[0], given[2], ends) == (dtype == torch.bfloat16)
+        out, _ = packed_attention._attend(torch.nn.Module(), *given, None, borders=ends)
         out.float().square().sum().backward()
         outputs.append(out.detach().float())
         gradients.append({str(number): one.grad.float() for number, one in enumerate(given) if one.grad is not None})
@@ -134,16 +136,16 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             "train.per_device_train_batch_size": "8", "train.gradient_accumulation_steps": "1", "data.max_length": "64",
             "train.logging_steps": "1",
         }  # fmt: skip
-        return configfile.load(None, given | {name.replace("__", "."): value for name, value in more.items()})
+        return yaml_file.load(None, given | {name.replace("__", "."): value for name, value in more.items()})
 
     return settings
 
 
-def build(settings: Settings, train: Dataset) -> training.Training:
-    return training.build(settings, "cuda", models.compute_dtype(settings.train.dtype, "cuda"), train, None, 0, [])
+def build(settings: Settings, train: Dataset) -> setup.Training:
+    return setup.build(settings, "cuda", networks.compute_dtype(settings.train.dtype, "cuda"), train, None, 0, [])
 
 
-def losses(made: training.Training) -> list[float]:
+def losses(made: setup.Training) -> list[float]:
     made.trainer.train()
     return [log["loss"] for log in made.trainer.state.log_history if "loss" in log]
 
@@ -178,7 +180,7 @@ def test_out_of_memory_is_advice_and_auto_batch_goes_on(configured: Any) -> None
         settings = configured(**given)
         made = build(settings, many)
         with pytest.raises(UserError, match=r"train_batch_size 1024 --train\.gradient_accumulation_steps 4"):
-            training.advise_on_memory(made.trainer.train, settings, made.trainer)
+            setup.advise_on_memory(made.trainer.train, settings, made.trainer)
         made = build(configured(**given, train__auto_batch="true"), many)
         assert len(losses(made)) == 1 and made.trainer.rows_in_a_pass < 2048
     finally:
@@ -249,7 +251,7 @@ def test_losses_are_trls_step_by_step(configured: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from trl import SFTConfig, SFTTrainer
 
-    from lockstep.batches import WindowSampler
+    from lockstep.training.batching import WindowSampler
 
     data = rows(*SIZES, *SIZES, *SIZES)
     settings = configured(

@@ -10,18 +10,18 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import corpus
-import programs
 import pytest
 import yaml
-from corpus import BROKEN, Case
-from programs import ROOT
+from support import corpus, programs
+from support.corpus import BROKEN, Case
+from support.programs import ROOT
 
-from lockstep import layouts, records, rows
-from lockstep.duplicates import Sieve
-from lockstep.records import Record
-from lockstep.rows import Row
-from lockstep.sections import Data
+from lockstep.data import conversation_row, layouts, readers
+from lockstep.data.conversation_row import Row
+from lockstep.data.near_duplicates import Sieve
+from lockstep.data.readers import Record
+from lockstep.settings.schema import Data
+from lockstep.text import json_text
 
 pytestmark = pytest.mark.promise("A hostile file costs no row: each is kept as it is, or rejected for its reason")
 
@@ -126,21 +126,21 @@ def test_every_record_is_kept_as_it_is_or_rejected_for_its_reason(
 
     tokenizer = AutoTokenizer.from_pretrained(home / "models/tiny")
     for sample in load_from_disk(folder / "train"):
-        messages, _ = rows.unpacked(sample)
+        messages, _ = conversation_row.unpacked(sample)
         trained = tokenizer.decode([label for label in sample["labels"] if label != -100])
         if len(messages) == 2 and not messages[-1].keys() - {"role", "content"}:
             assert trained == messages[-1]["content"] + "<|im_end|>", sample["row"]
         if "_call_huge." in sample["row"] and len(messages) == 4:
             assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": int("1" * 400)}
     page = (folder / "preview.html").read_text(encoding="utf-8")
-    assert page.count("</script>") == (ROOT / "scripts/lockstep/preview.html").read_text().count("</script>")
+    assert page.count("</script>") == (ROOT / "scripts/lockstep/data/preview_page.html").read_text().count("</script>")
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
 def test_a_broken_file_gives_what_stands_before_the_damage(tmp_path: Path, case: Case) -> None:
     (file,) = corpus.write(tmp_path, [case])
     found: list[Any] = []
-    for number, record in enumerate(records.read(file), 1):
+    for number, record in enumerate(readers.read(file), 1):
         row = layouts.parse(record, Data()) if isinstance(record, Record) else record
         found.append(tuple(m["content"] for m in row.messages) if isinstance(row, Row) else row.reason)
         assert (row.record.line if isinstance(row, Row) else row.line) == number
@@ -179,7 +179,7 @@ def test_a_file_name_that_is_no_text_is_one_line(collate: Collate, home: Path) -
 
 def test_the_first_row_that_is_kept_stands_for_its_near_duplicates() -> None:
     made = [
-        layouts.parse(Record("f", n, records.loads(f'{{"instruction": "q{n}", "output": "a"}}')), Data())
+        layouts.parse(Record("f", n, json_text.loads(f'{{"instruction": "q{n}", "output": "a"}}')), Data())
         for n in range(4)
     ]
     sieve = Sieve(("near_duplicate",), {"f:1": "f:0", "f:2": "f:0"})

@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import hub as hub_stub
 import pytest
-from programs import ROOT, script_environment
+from support import hub as hub_stub
+from support.programs import ROOT, script_environment
 
 PROGRAM = """
 import sys
-from lockstep import cli, hub, paths
+from lockstep.data import sources
+from lockstep import paths
+from lockstep.settings import cli
 source, id, revision = sys.argv[1:]
-cli.run(lambda: print(paths.label(hub.dataset(source, id, revision or None, print))))
+cli.run(lambda: print(paths.label(sources.dataset(source, id, revision or None, print))))
 """
 ROWS = b'{"instruction": "a", "output": "b"}\n'
 WANTED = {

@@ -4,15 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
-from lockstep import template
-from lockstep.collator import IGNORE
-from lockstep.records import Object, Record
-from lockstep.rows import Row
-from lockstep.samples import Sampler
-from lockstep.sections import Data
-from lockstep.template import Template
+from lockstep.data.collator import IGNORE
+from lockstep.data.conversation_row import Row
+from lockstep.data.encoding import Sampler
+from lockstep.data.readers import Record
+from lockstep.prompts import template
+from lockstep.prompts.template import Template
+from lockstep.settings.schema import Data
+from lockstep.text.json_text import JsonObject
 
 PAIRS = [
     ("Translate into English.\n今晚的月色真好。", "The moon is lovely tonight."),
@@ -44,7 +45,7 @@ def trl_rows(folder: Path, tokenizer: Any) -> list[dict[str, list[int]]]:
 
 def ours(chat: Template) -> list[tuple[list[int], list[int]]]:
     rows = [
-        Row(({"role": "user", "content": q}, {"role": "assistant", "content": a}), Record("f", 1, Object([]), "{}"))
+        Row(({"role": "user", "content": q}, {"role": "assistant", "content": a}), Record("f", 1, JsonObject([]), "{}"))
         for q, a in PAIRS
     ]
     found = []

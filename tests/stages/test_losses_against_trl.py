@@ -7,9 +7,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lockstep import configfile, paths, training
-from lockstep.batches import WindowSampler
-from lockstep.collator import IGNORE
+from lockstep import paths
+from lockstep.data.collator import IGNORE
+from lockstep.settings import yaml_file
+from lockstep.training import setup
+from lockstep.training.batching import WindowSampler
 
 ROWS = 24
 
@@ -26,21 +28,21 @@ def rows() -> Dataset:
 
 
 def test_step_by_step(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tiny
     from peft import LoraConfig
+    from support import tiny
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
     monkeypatch.setattr(paths, "OUTPUTS", tmp_path)
     monkeypatch.setattr(paths, "MODELS", tiny_model.parent)
-    settings = configfile.load(None, {
+    settings = yaml_file.load(None, {
         "run": "r", "model.source": "local", "model.path": str(tiny_model), "model.name": tiny_model.name, "method": "lora",
         "train.dtype": "float32", "lora.lora_dropout": "0", "lora.r": "4", "train.learning_rate": "3e-3", "data.max_length": "64",
         "train.per_device_train_batch_size": "2", "train.gradient_accumulation_steps": "3", "train.logging_steps": "1",
         "train.num_train_epochs": "2", "train.optim": "adamw_torch",
     })  # fmt: skip
     data = rows()
-    made = training.build(settings, "cpu", torch.float32, data, None, 0, [])
+    made = setup.build(settings, "cpu", torch.float32, data, None, 0, [])
     first = {
         name: weight.detach().clone() for name, weight in made.trainer.model.state_dict().items() if "lora_" in name
     }

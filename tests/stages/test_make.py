@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import ROOT
+from support.programs import ROOT
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Run
-from misbehaving import Server
-from programs import ROOT, script_environment
-from serving import free_port
+from support.misbehaving import Server
+from support.programs import ROOT, script_environment
+from support.serving import free_port
 
 FILES = ROOT / "configs/monitoring"
 BEFORE, AFTER = (

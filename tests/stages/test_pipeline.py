@@ -9,11 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-import programs
 import pytest
-import tiny
 from conftest import Run
-from programs import ROOT, script_environment
+from support import programs, tiny
+from support.programs import ROOT, script_environment
+
+from lockstep.artifacts import filenames
 
 TRAIN = (
     "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.num_train_epochs", "5",
@@ -141,13 +142,13 @@ def test_text_is_byte_equal_and_labels_are_the_answer_and_its_end(built: Path, s
 
 
 def test_one_contract_travels_from_data_to_adapter_and_merged_model(built: Path) -> None:
-    from lockstep import template
+    from lockstep.prompts import template
 
     texts = {(built / f"outputs/r/{folder}/contract.json").read_bytes() for folder in ("data", "adapter", "merged")}
     assert len(texts) == 1
     contract = json.loads(texts.pop())
     merged = built / "outputs/r/merged"
-    chat = template.load(merged, (merged / template.FILE).read_text(encoding="utf-8"))
+    chat = template.load(merged, (merged / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8"))
     for one in contract["conversations"]:
         assert chat.prompt_ids(one["messages"]) == one["prompt_ids"]
 

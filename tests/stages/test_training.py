@@ -10,10 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import programs
 import pytest
-import tiny
-from programs import ROOT, script_environment
+from support import programs, tiny
+from support.programs import ROOT, script_environment
 
 SHORT = (
     "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.max_steps", "8",

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from test_merging import merge
+from support import tiny
 
-from lockstep import merging, models, servable
+from lockstep.artifacts import filenames
 from lockstep.errors import UserError
+from lockstep.merging import merge, serving_route
+from lockstep.model import networks, vllm_support
 
 LINEAR = "all-linear"
 HEADS = ["embed_tokens", "lm_head"]
@@ -66,13 +67,13 @@ def test_each_kind_has_its_route_and_merges_exactly(
 ) -> None:
     folder = tiny.model(tmp_path / "base", **base)
     network = by_peft(tmp_path / "adapter", folder, **changes)
-    route = servable.inspect(tmp_path / "adapter", folder)
+    route = serving_route.inspect(tmp_path / "adapter", folder)
     if wanted.isdigit():
         assert (route.mode, route.max_lora_rank) == ("lora", int(wanted))
     else:
         assert (route.mode, route.max_lora_rank) == ("merged", None) and wanted in route.reason
-    monkeypatch.setattr(merging, "DTYPE", torch.float32)
-    out = models.load(merge(folder, tmp_path / "adapter", tmp_path / "out"), torch.float32, "cpu")
+    monkeypatch.setattr(merge, "DTYPE", torch.float32)
+    out = networks.load(tiny.merged(folder, tmp_path / "adapter", tmp_path / "out"), torch.float32, "cpu")
     ids = torch.arange(10, 512 + changes.get("more", 0), 11)[None]
     with torch.no_grad():
         found, theirs = out(input_ids=ids).logits, network(input_ids=ids).logits
@@ -87,9 +88,9 @@ def test_each_kind_has_its_route_and_merges_exactly(
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / servable.WEIGHTS)
+    tensors = load_file(folder / filenames.ADAPTER_WEIGHTS)
     change(tensors)
-    save_file(tensors, folder / servable.WEIGHTS)
+    save_file(tensors, folder / filenames.ADAPTER_WEIGHTS)
 
 
 def rename(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], object]:
@@ -138,36 +139,36 @@ def test_what_is_no_adapter_of_this_base_is_refused_by_name(
     if change:
         edit(tmp_path / "adapter", change)
     with pytest.raises(UserError, match=says) as refusal:
-        servable.inspect(tmp_path / "adapter", base)
+        serving_route.inspect(tmp_path / "adapter", base)
     assert "\n" not in str(refusal.value)
 
 
 def test_other_files_than_those_of_a_lora_adapter_are_refused(tmp_path: Path) -> None:
     base = tiny.model(tmp_path / "base")
     with pytest.raises(UserError, match=r"holds no adapter: adapter_config\.json cannot be read"):
-        servable.inspect(base, base)
+        serving_route.inspect(base, base)
     by_peft(tmp_path / "adapter", base)
-    file = tmp_path / "adapter" / servable.WEIGHTS
+    file = tmp_path / "adapter" / filenames.ADAPTER_WEIGHTS
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cannot be read"):
-        servable.inspect(tmp_path / "adapter", base)
+        serving_route.inspect(tmp_path / "adapter", base)
     file.rename(file.with_name("adapter_model.bin"))
     with pytest.raises(UserError, match=r"adapter_model\.bin there is a pickle"):
-        servable.inspect(tmp_path / "adapter", base)
+        serving_route.inspect(tmp_path / "adapter", base)
     note = tmp_path / "adapter/adapter_config.json"
     note.write_text(json.dumps({"peft_type": "PROMPT_TUNING"}))
     with pytest.raises(UserError, match="describes PROMPT_TUNING"):
-        servable.inspect(tmp_path / "adapter", base)
+        serving_route.inspect(tmp_path / "adapter", base)
     wide = tiny.model(tmp_path / "wide", hidden_size=96)
     by_peft(tmp_path / "wider", wide)
     with pytest.raises(UserError, match=r"another base: .* has shape"):
-        servable.inspect(tmp_path / "wider", base)
+        serving_route.inspect(tmp_path / "wider", base)
 
 
 def test_what_is_known_of_vllm_is_what_the_installed_one_says() -> None:
     registry = pytest.importorskip("vllm.model_executor.models.registry")
-    for architecture, layers in servable.BASES.items():
+    for architecture, layers in vllm_support.BASES.items():
         model = registry.ModelRegistry._try_load_model_cls(architecture)
         packed = {part for parts in model.packed_modules_mapping.values() for part in parts} or {
             *model.packed_modules_mapping

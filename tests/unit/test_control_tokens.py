@@ -6,18 +6,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import corpus
 import pytest
-import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import corpus, tiny
 
-from lockstep import layouts, records, template
-from lockstep.records import Record, Reject
-from lockstep.rows import Row
-from lockstep.samples import Sampler
-from lockstep.sections import Data
-from lockstep.template import Template
+from lockstep.data import layouts
+from lockstep.data.conversation_row import Row
+from lockstep.data.encoding import Sampler
+from lockstep.data.readers import Record, Reject
+from lockstep.prompts import template
+from lockstep.prompts.template import Template
+from lockstep.settings.schema import Data
+from lockstep.text import json_text
 
 pytestmark = pytest.mark.promise("No text of a row, in any field, becomes a control token")
 
@@ -121,7 +122,7 @@ class Bench:
     def of(self, value: dict[str, Any]) -> list[list[int]] | Reject:
         """The ids of a row's samples."""
         text = json.dumps(value, ensure_ascii=False)
-        row = layouts.parse(Record("f", 1, records.loads(text), text), self.data)
+        row = layouts.parse(Record("f", 1, json_text.loads(text), text), self.data)
         if not isinstance(row, Row):
             return row
         (found,) = self.sampler.samples([row])

@@ -1,15 +1,14 @@
 """What the documents and the Makefile say must be there, and the structure must be as promised."""
 
-import ast
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from programs import ROOT
+from support.programs import ROOT
 
-from lockstep import config
+from lockstep.settings import tree
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "README.zh-CN.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")])
 STAGES = sorted((ROOT / "scripts").glob("[0-9]*.py"))
@@ -31,7 +30,7 @@ def test_every_target_script_config_and_setting_in_a_document_exists(document: P
     assert set(re.findall(r"\bmake ([a-z][a-z0-9-]*)", text)) <= targets()
     for path in re.findall(r"\b((?:scripts|configs|data|docs|benchmarks)/[\w./-]+\.(?:py|sh|yaml|md))", text):
         assert (ROOT / path).exists() or "mine" in path, path
-    known = dict(config.leaves())
+    known = dict(tree.leaves())
     for key in re.findall(r"--([a-z]+\.[a-z_0-9]+)", text):
         assert key in known, key
     for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
@@ -58,30 +57,13 @@ def test_the_makefile_shows_each_stages_plain_line() -> None:
         assert re.search(rf"^\t\$\(PY\) scripts/{script.name}", makefile, flags=re.M), script.name
 
 
-def test_no_stage_imports_a_stage_and_lockstep_imports_none() -> None:
-    for file in [*STAGES, *(ROOT / "scripts/lockstep").glob("*.py")]:
-        text = file.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(text)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            assert not any(name.startswith(("0", "demo")) for name in names)
-        assert "importlib.import_module" not in text and "sys.path" not in text and "runpy" not in text
-
-
-def test_only_stages_and_programs_print() -> None:
-    quiet = {"cli", "endpoint", "supervisor"}
-    for file in (ROOT / "scripts/lockstep").glob("*.py"):
-        calls = [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
-        prints = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
-        assert not prints or file.stem in quiet, file.name
-
-
 def test_no_setting_is_read_by_nothing() -> None:
     """Each leaf's name occurs in the code outside its definition, or its section is passed on whole."""
     whole = {"lora", "quantization", "train", "sampling"}
     sources = "\n".join(
-        file.read_text(encoding="utf-8") for file in (ROOT / "scripts").rglob("*.py") if file.name != "sections.py"
-    ) + (ROOT / "scripts/lockstep/sections.py").read_text(encoding="utf-8").replace(": ", "")
-    for name, _ in config.leaves():
+        file.read_text(encoding="utf-8") for file in (ROOT / "scripts").rglob("*.py") if file.name != "schema.py"
+    ) + (ROOT / "scripts/lockstep/settings/schema.py").read_text(encoding="utf-8").replace(": ", "")
+    for name, _ in tree.leaves():
         section, _, leaf = name.rpartition(".")
         if section in whole:
             assert re.search(rf"\b{section}\.model_dump\(|{section} and BitsAndBytesConfig|\*\*{section}", sources), (
@@ -114,7 +96,7 @@ def test_the_locks_hold_every_direct_dependency_and_the_two_lists_differ_in_two_
 
 
 def test_every_value_in_a_config_differs_from_its_default() -> None:
-    defaults = config.flatten(config.Settings().model_dump(mode="json"))
+    defaults = tree.flatten(tree.Settings().model_dump(mode="json"))
     for file in (ROOT / "configs").glob("*.yaml"):
-        for key, value in config.flatten(yaml.safe_load(file.read_text(encoding="utf-8"))).items():
+        for key, value in tree.flatten(yaml.safe_load(file.read_text(encoding="utf-8"))).items():
             assert defaults[key] != value, f"{file.name}: {key}"

@@ -14,15 +14,20 @@ import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from lockstep import config, configfile, layouts, manifest, paths, records, template
-from lockstep.admission import CHAT, COMPLETION, TOKENIZE, Rules
-from lockstep.config import Settings
+from lockstep import paths
+from lockstep.artifacts import filenames, manifest
+from lockstep.artifacts.manifest import Manifest
+from lockstep.data import layouts, readers
+from lockstep.data.conversation_row import Row
+from lockstep.data.readers import Record, Reject
 from lockstep.errors import UserError
-from lockstep.manifest import Manifest
-from lockstep.records import Record, Reject
-from lockstep.rows import Row
-from lockstep.sections import Data
-from lockstep.template import Template
+from lockstep.prompts import template
+from lockstep.prompts.template import Template
+from lockstep.serving.request_rules import CHAT, COMPLETION, TOKENIZE, Rules
+from lockstep.settings import tree, yaml_file
+from lockstep.settings.schema import Data
+from lockstep.settings.tree import Settings
+from lockstep.text import json_text
 
 pytestmark = pytest.mark.promise("Random input is read, or refused with a reason")
 
@@ -72,7 +77,7 @@ MESSAGES = st.lists(
 
 @pytest.fixture(scope="module")
 def chat(tiny_model: Path) -> Template:
-    return template.load(tiny_model, (tiny_model / template.FILE).read_text(encoding="utf-8"))
+    return template.load(tiny_model, (tiny_model / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +107,7 @@ def test_any_bytes_as_a_data_file(folder: Path, data: bytes, suffix: str) -> Non
     for start in (b"", b"[", b'{"a":', b"\xef\xbb\xbf", b"PAR1", b"\x1f\x8b\x08\x00"):
         file = folder / f"rows{suffix}"
         file.write_bytes(start + data)
-        found = list(records.read(file))
+        found = list(readers.read(file))
         assert [one.line for one in found] == list(range(1, len(found) + 1))
         for one in found:
             if isinstance(one, Reject):
@@ -117,7 +122,7 @@ def test_any_value_as_a_record(value: Any, layout: str) -> None:
         text = json.dumps(value)
     except ValueError:
         assume(False)
-    found = layouts.parse(Record("f", 1, records.loads(text), text), Data(format=layout))
+    found = layouts.parse(Record("f", 1, json_text.loads(text), text), Data(format=layout))
     assert isinstance(found, Row) or found.reason
     if isinstance(found, Row):
         assert found.answers
@@ -165,7 +170,7 @@ MANIFEST = {
 
 
 def read_manifest(folder: Path, text: bytes) -> None:
-    (folder / manifest.FILE).write_bytes(text)
+    (folder / filenames.MANIFEST).write_bytes(text)
     try:
         manifest.check_sizes(folder, manifest.read(folder))
     except UserError as error:
@@ -191,12 +196,12 @@ def test_any_bytes_or_value_as_a_manifest(folder: Path, data: bytes, value: Any,
 
 # --- configs ---
 
-LEAVES = [name for name, _ in config.leaves()]
+LEAVES = [name for name, _ in tree.leaves()]
 
 
 def load(file: Path | None, overrides: dict[str, str]) -> Settings | None:
     try:
-        return configfile.load(file, overrides)
+        return yaml_file.load(file, overrides)
     except UserError as error:
         str(error).encode("utf-8", "backslashreplace")
         return None
@@ -237,7 +242,7 @@ def test_any_setting_on_the_command_line(key: str, text: str) -> None:
 @given(name=TEXT)
 def test_any_name_of_a_run_is_one_folder_under_outputs_or_refused(name: str) -> None:
     found = load(None, {"run": name, "model.name": name})
-    if found and name not in config.NULLS:
+    if found and name not in tree.NULLS:
         assert found.run_dir.parent == paths.OUTPUTS and found.run_dir.resolve().parent == paths.OUTPUTS.resolve()
         assert found.model.folder.parent == paths.MODELS
 

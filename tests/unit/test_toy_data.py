@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import ROOT
+from support.programs import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What stages leave on disk: written whole or not at all, hashed, and named in one place."""

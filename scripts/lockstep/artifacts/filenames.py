@@ -1,0 +1,59 @@
+"""The name of every file and folder that one stage writes and another, or somebody else, reads: each once.
+
+`docs/files.md` says what they hold.
+"""
+
+MANIFEST = "manifest.json"
+
+# Folders of a run, outputs/<run>/
+DATA = "data"
+ADAPTER = "adapter"
+MERGED = "merged"
+BASE = "base"  # the dequantized base that an adapter of QLoRA is served on
+EVALUATION = "eval"
+ANSWERS = "answers"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "runs"
+SERVE = "serve"
+SERVE_BASE = "serve-base"  # of a server in mode base, beside that of the tuned model
+
+# A Hugging Face model's folder
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+# data/
+LEDGER = "ledger.json"
+REJECTS = "rejects.jsonl"
+CHANGES = "changes.jsonl"
+QUALITY = "quality.json"
+PREVIEW = "preview.html"
+CONTRACT = "contract.json"  # also with adapter and merged model
+
+# adapter/, and beside it while a training runs
+REFERENCE = "reference.json"
+BASE_TENSORS = "base_tensors.json"
+METRICS = "metrics.json"  # also in eval/
+LOSS_PLOT = "loss.png"
+MODEL_CARD = "README.md"
+TRAINING_LOG = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+
+# merged/
+MERGE_REPORT = "merge_report.json"
+
+# serve/
+GATE_REPORT = "gate_report.json"
+SERVER_NOTE = "server.json"
+SERVER_LOG = "server.log"
+
+# eval/, and beside it
+PREDICTIONS = "predictions.jsonl"
+REPORT = "report.html"
+SHEET = "sheet.csv"
+DEMO = "demo.json"

@@ -1,0 +1,295 @@
+"""A folder is complete if and only if its manifest verifies.
+
+`manifest.json` is written last. Its `digest` covers what the folder is: stage, schema, the
+settings that the stage read, the digests of its inputs and the hashes of its files. Beside it
+stands what may differ between two equal runs: time, command, versions, device, metrics.
+"""
+
+import hashlib
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lockstep import paths
+from lockstep.artifacts import atomic, filenames
+from lockstep.errors import UserError
+from lockstep.settings.tree import flatten
+
+SCHEMA = 1
+# Files that hold timings: verified like all others, but no part of what the folder *is*.
+VOLATILE_FILES = frozenset({filenames.METRICS})
+CACHED = 500  # hashes of large files that are remembered
+# What makes each kind of folder, for the message that says it is missing.
+MAKERS = {
+    "download": "make download",
+    "dataset": "make data",
+    "data": "make data",
+    "train": "make train",
+    "merge": "make merge",
+    "base": "python scripts/03_merge_lora.py --base",
+    "evaluate": "make evaluate",
+}
+
+
+def maker_of(folder: Path) -> str:
+    """The command that makes a folder, from where the folder is."""
+    if folder.parent == paths.MODELS:
+        return MAKERS["download"]
+    if folder.parent == paths.DATASETS:
+        return MAKERS["dataset"]
+    return MAKERS[{"adapter": "train", "merged": "merge", "base": "base", "eval": "evaluate"}.get(folder.name, "data")]
+
+
+def again(folder: Path) -> str:
+    """The command that makes a folder anew, for messages."""
+    maker = maker_of(folder)
+    if folder.parent == paths.DATASETS:  # --force makes rows anew, and fetches nothing that is there
+        return f"remove {paths.label(folder)} and run `{maker}`"
+    return f"run `{maker} ARGS=--force`" if maker.startswith("make ") else f"run `{maker} --force`"
+
+
+class FileRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """What a stage wrote, from what, with which settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    stage: str
+    schema_: int = Field(SCHEMA, alias="schema")
+    config: dict[str, Any]
+    inputs: dict[str, str]  # label of a folder or file → its digest
+    files: dict[str, FileRecord]  # path inside the folder → size and hash
+    digest: str
+    created: str = ""
+    argv: list[str] = []
+    git_commit: str | None = None
+    revision: str | None = None  # of a download: the commit, or the wheel's checksum
+    origin: Literal["external"] | None = None  # of an adapter: external where it was trained elsewhere
+    metrics: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    device: str = ""
+    threads: int = 0
+    seconds: float = 0.0
+
+    def content_digest(self) -> str:
+        """sha256 over all that makes this folder what it is; equal bytes give equal digests."""
+        content = {
+            "stage": self.stage,
+            "schema": self.schema_,
+            "config": self.config,
+            "inputs": self.inputs,
+            "files": {n: f.sha256 for n, f in self.files.items() if n not in VOLATILE_FILES},
+        }
+        return hashlib.sha256(canonical(content)).hexdigest()
+
+    def differences(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+        """What would change if the stage ran again with this config and these inputs."""
+        old, new = flatten(self.config), flatten(config)
+        changed = [
+            f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)
+        ]
+        for name in sorted(self.inputs | dict(inputs)):
+            before, now = self.inputs.get(name), inputs.get(name)
+            if before != now:
+                changed.append(f"{name}: {short(before)} → {short(now)}")
+        return changed
+
+
+def canonical(value: Any) -> bytes:
+    """One spelling of a JSON value, to be hashed."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def short(digest: str | None) -> str:
+    """The first letters of a digest, for messages."""
+    return digest[:8] if digest else "none"
+
+
+def sha256_of(file: Path) -> str:
+    """sha256 of a file's bytes, remembered by device, inode, size, mtime and ctime.
+
+    A user cannot set ctime back, so an edit that keeps the file's time is seen; renaming the
+    folder that holds the file changes none of them.
+    """
+    status = file.stat()
+    if status.st_size < 2**20:  # hashed faster than looked up
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    key = f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    cache = _read_cache()
+    if key not in cache:
+        with file.open("rb") as stream:
+            cache[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        _cache_file().parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(_cache_file().with_suffix(".lock")):  # stages of several runs remember here
+            kept = dict(list(cache.items())[-CACHED:])
+            atomic.write_json(_cache_file(), {"hashes": kept, "sha256": hashlib.sha256(canonical(kept)).hexdigest()})
+    return cache[key]
+
+
+def _cache_file() -> Path:
+    return paths.OUTPUTS / ".hashes.json"
+
+
+def _read_cache() -> dict[str, str]:
+    try:
+        cache = atomic.read_json(_cache_file())
+        hashes: dict[str, str] = cache["hashes"]
+        sound = hashlib.sha256(canonical(hashes)).hexdigest() == cache["sha256"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}  # none yet, or a broken one: hash again
+    return hashes if sound else {}
+
+
+def payload(folder: Path) -> dict[str, Path]:
+    """The folder's files by relative name, without the manifest.
+
+    Raises:
+        UserError: something there is no regular file (a link, a socket).
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            continue
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{paths.label(path)} is no regular file: links are not followed here")
+        found[path.relative_to(folder).as_posix()] = path
+    found.pop(filenames.MANIFEST, None)
+    return found
+
+
+def hash_files(folder: Path) -> dict[str, FileRecord]:
+    """Size and sha256 of every file in a folder, without the manifest."""
+    return {
+        name: FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path)) for name, path in payload(folder).items()
+    }
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a stage's folder.
+
+    Raises:
+        UserError: missing, unreadable, or not what its own digest says.
+    """
+    name = paths.label(folder)
+    try:
+        text = (folder / filenames.MANIFEST).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        state = "is incomplete" if folder.is_dir() else "is missing"
+        raise UserError(f"{name} {state} (no {filenames.MANIFEST}): run `{maker_of(folder)}` first") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}/{filenames.MANIFEST} cannot be read ({error}): {again(folder)}") from error
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{name}/{filenames.MANIFEST} is damaged: {again(folder)}") from error
+    if manifest.schema_ != SCHEMA or manifest.digest != manifest.content_digest():
+        raise UserError(f"{name}/{filenames.MANIFEST} was changed by hand: {again(folder)}")
+    return manifest
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Fail in milliseconds if files are missing, new, or of another size.
+
+    Raises:
+        UserError: names the file.
+    """
+    found = payload(folder)
+    for name in sorted(found.keys() | manifest.files.keys()):
+        record = manifest.files.get(name)
+        if record is None:
+            problem = "does not belong there"
+        elif name not in found:
+            problem = "is missing"
+        elif found[name].stat().st_size != record.bytes:
+            problem = "has another size than when it was made"
+        else:
+            continue
+        raise UserError(f"{paths.label(folder / name)} {problem}: {again(folder)}")
+
+
+def check_hashes(folder: Path, manifest: Manifest) -> None:
+    """Compare every byte with what the stage wrote.
+
+    Raises:
+        UserError: names the file.
+    """
+    check_sizes(folder, manifest)
+    for name, record in manifest.files.items():
+        if sha256_of(folder / name) != record.sha256:
+            raise UserError(f"{paths.label(folder / name)} was changed after it was made: {again(folder)}")
+
+
+def check_seal(folder: Path) -> None:
+    """Compare every byte of somebody's folder, where a stage or a checkpoint sealed it; others have no such manifest.
+
+    Raises:
+        UserError: names the file.
+    """
+    try:
+        files = atomic.read_json(folder / filenames.MANIFEST)["files"]
+        sealed = {folder / name: FileRecord.model_validate(record) for name, record in files.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return
+    for file, record in sealed.items():
+        whole = file.is_relative_to(folder) and ".." not in file.parts and file.is_file()
+        if not whole or file.stat().st_size != record.bytes or sha256_of(file) != record.sha256:
+            raise UserError(f"{paths.label(file)} was changed after it was made: it is not taken")
+
+
+def fingerprint(path: Path) -> str:
+    """What stands for an input in a digest: a folder's own digest, a file's sha256."""
+    if path.is_dir():
+        return read(path).digest
+    return sha256_of(path)
+
+
+def require(folder: Path, stage: str) -> Manifest:
+    """The manifest of an input folder, checked as far as the first second allows.
+
+    Sizes must match, and what the folder was made from must still be what is there now, as far
+    as it is there: a deleted input is no fault, a changed one makes the folder stale.
+
+    Raises:
+        UserError: missing, incomplete, changed, stale, or made by another stage.
+    """
+    manifest = read(folder)
+    if manifest.stage != stage:
+        raise UserError(f"{paths.label(folder)} was made by stage {manifest.stage}, not {stage}")
+    check_sizes(folder, manifest)
+    for name, digest in manifest.inputs.items():
+        source = paths.resolve_label(name)
+        if not (source / filenames.MANIFEST).exists() and not source.is_file():
+            continue
+        now = fingerprint(source)
+        if now != digest:
+            anew = again(folder) if manifest.origin is None else "give stage 03 --adapter.path and --force again"
+            raise UserError(
+                f"{paths.label(folder)} was made from {name} {short(digest)}, which is now "
+                f"{short(now)}: {anew}, or take another --run"
+            )
+    return manifest
+
+
+def identity(folder: Path) -> str:
+    """What tells one published output from the next, even of equal bytes: when it was made, too. Nothing where there is none."""
+    file = folder / filenames.MANIFEST
+    return sha256_of(file) if file.exists() else ""
+
+
+def looks_complete(folder: Path) -> bool:
+    """Whether a folder has a sound manifest and files of the right sizes."""
+    try:
+        check_sizes(folder, read(folder))
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Asking an endpoint: single questions, conversations, batches, and watching how it is."""

@@ -1,0 +1,320 @@
+"""Asking an OpenAI-compatible endpoint: an answer is whole, or there is none and one line says why.
+
+vLLM ends an answer that it gave up on with a reason of its own, a proxy that times out ends a
+stream as if all were well: an answer counts only with a finish reason that stands for an end.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from lockstep.endpoint import address, protocol
+from lockstep.errors import UserError
+from lockstep.prompts.template import Message
+from lockstep.settings.schema import Sampling
+from lockstep.text.unicode import printable
+
+T = TypeVar("T")
+ENDS = ("stop", "length", "tool_calls")  # and not `abort` or `error`, with which vLLM gives up
+BUSY = (408, 409, 429, 500, 502, 503, 504)  # that the same request may not meet again
+RETRIES, TIMEOUT = 5, 120.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before the first retry, doubled each time up to the second
+PATIENCE = 60.0  # a server that asks to wait longer is not waited for
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer. Token counts are None where the server does not say them."""
+
+    text: str
+    finish_reason: str  # `length`: the model was cut off
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    seconds: float  # of the try that succeeded
+    first_token_seconds: float | None  # None where the answer came in one piece
+
+
+class NoAnswer(UserError):
+    """A request that has no answer.
+
+    Args:
+        fault: `request`: the server refuses this one · `moment`: it may answer later · `silence`: it
+            may be hung · `always`: it would fail every request.
+        pause: seconds that the server asks to wait.
+
+    Attributes:
+        shown: whether a part of the answer was shown.
+    """
+
+    def __init__(
+        self, message: str, fault: Literal["request", "moment", "silence", "always"], pause: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.fault, self.pause, self.shown = fault, pause, False
+
+
+def request(sampling: Sampling, model: str, messages: list[Message]) -> dict[str, Any]:
+    """The body of a chat request; what OpenAI's API lacks goes into vLLM's extra fields."""
+    fields = sampling.model_dump(exclude_none=True)
+    extra = {key: fields.pop(key) for key in ("top_k", "repetition_penalty")}
+    return {"model": model, "messages": messages, **fields, "extra_body": extra}
+
+
+class Endpoint:
+    """A server and how patient one is with it. Several threads may ask at once.
+
+    Args:
+        url: ends in /v1.
+        retries: how often a request is sent again that failed before anything of its answer was shown.
+        timeout: seconds without a byte after which the server counts as hung.
+        notice: is told before each retry, in one line.
+
+    Raises:
+        UserError: a key that no header can carry, or an address or proxy that cannot be asked.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        retries: int = RETRIES,
+        timeout: float = TIMEOUT,
+        notice: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        import httpx2
+        from openai import DefaultHttpxClient, OpenAI, Timeout
+
+        key = protocol.key() or "EMPTY"
+        self.url, self.retries, self.timeout, self.notice = url, retries, timeout, notice
+        patience = Timeout(timeout, connect=min(timeout, 10.0))
+        # Loopback is reached directly, whatever proxy the environment names; retries are made here.
+        try:
+            http = DefaultHttpxClient(trust_env=not address.is_local(url), timeout=patience)
+            self.client = OpenAI(base_url=url, api_key=key, http_client=http, timeout=patience, max_retries=0)
+        except (httpx2.InvalidURL, ValueError, ImportError) as error:  # such as a SOCKS proxy in ALL_PROXY
+            raise UserError(f"{url} cannot be asked: {error}") from error
+
+    def ask(self, body: dict[str, Any], stream: bool = True, show: Callable[[str], None] | None = None) -> Answer:
+        """The answer to a request.
+
+        Args:
+            body: as `request` makes it.
+            stream: have it sent while it is made, so that a hung server is noticed in a long answer, too.
+            show: is given each piece of a stream; what it was given is never asked for again.
+
+        Raises:
+            NoAnswer: there is none, or only a part of one.
+        """
+        return self._again(lambda: self._stream(body, show) if stream else self._whole(body))
+
+    def prompt_log_probs(self, model: str, ids: Sequence[int]) -> list[float]:
+        """The log-probability, in nats, of each token after the first; for servers of vLLM that give them.
+
+        Raises:
+            NoAnswer: they are not given.
+        """
+
+        def asked() -> list[float]:
+            with self._explained(model):
+                found = self.client.completions.create(
+                    model=model, prompt=list(ids), max_tokens=1, temperature=0, extra_body={"prompt_logprobs": 0}
+                )
+                places: Any = found.choices[0].model_dump().get("prompt_logprobs")
+                if not places:
+                    raise NoAnswer(f"{self.url} gives no log-probabilities of prompts", "request")
+                return [float(place[str(token)]["logprob"]) for token, place in zip(ids[1:], places[1:], strict=True)]
+
+        return self._again(asked)
+
+    def model(self, *wanted: str) -> str:
+        """The first of these names under which a model is served, or the only model there is.
+
+        Raises:
+            NoAnswer: there is no such one, or the server does not say.
+        """
+
+        def asked() -> str:
+            with self._explained(wanted[0]):
+                names = self._names()
+            if found := [name for name in wanted if name in names] or (names if len(names) == 1 else []):
+                return found[0]
+            raise NoAnswer(
+                f"{self.url} serves {', '.join(names) or 'nothing'}, and not {' or '.join(wanted)}", "always"
+            )
+
+        return self._again(asked)
+
+    def _again(self, work: Callable[[], T]) -> T:
+        """Do it, and once more where it may go better the next time."""
+        for attempt in range(self.retries + 1):
+            try:
+                return work()
+            except NoAnswer as error:
+                if error.shown or error.fault != "moment" or attempt == self.retries or (error.pause or 0) > PATIENCE:
+                    raise
+                backoff = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.8, 1.2)
+                pause = max(backoff, error.pause or 0)  # many that were sent away come back one by one
+                self.notice(f"{error}; trying again in {pause:.1f} s ({attempt + 1} of {self.retries})")
+                time.sleep(pause)
+        raise AssertionError("the last attempt answers or raises")
+
+    def record(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one of many requests, or its `error`, as JSON.
+
+        Raises:
+            NoAnswer: it is not this request that fails: the others would, too.
+        """
+        started = time.monotonic()
+        try:
+            answer = self.ask(body)
+        except NoAnswer as error:
+            if error.fault == "always" or (error.fault != "request" and not self.answers(body["model"])):
+                raise
+            return {"error": str(error), "seconds": round(time.monotonic() - started, 3)}
+        return {
+            "answer": answer.text,
+            "finish_reason": answer.finish_reason,
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.completion_tokens,
+            "seconds": round(answer.seconds, 3),
+            "first_token_seconds": answer.first_token_seconds and round(answer.first_token_seconds, 3),
+        }
+
+    def answers(self, model: str) -> bool:
+        """Whether the server answers anything at all now: one token tells."""
+        body = {"model": model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
+        try:
+            self._whole(body | {"timeout": min(self.timeout, 30.0)})
+        except NoAnswer:
+            return False
+        return True
+
+    def _whole(self, body: dict[str, Any]) -> Answer:
+        started = time.monotonic()
+        with self._explained(body["model"]):
+            response = self.client.chat.completions.create(**body)
+            if isinstance(response, str):  # the SDK hands on what is no JSON
+                raise NoAnswer(f"{self.url} is no OpenAI endpoint: its address ends in /v1", "always")
+            choice = response.choices[0]
+            text = _text(choice.message.content or "")
+            return _answer(text, choice.finish_reason, response.usage, started, None)
+
+    def _stream(self, body: dict[str, Any], show: Callable[[str], None] | None) -> Answer:
+        started, first = time.monotonic(), None
+        pieces: list[str] = []
+        reason = usage = None
+        try:
+            with (
+                self._explained(body["model"], lambda: reason is not None),
+                closing(
+                    self.client.chat.completions.create(**body, stream=True, stream_options={"include_usage": True})
+                ) as events,
+            ):
+                for event in events:
+                    usage = event.usage or usage
+                    for choice in event.choices:
+                        if piece := _text(choice.delta.content or ""):
+                            first = first or time.monotonic() - started
+                            pieces.append(piece)
+                            if show:
+                                show(piece)
+                        reason = choice.finish_reason or reason
+            return _answer("".join(pieces), reason, usage, started, first)
+        except NoAnswer as error:
+            if show and pieces:
+                error.shown = True
+                error.args = (f"the answer above is incomplete: {error}",)
+            raise
+
+    @contextmanager
+    def _explained(self, model: str, ended: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Every way in which a request fails becomes one line. A connection may break once `ended`."""
+        import openai
+
+        try:
+            yield
+        except openai.APIConnectionError as error:
+            if not ended():
+                raise _unconnected(error, self.url, self.timeout) from error
+        except openai.AuthenticationError as error:
+            raise NoAnswer("the server wants a key: set LOCKSTEP_API_KEY", "always") from error
+        except openai.NotFoundError as error:
+            raise NoAnswer(f"the server has no model {model!r}; {self._models()}", "always") from error
+        except openai.APIStatusError as error:
+            raise _refused(error) from error
+        except openai.APIError as error:
+            raise NoAnswer(f"the server failed in the middle of the answer: {error.message}", "moment") from error
+        except UnicodeEncodeError as error:
+            raise NoAnswer(
+                "the question holds half a character (a lone surrogate), which cannot be sent", "request"
+            ) from error
+        except (ValueError, RecursionError) as error:  # JSON or a character that ends in the middle, among others
+            raise NoAnswer("the answer broke off: what came is not JSON", "moment") from error
+        except (AttributeError, LookupError, TypeError) as error:  # the SDK checks nothing of what it hands on
+            raise NoAnswer(f"{self.url} answered with what is no chat completion", "moment") from error
+
+    def _names(self) -> list[str]:
+        """Of the models that the server offers, as it says."""
+        return [_text(card.id) for card in self.client.models.list()]
+
+    def _models(self) -> str:
+        """What the server offers, for the message that a name is not among it."""
+        import openai
+
+        try:
+            names = ", ".join(self._names())
+        except (openai.OpenAIError, AttributeError, TypeError, ValueError, RecursionError):
+            return f"{self.url} may be no OpenAI endpoint: its address ends in /v1"
+        return f"it serves {names}: choose one with --model"
+
+
+def _text(value: Any) -> str:
+    """A part of an answer. Raises TypeError where it is no text, or half a character."""
+    if not isinstance(value, str) or printable(value) != value:
+        raise TypeError("no text")
+    return value
+
+
+def _answer(text: str, reason: str | None, usage: Any, started: float, first: float | None) -> Answer:
+    if reason is None:
+        message = "the answer broke off: the server or the connection ended it without a finish reason"
+        raise NoAnswer(message, "moment")
+    if reason not in ENDS:
+        raise NoAnswer(f"the server gave the answer up ({reason})", "moment")
+    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    prompt, completion = (count if isinstance(count, int) else None for count in counts)
+    return Answer(text, reason, prompt, completion, time.monotonic() - started, first)
+
+
+def _unconnected(error: Any, url: str, timeout: float) -> NoAnswer:
+    """What a failed connection means."""
+    import httpx2
+    import openai
+
+    cause = error.__cause__
+    if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return NoAnswer(f"no server answers at {url}: start one with `make serve`", "moment")
+    if isinstance(error, openai.APITimeoutError):
+        return NoAnswer(
+            f"the server was silent for {timeout:g} s: is it hung? A larger --timeout waits longer", "silence"
+        )
+    return NoAnswer("the answer broke off: the server or the connection failed before its end", "moment")
+
+
+def _refused(error: Any) -> NoAnswer:
+    """What an HTTP status other than 200 means."""
+    status, body = error.status_code, error.body
+    said = body.get("message") if isinstance(body, dict) else body
+    said = " ".join(str(said or error.message).split())[:500]
+    try:
+        pause = max(0.0, float(error.response.headers.get("retry-after")))
+    except (TypeError, ValueError):  # there is none, or it is a date
+        pause = None
+    if status == 503 and protocol.CLOSED in said:
+        return NoAnswer(f"the server is still being checked and opens when it has passed: {said}", "moment", pause)
+    if pause and pause > PATIENCE:
+        said += f" (it asks to wait {pause:.0f} s)"
+    words = {429: "the server is flooded", 503: "the server is not ready"}.get(status, "the server refused")
+    return NoAnswer(f"{words} ({status}): {said}", "moment" if status in BUSY else "request", pause)

@@ -1,0 +1,99 @@
+"""Rows: one conversation each, as a chat request would send it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lockstep.data.readers import Record, Reject
+from lockstep.text.unicode import printable
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation and where it stands.
+
+    Attributes:
+        messages: as a chat request would send them: role, content, and for tools `tool_calls`.
+        untrained: places of answers that carry no loss (OpenAI's `"weight": 0`, TRL's prompts).
+        tools: function descriptions in OpenAI's form, or None.
+    """
+
+    messages: tuple[Message, ...]
+    record: Record = field(repr=False)
+    untrained: frozenset[int] = frozenset()
+    tools: tuple[Any, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """file:line"""
+        return f"{self.record.file}:{self.record.line}"
+
+    @property
+    def answers(self) -> list[int]:
+        """Places of the answers that may be supervised."""
+        return [
+            place
+            for place, message in enumerate(self.messages)
+            if message["role"] == "assistant" and place not in self.untrained
+        ]
+
+    @property
+    def system(self) -> str | None:
+        """The system message, where there is one."""
+        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
+
+    @property
+    def said(self) -> str:
+        """All that user and assistant say, for comparing rows."""
+        return "\n".join(message["content"] for message in self.messages if message["role"] in ("user", "assistant"))
+
+    def reject(self, reason: str, detail: str = "") -> Reject:
+        """This row as a reject."""
+        detail, text = printable(detail), printable(self.record.text)
+        return Reject(self.record.file, self.record.line, reason, detail, text)
+
+
+def with_contents(row: Row, contents: list[str]) -> Row:
+    """The row with other texts in its messages."""
+    pairs = zip(row.messages, contents, strict=True)
+    return replace(row, messages=tuple(message | {"content": content} for message, content in pairs))
+
+
+def canonical(row: Row) -> str:
+    """One spelling of what a row teaches: equal for equal conversations in any layout."""
+    return json.dumps([row.messages, sorted(row.untrained), row.tools], sort_keys=True, ensure_ascii=False)
+
+
+def packed(row: Row) -> tuple[list[dict[str, str | None]], str | None]:
+    """The row's messages and tools as the columns of a split hold them; `unpacked` undoes it."""
+    messages = []
+    for message in row.messages:
+        extra = {name: value for name, value in message.items() if name not in ("role", "content")}
+        text = json.dumps(extra, ensure_ascii=False) if extra else None
+        messages.append({"role": message["role"], "content": message["content"], "extra": text})
+    return messages, json.dumps(row.tools, ensure_ascii=False) if row.tools else None
+
+
+def unpacked(sample: Mapping[str, Any]) -> tuple[list[Message], list[Any] | None]:
+    """Messages as a chat request sends them, and tools, of one line of a split."""
+    messages = [
+        {"role": m["role"], "content": m["content"]} | (json.loads(m["extra"]) if m["extra"] else {})
+        for m in sample["messages"]
+    ]
+    return messages, json.loads(sample["tools"]) if sample["tools"] else None
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys of objects too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from strings(inner)

@@ -1,0 +1,231 @@
+"""Rows → samples: the token ids that training sees, and which of them carry loss."""
+
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from lockstep.data.collator import IGNORE
+from lockstep.data.conversation_row import Row, strings
+from lockstep.data.readers import Reject
+from lockstep.errors import UserError
+from lockstep.prompts.template import Dropped, Message, Refused, Template
+from lockstep.settings.schema import Data
+
+# What a template must name in its source, or it would leave that part of a conversation out.
+NEEDS = {"tools": "tools", "tool_calls": "tool_calls", "reasoning_content": "reasoning"}
+MOST_RENDERED = 2**26  # characters of all prompts of one row: thousands of turns
+
+
+@dataclass
+class Sample:
+    """One training example.
+
+    Attributes:
+        input_ids: the prompt, the answer, and where a conversation has several, the turns between.
+        labels: as long; IGNORE where a token carries no loss.
+        row: the row that it was made of; several samples of one row are parts of its conversation.
+        answer: how many tokens the last answer has, with the end of the turn.
+        messages: how many of the row's messages it holds, the trained answer being the last.
+        cut: how many tokens of the prompt were cut off.
+        respelled: (place, text, text of its tokens) of answers that the tokenizer writes in another way.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    row: Row
+    answer: int
+    messages: int
+    cut: int = 0
+    respelled: tuple[tuple[int, str, str], ...] = ()
+
+
+@dataclass
+class _Turn:
+    """Ids of a prompt and an answer, their texts, and the texts that the ids stand for."""
+
+    prompt: list[int]
+    answer: list[int]
+    texts: tuple[str, str]
+    spelled: tuple[str, str]
+    place: int = 0  # of the answer among the row's messages
+
+    @property
+    def whole(self) -> list[int]:
+        return self.prompt + self.answer
+
+
+class Sampler:
+    """Renders and encodes rows, many at a time, by the template and the settings of a run."""
+
+    def __init__(self, chat: Template, data: Data) -> None:
+        self.chat, self.data = chat, data
+        longest = max(map(len, chat.tokenizer.get_vocab()), default=1)
+        self._limit = 4 * data.max_length * longest  # more characters cannot fit, however they are normalized
+
+    def samples(self, rows: Sequence[Row]) -> list[list[Sample] | Reject]:
+        """For each row its samples, or why there are none.
+
+        Raises:
+            UserError: a row is too long and the settings call that an error.
+        """
+        texts = [self._texts(row) for row in rows]
+        flat = [turn for found in texts if not isinstance(found, Reject) for turn in found]
+        prompts, answers = [prompt for prompt, _ in flat], [answer for _, answer in flat]
+        prompt_ids, answer_ids = self.chat.encode(prompts), self.chat.answer_ids(answers)
+        spelled = zip(self.chat.decode(prompt_ids), self.chat.spelled(answer_ids), strict=True)
+        turns = map(_Turn, prompt_ids, answer_ids, flat, spelled)
+        return [
+            found if isinstance(found, Reject) else self._assemble(row, [next(turns) for _ in found])
+            for row, found in zip(rows, texts, strict=True)
+        ]
+
+    def _texts(self, row: Row) -> list[tuple[str, str]] | Reject:
+        """(prompt, answer) of every turn to be trained, as text."""
+        if fault := self._fault(row):
+            return row.reject(*fault)
+        places = self._places(row)
+        texts = []
+        try:
+            if len(places) > 4 and self.data.truncation == "drop":  # spare a long row the rendering of every turn
+                size = len(self.chat.prompt_ids(row.messages[: places[-1]], row.tools))
+                if size > self.data.max_length:
+                    return row.reject("too_long", f"more than {size} tokens")
+            rendered = 0
+            for place in places:
+                prompt = self.chat.render(row.messages[:place], row.tools)
+                rendered += len(prompt)
+                if rendered > MOST_RENDERED:
+                    return row.reject(
+                        *self._too_long(row, f"{len(places)} answers, each after all that was said before")
+                    )
+                texts.append((prompt, self.chat.answer_text(row.messages[: place + 1], row.tools, prompt)))
+        except Dropped as error:
+            return row.reject("template_drops_text", str(error))
+        except Refused as error:
+            return row.reject("template_error", str(error))
+        for message in row.messages[: places[-1]]:
+            if not _stands(message, texts[-1][0]):
+                return row.reject("template_drops_text", f"the {message['role']} message: {message['content']:.80}")
+        return texts
+
+    def _places(self, row: Row) -> list[int]:
+        """The answers to be rendered; with the prompt supervised also those whose own loss must be left out."""
+        if self.data.supervise == "last_turn":
+            return row.answers[-1:]
+        if self.data.supervise == "prompt_too":
+            return [place for place, message in enumerate(row.messages) if message["role"] == "assistant"]
+        return row.answers
+
+    def _fault(self, row: Row) -> tuple[str, str] | None:
+        size, texts = 0, list(strings([row.messages, row.tools or ()]))
+        for text in texts:
+            size += len(text.strip())
+            if token := self.chat.control_token(text):
+                return "control_token", token
+        if token := self.chat.seam_token(texts):
+            return "control_token", f"{token} where two texts meet"
+        for key, word in NEEDS.items():
+            if (row.tools if key == "tools" else any(key in m for m in row.messages)) and word not in self.chat.text:
+                return "template_drops_text", f"the chat template knows no {key}"
+        if size > self._limit and self.data.truncation != "truncate":
+            return self._too_long(row, f"{size} characters")  # encoding them would take minutes
+        return None
+
+    def _assemble(self, row: Row, turns: list[_Turn]) -> list[Sample] | Reject:
+        for turn in turns:
+            for text, spelled in zip(turn.texts, turn.spelled, strict=True):
+                if text != spelled and _letters(text) != _letters(spelled):
+                    return row.reject("tokenizer_loses_text", _difference(text, spelled))
+        for turn, place in zip(turns, self._places(row), strict=True):
+            turn.place = place
+        respelled = [(turn.place, *_answer(turn)) for turn in turns]
+        samples = [self._sample(row, group, seen) for group, seen in _groups(turns)]
+        samples[0].respelled = tuple(change for change in respelled if change[1] != change[2])
+        for sample in samples:
+            size = len(sample.input_ids)
+            if size > self.data.max_length and not self._truncate(sample, size - self.data.max_length):
+                return row.reject(*self._too_long(row, f"{size} tokens"))
+        return samples
+
+    def _sample(self, row: Row, turns: list[_Turn], seen: list[int]) -> Sample:
+        """Consecutive turns, of which each whole is the beginning of the next, as one sample."""
+        ids = turns[-1].whole
+        labels = [IGNORE] * len(ids)
+        for turn in turns:
+            labels[len(turn.prompt) : len(turn.whole)] = turn.answer
+        if self.data.supervise == "prompt_too":  # what an earlier sample of the row has trained is not trained again
+            known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, seen, strict=False)))
+            known = max(1, known)  # nothing predicts a text's first token
+            labels[known:] = ids[known:]
+        for turn in turns:
+            if turn.place in row.untrained:
+                labels[len(turn.prompt) : len(turn.whole)] = [IGNORE] * len(turn.answer)
+        return Sample(ids, labels, row, len(turns[-1].answer), turns[-1].place + 1)
+
+    def _too_long(self, row: Row, size: str) -> tuple[str, str]:
+        if self.data.truncation == "error":
+            raise UserError(
+                f"{row.name} has {size}, --data.max_length is {self.data.max_length} tokens, and --data.truncation is error"
+            )
+        return "too_long", size
+
+    def _truncate(self, sample: Sample, excess: int) -> bool:
+        """Cut the oldest tokens, but for the one that begins every text; False where the last answer would suffer."""
+        start = int(sample.input_ids[0] == self.chat.tokenizer.bos_token_id)
+        if self.data.truncation != "truncate" or start + excess >= len(sample.input_ids) - sample.answer:
+            return False
+        del sample.input_ids[start : start + excess]
+        inside = sample.labels[start + excess - 1] != IGNORE
+        del sample.labels[start : start + excess]
+        if inside and self.data.supervise != "prompt_too":  # the rest of an answer that lost its beginning
+            place = start
+            while sample.labels[place] != IGNORE:
+                sample.labels[place] = IGNORE
+                place += 1
+        sample.labels[0] = IGNORE  # nothing predicts it now
+        sample.cut = excess
+        return True
+
+
+def _stands(message: Message, prompt: str) -> bool:
+    """Whether a prompt holds a message's text. Templates trim it, and write tools' answers as JSON."""
+    text = message["content"].strip()
+    if message["role"] == "tool":
+        return any(
+            form in prompt for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+        )
+    return message["role"] == "assistant" or text in prompt
+
+
+def _answer(turn: _Turn) -> tuple[str, str]:
+    return turn.texts[1], turn.spelled[1]
+
+
+def _letters(text: str) -> str:
+    """A text without what tokenizers may spell in another way: spaces and compatible forms."""
+    return "".join(unicodedata.normalize("NFKC", text).replace("▁", " ").split())
+
+
+def _difference(text: str, spelled: str) -> str:
+    """The first place at which two texts differ."""
+    place = next((n for n, pair in enumerate(zip(text, spelled, strict=False)) if pair[0] != pair[1]), len(spelled))
+    return f"{text[place : place + 20]!r} becomes {spelled[place : place + 20]!r}"
+
+
+def _groups(turns: list[_Turn]) -> Iterator[tuple[list[_Turn], list[int]]]:
+    """Runs of turns whose prompts go on where the turn before ended, and the ids of the run before.
+
+    Where a template rewrites earlier turns (it drops their thoughts, say), one run ends and
+    another begins: each answer is trained after exactly the prompt that a server will see.
+    """
+    run: list[_Turn] = []
+    seen: list[int] = []
+    for turn in turns:
+        if run and turn.prompt[: len(run[-1].whole)] != run[-1].whole:
+            yield run, seen
+            seen, run = run[-1].whole, []
+        run.append(turn)
+    if run:
+        yield run, seen

@@ -1,0 +1,111 @@
+"""The files that rows are read from: the user's own, or a data set of a hub, downloaded if need be."""
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lockstep import paths
+from lockstep.artifacts import filenames, manifest
+from lockstep.artifacts.stage import Stage
+from lockstep.data.splits import SPLITS, data_files, pick_splits
+from lockstep.download import hub
+from lockstep.download.hub import PLACES, Repository
+from lockstep.errors import UserError
+from lockstep.settings.tree import Settings
+from lockstep.text.unicode import printable
+
+
+def resolve(settings: Settings, say: Callable[[str], None]) -> tuple[Settings, dict[str, list[Path]], list[Path]]:
+    """The files of each split by the settings, and the inputs on which stage 01's digest hangs.
+
+    A data set of a hub is downloaded if need be, and the files picked in it become settings.
+
+    Args:
+        say: is given a line about what comes.
+
+    Raises:
+        UserError: a file is not there, has a name that is no text, a pattern fits none, or two splits would read
+            the same file.
+    """
+    data, inputs = settings.data, []
+    names = {split: getattr(data, f"{split}_file") for split in SPLITS}
+    if data.source == "files":
+        root = paths.ROOT
+    else:
+        assert data.id
+        root = dataset(data.source, data.id, data.revision, say)
+        inputs = [root]
+        if "data.train_file" not in settings.explicit:
+            picked = pick_splits(manifest.read(root).files)
+            names |= {split: tuple(picked[split]) for split in SPLITS if f"data.{split}_file" not in settings.explicit}
+            settings = settings.replace("data", {f"{split}_file": names[split] for split in SPLITS})
+    files = {split: [path for name in names[split] for path in expand(root, name)] for split in SPLITS}
+    everything = [path.resolve() for found in files.values() for path in found]
+    if twice := next((path for path in everything if everything.count(path) > 1), None):
+        raise UserError(f"{paths.label(twice)} is named twice: rows must stand in one split, and once")
+    if odd := next((path for path in everything if printable(str(path)) != str(path)), None):
+        raise UserError(f"{printable(paths.label(odd))}: this name is not UTF-8, and no ledger can hold it: rename it")
+    own = [path for found in files.values() for path in found if not _within(path, inputs)]
+    return settings, files, inputs + own
+
+
+def _within(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether a folder's own hash covers the file."""
+    return any(Path(os.path.normpath(path)).is_relative_to(folder) for folder in folders)
+
+
+def expand(root: Path, name: str) -> Iterable[Path]:
+    """The file of a name, or the files of a pattern, in order."""
+    path = root / name
+    if path.is_file():
+        return [path]
+    # Path.glob would read a pattern in the root's own name, and takes no absolute ones
+    names = glob.glob(name, root_dir=root, recursive=True) if glob.has_magic(name) else []  # noqa: PTH207
+    found = [root / one for one in sorted(names) if (root / one).is_file()]
+    if not found:
+        raise UserError(f"no file {paths.label(path)}: data/README.md shows what goes there")
+    return found
+
+
+def dataset(source: str, id: str, revision: str | None, say: Callable[[str], None] = lambda text: None) -> Path:
+    """The folder data/hub/ORG--NAME with a data set's files, downloaded unless it is there already.
+
+    Args:
+        source: hub or modelscope.
+        id: ORG/NAME there.
+        revision: branch, tag or commit; None takes the newest.
+        say: told how much will come, before a download begins.
+
+    Raises:
+        UserError: no such data set or revision, no right to read it, no data file in it, no
+            network, wrong bytes, or files in the folder that Lockstep did not write.
+    """
+    folder = _dataset_folder(source, id)
+    config = {"source": source, "id": id, "revision": revision}
+    stage = Stage("dataset", folder, config, [], keep_partial=True)
+    another = (folder / filenames.MANIFEST).exists() and manifest.read(folder).config != config
+    if not another and stage.finished():
+        return folder
+    repository = Repository("dataset", source, id, revision)
+    with stage.writing() as work:
+        stage.same_task_or_clear(work)
+        listing = hub.look_up(repository, data_files)
+        if not listing.files:
+            raise UserError(f"{id} has no data file (.jsonl, .json, .csv, .tsv, .parquet){repository.look_at('id')}")
+        say(hub.check_room(listing.files, work))
+        hub.fetch(repository, listing, work)
+        stage.revision = listing.commit
+    return folder
+
+
+def _dataset_folder(source: str, id: str) -> Path:
+    if source not in PLACES:
+        raise UserError(f"--data.source {source!r}: must be one of {', '.join(PLACES)}")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", id, re.ASCII):
+        raise UserError(f"--data.id {id!r}: must be ORG/NAME, as in the address of the data set's page")
+    try:
+        return paths.DATASETS / paths.check_name(id.replace("/", "--"))
+    except ValueError as error:
+        raise UserError(f"--data.id {id!r} {error}") from error

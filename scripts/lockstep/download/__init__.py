@@ -1,0 +1,1 @@
+"""Models and data sets from hubs, verified file by file."""

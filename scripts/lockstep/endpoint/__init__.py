@@ -1,0 +1,1 @@
+"""What a server and those who ask it agree on."""

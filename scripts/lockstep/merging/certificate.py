@@ -1,0 +1,180 @@
+"""The merge certificate: the trained model and each merged one are read from disk and compared, each in a process of its own.
+
+So one model is in memory at a time, and nothing that a process remembers can flatter it. What the
+trained model says is handed over in a file that the others map.
+"""
+
+import errno
+import logging
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from lockstep.artifacts import filenames
+from lockstep.data.collator import IGNORE, Collator
+from lockstep.errors import UserError, is_full_disk, is_out_of_memory
+from lockstep.merging import merge, safetensors_stream
+from lockstep.model import adapter_files, networks
+from lockstep.processes import child_processes
+from lockstep.settings.tree import Settings
+from lockstep.training import reference
+
+MAX_GAP = 0.05  # nats a token between the trained model's own record and the model that is read back
+LOG_PROBS = "trained.f32"  # of the trained model, float32 [positions, vocabulary]
+TOGETHER = 512  # supervised positions in a pass, and rows of logits in memory
+
+Answer = TypeVar("Answer")
+
+
+def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What `work`, a function of a module, returns in a new process.
+
+    Raises:
+        UserError: its own, or the process was killed, as where memory runs out.
+        OSError: its own.
+    """
+    with child_processes.fresh(_report, work, arguments) as (child, receiver):
+        try:
+            found = receiver.recv()
+        except EOFError as error:
+            child.join()
+            raise UserError(
+                f"the process that loads the model to measure it ended with {child.exitcode}: most likely this machine's "
+                f"memory ran out (a merge needs room for one model); stop other programs and run again"
+            ) from error
+        child.join()
+    if isinstance(found, UserError | OSError):
+        raise found
+    answer: Answer = found
+    return answer
+
+
+def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in cli.run
+    try:
+        sender.send(work(*arguments))
+    except (UserError, OSError) as error:
+        sender.send(error)
+    except Exception as error:
+        if is_full_disk(error):
+            sender.send(OSError(errno.ENOSPC, "the disk is full, or a file may not grow so large"))
+            return
+        if not is_out_of_memory(error):
+            raise
+        sender.send(UserError(f"out of memory while a model is measured ({error}): stop other programs and run again"))
+
+
+def probes(data: Path, pad: int) -> list[reference.Batch]:
+    """The held-out rows that a model is measured on, as batches of a few rows.
+
+    Args:
+        pad: the id that rows are padded with.
+    """
+    batches: list[list[dict[str, Any]]] = []
+    together = 0
+    for row in reference.probe_rows(data):
+        positions = len(row["labels"]) - row["labels"].count(IGNORE)
+        if not batches or len(batches[-1]) == 8 or together + positions > TOGETHER:
+            batches.append([])
+            together = 0
+        batches[-1].append(row)
+        together += positions
+    return [Collator(pad)(rows) for rows in batches]
+
+
+def load_trained(settings: Settings, adapter: Path, dtype: torch.dtype) -> Any:
+    """The trained model itself: all its weights, or the base as training loaded it, with the adapter.
+
+    Args:
+        dtype: that training computed in.
+    """
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    on = networks.device()
+    if settings.method == "full":
+        return networks.load(adapter, torch.float32, on)
+    quantization = settings.quantization if settings.method == "qlora" else None
+    base = networks.load(settings.model.folder, dtype, on, quantization)
+    made = merge.plan(settings.model.folder, adapter_files.read(adapter))
+    if (rows := made.vocabulary) and rows != base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    # PEFT rounds DoRA's tensors to the base's dtype while it loads, and without low_cpu_mem_usage
+    # saved modules, too; training computed with them as they are on disk.
+    with warnings.catch_warnings():
+        # that a part of tied weights was trained, which the merge unties
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
+    set_peft_model_state_dict(network, load_file(adapter / filenames.ADAPTER_WEIGHTS))
+    return network
+
+
+def measure_trained(settings: Settings, adapter: Path, pad: int, work: Path) -> dict[str, float]:
+    """Write what the trained model says to the held-out rows, in the dtype of training; for `measure` to compare with.
+
+    Args:
+        work: a folder for the file LOG_PROBS.
+
+    Returns:
+        its loss and how far it is, read back, from what training remembers of itself, in nats a token.
+
+    Raises:
+        UserError: it is another model than training remembers.
+    """
+    batches = probes(settings.run_dir / filenames.DATA, pad)
+    dtype = merge.trained_dtype(adapter)
+    network, kept = load_trained(settings, adapter, dtype), []
+    with (work / LOG_PROBS).open("wb") as stream:
+        for found, targets in reference.log_probs(network, batches, dtype):
+            stream.write(found.numpy().data)
+            kept.append(found.gather(1, targets[:, None])[:, 0])
+    said = torch.cat(kept)
+    gap = reference.gap(adapter, said)
+    if gap > MAX_GAP:
+        raise UserError(
+            f"the adapter, read back, is {gap:.3f} nats a token from the model that was trained, by its {filenames.REFERENCE}: "
+            f"it was changed, or this machine computes otherwise; run `make train ARGS=--force` here"
+        )
+    return {
+        "eval_loss": -said.mean().item(),
+        "reference_gap": gap,
+        "positions": len(said),
+        "rows": sum(len(batch["input_ids"]) for batch in batches),
+    }
+
+
+def measure(folder: Path, sums: safetensors_stream.Sums, data: Path, pad: int, work: Path) -> dict[str, float]:
+    """How far a merged model on disk is from the trained one, in nats per supervised position.
+
+    It computes as it will when it is served here: in the weights' bfloat16 where the device can.
+
+    Args:
+        sums: of its files, as `merge.write_weights` gave them.
+        work: the folder where `measure_trained` wrote.
+
+    Raises:
+        UserError: the files do not hold what was written.
+    """
+    safetensors_stream.verify(folder, sums)
+    on = networks.device()
+    network = networks.load(folder, networks.compute_dtype("auto", on), on)
+    start = 0
+    divergences, agreements, losses = [], [], []
+    for found, targets in reference.log_probs(network, probes(data, pad), torch.float32):
+        end = start + found.numel()
+        wanted = torch.from_file(str(work / LOG_PROBS), size=end, dtype=torch.float32)[start:].view(found.shape)
+        start = end
+        divergences.append(torch.nn.functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1))
+        agreements.append(found.argmax(-1) == wanted.argmax(-1))
+        losses.append(-found.gather(1, targets[:, None]))
+    divergence = torch.cat(divergences).clamp_min(0)  # equal ones may come out just below, by rounding
+    return {
+        "kl_mean": divergence.mean().item(),
+        "kl_max": divergence.max().item(),
+        "top1_agreement": torch.cat(agreements).float().mean().item(),
+        "eval_loss": torch.cat(losses).mean().item(),
+    }

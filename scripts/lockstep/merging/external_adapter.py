@@ -1,0 +1,127 @@
+"""An adapter that was trained elsewhere with PEFT, taken in as if stage 02 had made it.
+
+Nobody recorded what it was trained on, so its own record is made here: the base as this machine
+loads it, its hashes, and what the model with the adapter says.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lockstep import paths
+from lockstep.artifacts import atomic, filenames
+from lockstep.errors import UserError
+from lockstep.merging import merge
+from lockstep.model import adapter_files, inspection, networks
+from lockstep.prompts import template
+from lockstep.prompts.template import Template
+from lockstep.settings.tree import Settings
+from lockstep.training import reference
+
+TOKENIZERS = (filenames.TOKENIZER, "tokenizer.model")  # one of them makes a folder's tokenizer complete
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a foreign adapter that are taken in.
+
+    Raises:
+        UserError: it is no adapter of LoRA's relatives, or holds odd files.
+    """
+    names = [filenames.ADAPTER_WEIGHTS, filenames.ADAPTER_CONFIG]
+    if own_tokenizer(folder):
+        names += [
+            *TOKENIZERS,
+            filenames.TOKENIZER_CONFIG,
+            "special_tokens_map.json",
+            "added_tokens.json",
+            filenames.CHAT_TEMPLATE,
+        ]
+    files = [folder / name for name in names if (folder / name).exists()]
+    inspection.check_files(files)
+    adapter_files.read_config(folder)
+    return files
+
+
+def own_tokenizer(folder: Path) -> bool:
+    """Whether the adapter brings a tokenizer of its own."""
+    return (folder / filenames.TOKENIZER_CONFIG).exists() and any((folder / name).exists() for name in TOKENIZERS)
+
+
+def check(settings: Settings, folder: Path) -> str | None:
+    """Compare the adapter with the base by names and shapes.
+
+    Returns:
+        a note where the adapter names another base than the one that it is merged into, else None.
+
+    Raises:
+        UserError: it belongs to another base.
+    """
+    base = settings.model.folder
+    merge.plan(base, adapter_files.read(folder))
+    named = adapter_files.read_config(folder).get("base_model_name_or_path")
+    known = {name.rstrip("/").rpartition("/")[2].lower() for name in (settings.model.origin, base.name)}
+    if not named or named.rstrip("/").rpartition("/")[2].lower() in known:
+        return None
+    return (
+        f"the adapter names {named} as its base, and is taken for one of {settings.model.origin}: names and shapes fit"
+    )
+
+
+def chat(settings: Settings, folder: Path) -> Template:
+    """The tokenizer that the adapter was trained with, and the template of the run's data.
+
+    Raises:
+        UserError: the adapter's own tokenizer or template makes other prompts than those of the data.
+    """
+    data = settings.run_dir / filenames.DATA
+    text = (data / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
+    if not own_tokenizer(folder):
+        return template.load(settings.model.folder, text, settings.data.allow_tokens)
+    own = template.of_folder(folder)
+    if own is not None:
+        own = template.bake(own, settings.data.system_prompt, settings.data.thinking, settings.data.date)
+    known = atomic.read_json(data / filenames.CONTRACT)["conversations"]
+    theirs = template.load(folder, own or text, settings.data.allow_tokens)
+    for one in known:
+        if theirs.prompt_ids(one["messages"], one.get("tools")) != one["prompt_ids"]:
+            raise UserError(
+                f"the adapter's own {'template' if own else 'tokenizer'} renders the conversation {one['name']!r} to other ids "
+                f"than {paths.label(data)}: make the data with the template that the adapter was trained with, "
+                f"--data.template {paths.label(folder)}/{filenames.CHAT_TEMPLATE}"
+            )
+    return template.load(folder, text, settings.data.allow_tokens)
+
+
+def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
+    """Everything that later stages need of an adapter, in `work`. Loads the model: run it in a fresh process.
+
+    Returns:
+        metrics.
+    """
+    from lockstep.merging import certificate
+    from lockstep.model import peft_adapter
+
+    data, on = settings.run_dir / filenames.DATA, networks.device()
+    for name in (filenames.ADAPTER_WEIGHTS, filenames.ADAPTER_CONFIG):
+        shutil.copyfile(folder / name, work / name)
+    made = chat(settings, folder)
+    made.tokenizer.save_pretrained(work)
+    shutil.copyfile(data / filenames.CONTRACT, work / filenames.CONTRACT)
+    atomic.write_json(work / filenames.GENERATION_CONFIG, {"eos_token_id": made.stop_ids})
+    dtype = networks.compute_dtype(settings.train.dtype, on)
+    named = str(dtype).split(".")[-1]
+    network = certificate.load_trained(settings, work, dtype)
+    atomic.write_json(work / filenames.BASE_TENSORS, {"dequantized": peft_adapter.base_hashes(network), "dtype": named})
+    record = reference.record(
+        network,
+        atomic.read_json(data / filenames.CONTRACT)["conversations"],
+        reference.probe_rows(data),
+        dtype,
+        without_adapter=network.disable_adapter(),
+        longest=networks.longest(network.config),
+    )
+    atomic.write_json(work / filenames.REFERENCE, record)
+    said = [value for row in record["rows"] for value in row["trained"]]
+    metrics = {"eval_loss": -sum(said) / len(said), "device": on, "dtype": named}
+    atomic.write_json(work / filenames.METRICS, metrics)
+    return metrics

@@ -1,0 +1,1 @@
+"""Networks and adapters: loading, reading, looking a stranger's files over, and what vLLM can serve of them."""

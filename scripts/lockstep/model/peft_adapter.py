@@ -1,0 +1,116 @@
+"""LoRA adapters: attached to a base, started from earlier ones, and saved."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from lockstep import paths
+from lockstep.artifacts import atomic, filenames
+from lockstep.errors import UserError, is_out_of_memory
+from lockstep.model import networks
+from lockstep.settings.schema import Lora
+
+NAME = "default"  # PEFT's name of the only adapter
+INITIAL = "initial"  # a folder beside the checkpoints, for beginnings that change the base
+
+
+def attach(network: Any, lora: Lora) -> Any:
+    """The base with a fresh adapter in float32, as PEFT makes it.
+
+    Raises:
+        UserError: names no layers, or ones that cannot be merged or served.
+    """
+    options = lora.model_dump(exclude={"loraplus_lr_ratio", "start_from"})
+    options["target_modules"] = "all-linear" if lora.target_modules == ("all-linear",) else list(lora.target_modules)
+    options["modules_to_save"] = list(lora.modules_to_save) or None
+    modules = [name for name, _ in network.named_modules()]
+    for setting in ("target_modules", "modules_to_save"):  # PEFT asks only whether any of them is there
+        for wanted in options[setting] if isinstance(options[setting], list) else ():
+            end = wanted if setting == "modules_to_save" else f".{wanted}"
+            if not any(f".{name}".endswith(end) for name in modules):
+                raise UserError(f"--lora.{setting}: {wanted} is not found in the model")
+    options["init_lora_weights"] = True if lora.init_lora_weights == "default" else lora.init_lora_weights
+    try:
+        # prepare_model_for_kbit_training is left out on purpose: it would turn embeddings and
+        # norms into float32, and the model that is served computes with them as they are.
+        model = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **options))
+    except ValueError as error:
+        raise UserError(f"--lora.target_modules: {error}") from error
+    for weight in model.parameters():
+        if weight.requires_grad:  # PEFT leaves modules_to_save in the base's dtype, too coarse for small steps
+            weight.data = weight.data.float()
+    ends = (network.get_output_embeddings(), network.get_input_embeddings())
+    if any(isinstance(layer, LoraLayer) for layer in ends):
+        raise UserError(
+            "--lora.target_modules: adapters of embeddings or the output layer cannot be merged or served here; "
+            "--lora.modules_to_save trains such a layer whole"
+        )
+    return model
+
+
+def start_from(model: Any, folder: Path) -> None:
+    """Give the adapter the weights of an earlier one. Raises UserError where those do not fit."""
+    from peft import set_peft_model_state_dict
+
+    try:
+        found = set_peft_model_state_dict(model, load_file(folder / filenames.ADAPTER_WEIGHTS))
+    except (RuntimeError, SafetensorError) as error:  # other shapes, or a damaged file
+        if is_out_of_memory(error):
+            raise
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"--lora.start_from {paths.label(folder)} does not fit this adapter: {told}") from error
+    wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]
+    if wrong:
+        raise UserError(f"--lora.start_from {paths.label(folder)} does not fit this adapter: {min(wrong)}")
+
+
+def keep_initial(model: Any, folder: Path) -> None:
+    """Write the first weights of an adapter that begins in the base's own directions: `save` takes them off."""
+    config = model.peft_config[NAME]
+    beginning, config.init_lora_weights = config.init_lora_weights, True
+    model.save_pretrained(folder)
+    config.init_lora_weights = beginning
+
+
+def save(model: Any, origin: str, initial: Path | None, state: Any, work: Path) -> None:
+    """The adapter's files, as PEFT and vLLM read them; equal adapters are equal files.
+
+    Args:
+        origin: what the config names as the base.
+        initial: what `keep_initial` wrote, where the adapter changed its base: it is saved as a plain
+            adapter of the unchanged one, of twice the rank.
+        state: the state dict where the model's own holds only a part of it (FSDP, ZeRO), else None.
+
+    Raises:
+        UserError: a weight is not finite, or was never changed.
+    """
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    for name, weight in (state or trained).items():
+        if not weight.isfinite().all() or ("lora_B" in name and not weight.any()):
+            raise UserError(
+                f"{name} is not finite or was never changed: nothing is published; lower --train.learning_rate, "
+                f"or train for more steps, with --force"
+            )
+    model.peft_config[NAME].base_model_name_or_path = origin
+    options = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
+    model.save_pretrained(work, save_embedding_layers=False, state_dict=state, **options)
+    file = work / filenames.ADAPTER_CONFIG
+    config = atomic.read_json(file)
+    # PEFT writes sets in an order of its own
+    lists = ("target_modules", "modules_to_save", "exclude_modules")
+    atomic.write_json(file, {k: sorted(v) if k in lists and isinstance(v, list) else v for k, v in config.items()})
+    (work / filenames.MODEL_CARD).unlink(missing_ok=True)  # a skeleton; ours follows
+
+
+def base_hashes(model: Any) -> dict[str, str]:
+    """sha256 of every 4-bit weight as training computed with it, by the name of the base's tensor."""
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer", "") + ".weight": networks.tensor_sha256(
+            networks.dequantize(layer)
+        )
+        for name, layer in networks.linear4bit(model)
+    }

@@ -1,0 +1,93 @@
+"""What must hold before a slow start of vLLM: an address that may be used, a length that the model has, room in memory."""
+
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from lockstep.artifacts import atomic, filenames
+from lockstep.endpoint import address, protocol
+from lockstep.errors import UserError
+
+SHORTEST_KEY = 16  # characters
+# Beside weights and KV cache, on a CPU: two Python processes with torch, and activations.
+CPU_OVERHEAD = 3 * 2**30
+
+
+def check_address(host: str, port: int) -> bool:
+    """Whether only this machine can reach the address.
+
+    Raises:
+        UserError: it is none, others could reach it without a key, the key is no key, or the port is taken.
+    """
+    loopback = address.is_loopback(host, "--serve.host")
+    if len(protocol.key()) < SHORTEST_KEY and not loopback:
+        raise UserError(
+            f"--serve.host {host}: others could reach the server, so it needs a key: set {protocol.KEY} to at least "
+            f"{SHORTEST_KEY} characters, such as the output of `openssl rand -hex 24`, or serve on 127.0.0.1"
+        )
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError as error:
+            raise UserError(f"port {port} needs the rights of root: choose one above 1023 with --serve.port") from error
+        except OSError as error:
+            raise UserError(
+                f"port {port} on {host} is in use: run `make stop` if it is this run's server, or choose another --serve.port"
+            ) from error
+    return loopback
+
+
+def config_of(model: Path) -> dict[str, Any]:
+    """The model's config.json; of a model of text and more, the part about text."""
+    config: dict[str, Any] = atomic.read_json(model / filenames.CONFIG)
+    text: dict[str, Any] = config.get("text_config", {})
+    return config | text
+
+
+def check_length(model: Path, length: int) -> None:
+    """Raise UserError where the model has fewer positions."""
+    longest = config_of(model).get("max_position_embeddings")
+    if longest and length > longest:
+        raise UserError(f"--serve.max_model_len {length} is more than the model's {longest} positions")
+
+
+def check_cpu_memory(model: Path, cache: int, dtype: str) -> None:
+    """Raise UserError where weights in the dtype that they are served in, and KV cache (bytes), do not fit into what is free."""
+    import psutil
+
+    weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    config = config_of(model)
+    if dtype == "float32" and config.get("dtype", config.get("torch_dtype")) != "float32":
+        weights *= 2
+    needed = weights + cache + CPU_OVERHEAD
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise UserError(
+            f"serving needs about {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are available: "
+            f"lower --serve.kv_cache_memory_bytes, or stop other programs"
+        )
+
+
+def ask_gpus(what: str, gpus: int) -> list[str]:
+    """What nvidia-smi says (--query-gpu) of the GPUs that the server will take, the first visible ones: a line for each."""
+    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query += ["--id", ",".join(visible.split(",")[:gpus])]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()[:gpus]
+
+
+def check_gpu_memory(share: float, gpus: int) -> None:
+    """Raise UserError where one of the GPUs that the server will take has too little free."""
+    for gpu, line in enumerate(ask_gpus("memory.total,memory.free", gpus)):
+        if not re.fullmatch(r"\d+, \d+", line):  # unified memory is reported as [N/A]
+            continue
+        total, free = map(int, line.split(", "))
+        if total * share > free:
+            raise UserError(
+                f"GPU {gpu} has {free} MiB free of {total} MiB: set --serve.gpu_memory_utilization below "
+                f"{free / total:.2f}, or stop other programs"
+            )

@@ -1,0 +1,1 @@
+"""Every setting once: what it is, where it was given, and the command line that all scripts share."""

@@ -1,0 +1,131 @@
+"""All settings: command line > YAML file > default. `lockstep.settings.schema` says what each is.
+
+`Settings.explicit` remembers which keys somebody set, so that a later stage can refuse a setting
+that differs from what an earlier stage was run with.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import Field, PrivateAttr
+
+from lockstep import paths
+from lockstep.errors import UserError
+from lockstep.settings.schema import (
+    Adapter,
+    Data,
+    Evaluate,
+    Lora,
+    Merge,
+    Model,
+    Name,
+    Quantization,
+    Sampling,
+    Section,
+    Serve,
+    Train,
+    Ui,
+)
+
+# The settings of a finished stage that travel with its output to the next ones.
+TRAVELLING = ("model", "data", "method", "lora", "quantization")
+
+NULLS = ("null", "none")  # on the command line, what clears an optional setting
+
+
+class Settings(Section):
+    run: Name = Field("default", description="folder under outputs/")
+    model: Model = Field(default_factory=Model)
+    data: Data = Field(default_factory=Data)
+    method: Literal["qlora", "lora", "full"] = Field(
+        "qlora",
+        description="qlora: adapter on a 4-bit base; lora: on an unquantized one; full: all weights, no adapter",
+    )
+    lora: Lora = Field(default_factory=Lora)
+    quantization: Quantization = Field(default_factory=Quantization)
+    train: Train = Field(default_factory=Train)
+    adapter: Adapter = Field(default_factory=Adapter)
+    merge: Merge = Field(default_factory=Merge)
+    serve: Serve = Field(default_factory=Serve)
+    sampling: Sampling = Field(default_factory=Sampling)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    ui: Ui = Field(default_factory=Ui)
+
+    _explicit: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def explicit(self) -> dict[str, str]:
+        """Dotted names of the settings that somebody gave → where: a file, or the command line."""
+        return self._explicit
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder under outputs/."""
+        return paths.run_dir(self.run)
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """The named sections as plain JSON values, as manifests keep them."""
+        return self.model_dump(mode="json", include=set(names))
+
+    def replace(self, section: str, changes: Mapping[str, Any]) -> "Settings":
+        """These settings with some of a section in another form."""
+        tree = self.model_dump(mode="json")
+        made = Settings.model_validate(tree | {section: tree[section] | changes})
+        made._explicit = self._explicit
+        return made
+
+    def inherit(self, config: Mapping[str, Any], origin: str) -> "Settings":
+        """These settings with the travelling sections of a finished stage in place of their own.
+
+        Args:
+            config: the `config` of that stage's manifest.
+            origin: the stage's folder, for messages.
+
+        Raises:
+            UserError: an explicit setting differs from what the stage was run with.
+        """
+        travelling = {key: config[key] for key in TRAVELLING if key in config}
+        own = flatten(self.model_dump(mode="json"))
+        for key, theirs in flatten(travelling).items():
+            if key in self.explicit and own[key] != theirs:
+                raise UserError(
+                    f"{key} is {own[key]!r} {self.explicit[key]}, but {origin} was made with {theirs!r}: give "
+                    f"that again (best in a config of your own), or make the stage with this one (--force, or another --run)"
+                )
+        merged = Settings.model_validate(self.model_dump(mode="json") | travelling)
+        merged._explicit = self._explicit
+        return merged
+
+
+SECTIONS = [name for name, field in Settings.model_fields.items() if field.default_factory]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"lora": {"r": 8}} → {"lora.r": 8}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def leaves() -> Iterator[tuple[str, Any]]:
+    """Every setting's dotted name and pydantic field, in the order of the file."""
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            for inner, inner_field in field.annotation.model_fields.items():
+                yield f"{name}.{inner}", inner_field
+        else:
+            yield name, field
+
+
+def type_name(field: Any) -> str:
+    """A field's type as help texts show it: `a|b`, `INT`, `FLOAT` …"""
+    if get_origin(field.annotation) is Literal:
+        return "|".join(get_args(field.annotation))
+    text = str(field.annotation)
+    names = {"dict": "JSON", "tuple": "LIST", "bool": "BOOL", "int": "INT", "float": "FLOAT", "date": "YYYY-MM-DD"}
+    return next((shown for name, shown in names.items() if name in text), "TEXT")

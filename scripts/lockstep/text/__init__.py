@@ -1,0 +1,1 @@
+"""Text and nothing else: characters, scripts, JSON, and texts made alike to be compared."""

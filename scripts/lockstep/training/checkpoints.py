@@ -1,0 +1,173 @@
+"""Checkpoints of an unfinished training: sealed when whole, resumed only by the very same task."""
+
+import errno
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lockstep import paths
+from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.artifacts.manifest import FileRecord
+from lockstep.errors import UserError
+from lockstep.settings.tree import flatten
+
+NAME = re.compile(r"checkpoint-(\d+)")
+PARTIAL = ".partial"  # where a checkpoint grows
+NOTE = "lockstep.json"  # of a checkpoint: what Trainer does not keep
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Seal a checkpoint with its files' hashes, and give it its name: a kill leaves all of it or nothing.
+
+    Raises:
+        OSError: the disk is full, or broken.
+    """
+    hashes = {name: record.model_dump() for name, record in manifest.hash_files(partial).items()}
+    for path in manifest.payload(partial).values():
+        atomic.fsync(path)
+    atomic.write_json(partial / filenames.MANIFEST, {"files": hashes})
+    atomic.fsync(partial)
+    shutil.rmtree(final, ignore_errors=True)  # of an earlier try at the same step
+    partial.rename(final)
+    atomic.fsync(final.parent)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """torch, safetensors and tokenizers report a full disk in words of their own: as the OSError that it is.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except Exception as error:
+        theirs = isinstance(error, RuntimeError | SafetensorError) or type(error) is Exception  # tokenizers'
+        if not theirs or not any(
+            sign in str(error) for sign in ("iostream error", "inline_container", "os error", "Io error", "I/O error")
+        ):
+            raise
+        raise OSError(errno.ENOSPC, "the disk is full, or a file may not grow so large") from error
+
+
+def numbered(folder: Path) -> dict[int, Path]:
+    """Checkpoints by their step."""
+    return {int(match[1]): path for path in folder.iterdir() if (match := NAME.fullmatch(path.name))}
+
+
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints, and the one with the best held-out loss."""
+    found = numbered(folder)
+    for step in sorted(found)[:-keep]:
+        if step != best:
+            shutil.rmtree(found[step])
+
+
+def claim(folder: Path, task: dict[str, Any], force: bool, adapter: str = "") -> None:
+    """Make the folder this task's own.
+
+    Args:
+        task: settings and inputs of the training; `close` marks it finished.
+        adapter: identifies the one that is published now, if there is one.
+        force: start afresh. An unfinished training that was itself started so goes on: the same
+            command run again resumes.
+
+    Raises:
+        UserError: it belongs to an unfinished training with other settings or inputs.
+    """
+    note = folder / "task.json"
+    if not note.exists():  # whose checkpoints those are, nobody knows
+        _clear(folder)
+    new = {"task": task, "finished": False, "forced": force, "replaces": adapter}
+    earlier = _note(folder, new)
+    if force and (not earlier or earlier["task"] != task or earlier["finished"] or not earlier["forced"]):
+        _clear(folder)
+    elif not earlier:
+        raise UserError(f"{paths.label(note)} is damaged: --force starts afresh")
+    elif earlier["task"] != task and not numbered(folder):  # nothing that could be lost
+        _clear(folder)
+    elif earlier["task"] != task:
+        theirs, ours = (flatten(one["config"]) | one["inputs"] for one in (earlier["task"], task))
+        changed = [key for key in sorted(theirs | ours) if theirs.get(key) != ours.get(key)]
+        raise UserError(
+            f"{paths.label(folder)} holds a training with other {', '.join(changed)}: set them back to "
+            f"resume it, --force starts afresh, another --run keeps both"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(note, new)
+
+
+def _note(folder: Path, absent: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Whose the checkpoints are; None where the note is damaged."""
+    note = folder / "task.json"
+    if not note.exists():
+        return absent
+    try:
+        found: dict[str, Any] = atomic.read_json(note)
+        whole = {"task", "finished", "forced", "replaces"}
+        sound = found.keys() == whole and found["task"].keys() == {"config", "inputs"}
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return found if sound else None
+
+
+def _clear(folder: Path) -> None:
+    """Remove all checkpoints. Renamed first: a kill must not leave some of them, without the note of their task."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def prepare(folder: Path, task: dict[str, Any], force: bool, adapter: str, say: Callable[[str], None]) -> Path | None:
+    """Claim the folder, and find the checkpoint to resume from; says which ones are not whole."""
+    claim(folder, task, force, adapter)
+    found, broken = newest(folder)
+    for one in broken:
+        say(f"not whole, and so not resumed from: {paths.label(one)}")
+    return found
+
+
+def close(folder: Path, task: dict[str, Any], adapter: str) -> None:
+    """Note that the adapter of this task is published: --force will start afresh. One that a training with --force is
+    about to replace is not its own, and leaves it its checkpoints."""
+    note = {"task": task, "finished": True, "forced": False, "replaces": ""}
+    earlier = _note(folder)
+    if earlier and earlier["forced"] and not earlier["finished"] and earlier["replaces"] == adapter:
+        return
+    if folder.exists() and earlier != note:  # a kill may have come between the adapter and this
+        atomic.write_json(folder / "task.json", note)
+
+
+def newest(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint that verifies, and those after it that do not, renamed to `….broken`."""
+    found = numbered(folder)
+    broken: list[Path] = []
+    for step in sorted(found, reverse=True):
+        if verifies(found[step]):
+            return found[step], broken
+        aside = folder / f"{found[step].name}.broken"
+        shutil.rmtree(aside, ignore_errors=True)
+        broken.append(found[step].rename(aside))
+    return None, broken
+
+
+def note_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint that verifies says beside what Trainer keeps."""
+    found: dict[str, Any] = atomic.read_json(checkpoint / NOTE)
+    return found
+
+
+def verifies(checkpoint: Path) -> bool:
+    """Whether all of it is there, as it was sealed."""
+    try:
+        sealed = atomic.read_json(checkpoint / filenames.MANIFEST)["files"]
+        return manifest.hash_files(checkpoint) == {n: FileRecord.model_validate(r) for n, r in sealed.items()}
+    except (OSError, ValueError, KeyError, UserError):
+        return False

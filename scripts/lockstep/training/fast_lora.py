@@ -1,0 +1,283 @@
+"""The pass of LoRA adapters, fast on CPUs and GPUs.
+
+PEFT's own forward pass draws a dropout mask for every layer, casts weights and activations back and
+forth, and adds in passes of their own. On a CPU that is half of the time. The pass here computes the
+same sum, base + scale · B · A · dropout(x), and for layers that read the same input, such as q, k and
+v, all at once. 4-bit weights are dequantized once and kept on a CPU. On a GPU, where memory is dear
+and that is quick, they are dequantized for each product.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from lockstep.model import networks
+from lockstep.model.peft_adapter import NAME
+
+# Layers of one module that read the same input. Where a model's do not, the result is the same, only slower.
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+class _Seeds(threading.local):
+    """Where this thread's masks come from: torch's generator, if it has none of its own."""
+
+    generator: torch.Generator | None = None
+
+
+_seeds = _Seeds()
+
+
+@contextmanager
+def masks_of(seed: int) -> Iterator[None]:
+    """Masks of this thread come from a generator of their own, whatever other threads draw."""
+    _seeds.generator = torch.Generator().manual_seed(seed)
+    try:
+        yield
+    finally:
+        _seeds.generator = None
+
+
+def draw_mask(x: Tensor, p: float) -> Tensor:
+    """int16 of x's shape, or bool on a GPU: 0 with probability p, else 1.
+
+    Drawing masks by torch is a fifth of a CPU step, and so it is to multiply by bools. Bits come from
+    SFC64, seeded from torch's generator: the checkpoint of that one is enough, and gradient
+    checkpointing, which sets it back, sees the same masks again. On a GPU its own generator serves for both.
+    """
+    if x.is_cuda:
+        return torch.empty_like(x, dtype=torch.bool).bernoulli_(_kept(p))
+    seed = int(torch.randint(2**62, (), generator=_seeds.generator))
+    # as random_raw(), which would keep other threads waiting
+    words = np.random.Generator(np.random.SFC64(seed)).integers(2**64, size=-(-x.numel() // 4), dtype=np.uint64)
+    bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
+    return torch.ge(bits, round(p * 2**16) - 2**15, out=torch.empty_like(bits))
+
+
+def _kept(p: float) -> float:
+    """The share that is not dropped, as `draw_mask` rounds it."""
+    return 1 - round(p * 2**16) / 2**16
+
+
+def drop(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is 1, else 0. Two-byte floats are multiplied as integers, which is exact and needs no cast."""
+    return (x.view(torch.int16) * mask).view(x.dtype) if x.element_size() == 2 else x * mask
+
+
+class _Whole:
+    """Frozen layers with the same input, as one matrix; 4-bit weights are dequantized and kept."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        bases = [layer.base_layer for layer in layers]
+        parts = [
+            networks.dequantize(b) if _is_4bit(layer) else b.weight for layer, b in zip(layers, bases, strict=True)
+        ]
+        self.sizes = [len(part) for part in parts]
+        self.weight = parts[0] if len(parts) == 1 else torch.cat([part.detach() for part in parts])
+        self.dtype = self.weight.dtype
+        for layer, base, rows in zip(layers, bases, self.weight.detach().split(self.sizes), strict=True):
+            if not _is_4bit(layer):
+                base.weight.data = rows  # one copy in memory
+        biases = [rows.new_zeros(len(part)) if b.bias is None else b.bias for b, part in zip(bases, parts, strict=True)]
+        self.bias = None if all(b.bias is None for b in bases) else torch.cat([bias.detach() for bias in biases])
+
+    def outputs(self, x: Tensor) -> Sequence[Tensor]:
+        """x [tokens, in] → each layer's x Wᵀ + b [tokens, out]."""
+        return torch.split(nn.functional.linear(x, self.weight, self.bias), self.sizes, 1)
+
+    def of_input(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The gradient of x from those of the outputs."""
+        return (gradients[0] if len(gradients) == 1 else torch.cat(list(gradients), 1)) @ self.weight
+
+
+class _FourBit:
+    """The same of 4-bit layers on a GPU: no more than one weight is dequantized at a time, and none is kept."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.bases = [layer.base_layer for layer in layers]
+        self.dtype = self.bases[0].compute_dtype
+
+    def outputs(self, x: Tensor) -> Sequence[Tensor]:
+        """As `_Whole.outputs`."""
+        return [nn.functional.linear(x, networks.dequantize(base), base.bias) for base in self.bases]
+
+    def of_input(self, gradients: Sequence[Tensor]) -> Tensor:
+        """As `_Whole.of_input`."""
+        total = gradients[0] @ networks.dequantize(self.bases[0])
+        for gradient, base in zip(gradients[1:], self.bases[1:], strict=True):
+            total.addmm_(gradient, networks.dequantize(base))
+        return total
+
+
+class _FrozenPlusLora(torch.autograd.Function):
+    """x Wᵀ + b + scale · (dropped x) Aᵀ Bᵀ of some layers with the same input; W is frozen.
+
+    A and B are cast to x's dtype, their gradients back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, frozen: _Whole | _FourBit, mask: Tensor | None, scales: tuple[float, ...], *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """x [tokens, in], each layer's A [r, in] and then each one's B [out, r] → each one's [tokens, out]."""
+        a = torch.cat(factors[: len(scales)]).to(x.dtype)
+        bs = [b.to(x.dtype) for b in factors[len(scales) :]]
+        seen = x if mask is None else drop(x, mask)
+        low = seen @ a.t()
+        parts = frozen.outputs(x)
+        for part, b, scale, some in zip(parts, bs, scales, torch.split(low, [b.shape[1] for b in bs], 1), strict=True):
+            part.addmm_(some, b.t(), alpha=scale)
+        ctx.save_for_backward(seen, mask, low, a, *bs)
+        ctx.frozen, ctx.scales = frozen, scales
+        return tuple(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, and of each A and B."""
+        seen, mask, low, a, *bs = ctx.saved_tensors
+        ranks = [b.shape[1] for b in bs]
+        of_low = torch.cat([(g @ b).mul_(s) for g, b, s in zip(gradients, bs, ctx.scales, strict=True)], 1)
+        of_a = (of_low.t() @ seen).float().split(ranks)
+        of_b = [
+            (some.t() @ g).t().float().mul_(s)
+            for g, some, s in zip(gradients, low.split(ranks, 1), ctx.scales, strict=True)
+        ]
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = ctx.frozen.of_input(gradients)
+            if mask is None:
+                of_x.addmm_(of_low, a)
+            else:
+                of_x += drop(of_low @ a, mask)
+        return of_x, None, None, None, *of_a, *of_b
+
+
+class _Held(threading.local):
+    """What one thread has computed of siblings, and not all of them have fetched."""
+
+    def __init__(self) -> None:
+        self.input: Tensor | None = None  # holding it keeps its identity
+        self.outputs: dict[int, Tensor] = {}
+
+
+class _Siblings:
+    """The adapted layers of a module that read the same input: the first that is called computes for all."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
+        on_gpu = layers[0].base_layer.weight.is_cuda
+        self.frozen = (_FourBit if on_gpu and _is_4bit(layers[0]) else _Whole)(layers)
+        self.factors = [getattr(layer, name)[NAME].weight for name in ("lora_A", "lora_B") for layer in layers]
+        self.scales = tuple(layer.scaling[NAME] for layer in layers)
+        p = layers[0].lora_dropout[NAME]
+        self.p = p.p if isinstance(p, nn.Dropout) else 0.0
+        self.held = _Held()
+
+    def output(self, number: int, x: Tensor) -> Tensor:
+        """What layer `number` makes of x."""
+        held = self.held
+        if held.input is not x or number not in held.outputs:
+            held.input, held.outputs = x, dict(enumerate(self._all(x)))
+        found = held.outputs.pop(number)
+        if not held.outputs:
+            held.input = None
+        return found.view(*x.shape[:-1], -1)
+
+    def _all(self, x: Tensor) -> tuple[Tensor, ...]:
+        flat = x.reshape(-1, x.shape[-1]).to(self.frozen.dtype)
+        p = self.p if self.layers[0].training else 0.0
+        mask = draw_mask(flat, p) if p else None
+        scales = tuple(scale / _kept(p) for scale in self.scales)
+        return _FrozenPlusLora.apply(flat, self.frozen, mask, scales, *self.factors)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class FastPass:
+    """Computes the adapters of a model by `_FrozenPlusLora`, and gives PEFT's own pass back on request.
+
+    Args:
+        model: a PEFT model on a CPU or a GPU.
+        wanted: whether it is to be; where not given, where memory allows it. A training that goes on must not change.
+
+    Attributes:
+        layers: how many layers are computed so. 0: not for this kind of adapter, or too little memory
+            for the dequantized weights.
+        whole: no adapted layer is left to PEFT.
+    """
+
+    def __init__(self, model: nn.Module, wanted: bool | None = None) -> None:
+        adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        found = [layer for layer in adapted if _is_plain(layer)]
+        four_bit = sum(
+            layer.base_layer.in_features * layer.base_layer.out_features for layer in found if _is_4bit(layer)
+        )
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        fits = not on_cpu or four_bit * 4 <= psutil.virtual_memory().available // 2
+        if not (fits if wanted is None else wanted):
+            found = []
+        self.groups: list[_Siblings] = []
+        for together in _grouped(model, found):
+            self.groups.append(_Siblings(together))
+            for number, layer in enumerate(together):
+                _replace(layer, number, self.groups[-1])
+        self.layers = len(found)
+        self.whole = 0 < len(found) == len(adapted)
+
+    def forget(self) -> None:
+        """Let go of what a pass that failed has left: with it, all of that pass would stay in memory."""
+        for group in self.groups:
+            group.held = _Held()
+
+    def undo(self, model: nn.Module) -> None:
+        """PEFT's own forward pass again, and the dequantized weights freed."""
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.__dict__.pop("forward", None)
+        self.groups.clear()
+
+
+def _replace(layer: Any, number: int, group: _Siblings) -> None:
+    own = layer.forward
+
+    def forward(x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        if layer.disable_adapters or layer.merged:
+            return own(x, *rest, **named)  # type: ignore[no-any-return]
+        return group.output(number, x)
+
+    layer.forward = forward
+
+
+def _grouped(model: nn.Module, found: list[Any]) -> list[list[Any]]:
+    """The layers, siblings together."""
+    left, groups = dict.fromkeys(found), []
+    for module in model.modules():
+        for names in SIBLINGS:
+            together: list[Any] = [layer for name in names if (layer := getattr(module, name, None)) in left]
+            alike = {(layer.base_layer.in_features, _is_4bit(layer)) for layer in together}
+            if len(together) > 1 and len(alike) == 1:
+                groups.append(together)
+                for layer in together:
+                    del left[layer]
+    return [*groups, *([layer] for layer in left)]
+
+
+def _is_4bit(layer: Any) -> bool:
+    return any(layer.base_layer is base for _, base in networks.linear4bit(layer))
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a LoRA layer is base + scale · B · A · x and nothing more, with a frozen base."""
+    base = layer.base_layer
+    return (
+        isinstance(base, nn.Linear)
+        and layer.active_adapters == [NAME]
+        and not layer.lora_variant
+        and not layer.lora_bias[NAME]
+        and not layer.fan_in_fan_out
+        and not base.weight.requires_grad
+    )

@@ -1,0 +1,206 @@
+"""The loss that training minimises: summed over supervised tokens, computed nowhere else.
+
+The output layer is the costliest of a small model, and prompts carry no loss: it is given only the
+hidden states that predict a supervised token, and on request only a few of those at a time, so that
+the logits never exist whole.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lockstep.data.collator import IGNORE, Collator, PackingCollator
+from lockstep.training import packed_attention
+
+LOGITS = {"cpu": 12 * 2**20, "cuda": 2**27, "mps": 2**25}  # how many exist at a time
+
+
+@contextmanager
+def _hidden_states_at(network: nn.Module, places: Tensor, give_all: bool) -> Iterator[list[Tensor]]:
+    """Hand the output layer the hidden states at `places` [rows, length - 1], or none but collect them.
+
+    In this thread alone: others may compute passes of their own at the same time.
+    """
+    collected: list[Tensor] = []
+    mine = threading.get_ident()
+
+    def select(_: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        if threading.get_ident() != mine:
+            return None
+        chosen = hidden[0][:, :-1][places]
+        collected.append(chosen)
+        return (chosen if give_all else chosen[:0],)
+
+    hook = network.get_output_embeddings().register_forward_pre_hook(select)  # type: ignore[operator]
+    try:
+        yield collected
+    finally:
+        hook.remove()
+
+
+def supervised_logits(
+    network: nn.Module, batch: Mapping[str, Tensor], outer: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and targets at supervised positions, and nowhere else.
+
+    Args:
+        batch: `input_ids`, `labels` and `attention_mask` or `position_ids`, each [rows, length]; a collator's.
+        outer: what wraps the network in a distributed training; the pass goes through it.
+
+    Returns:
+        float32 logits [n, vocabulary] and their n targets, row by row.
+    """
+    inputs, targets, supervised = _split(batch)
+    with _hidden_states_at(network, supervised, True):
+        logits: Tensor = (outer or network)(**inputs, use_cache=False).logits
+    return logits.float().reshape(-1, logits.shape[-1]), targets[supervised]
+
+
+def _split(batch: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """The model's inputs; targets [rows, length - 1]; and which of them are supervised."""
+    inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name not in ("labels", "borders")}
+    if "borders" in batch:
+        inputs["borders"] = batch["borders"].tolist()  # for `attention`
+    targets = batch["labels"][:, 1:]  # the token at position i is predicted at position i - 1
+    return inputs, targets, targets != IGNORE
+
+
+def loss_sum(
+    network: nn.Module, batch: Mapping[str, Tensor], in_pieces: bool = False, outer: nn.Module | None = None
+) -> tuple[Tensor, int]:
+    """Summed negative log-likelihood in nats, and over how many tokens.
+
+    Args:
+        in_pieces: compute logits and their gradient a few positions at a time. For models whose logits
+            are the output layer's, as they are, and where that layer is not trained: see `head_is_plain`.
+    """
+    if not in_pieces:
+        logits, targets = supervised_logits(network, batch, outer)
+        return nn.functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
+    inputs, targets, supervised = _split(batch)
+    with _hidden_states_at(network, supervised, False) as hidden:
+        (outer or network)(**inputs, use_cache=False)
+    head: Any = network.get_output_embeddings()  # type: ignore[operator]
+    loss: Tensor = _HeadLoss.apply(hidden[0], head.weight, head.bias, targets[supervised])  # type: ignore[no-untyped-call]
+    return loss, int(supervised.sum())
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Cross-entropy of a frozen output layer. The gradient is computed on the way forward, with the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        """hidden [n, size], weight [vocabulary, size], targets [n] → a float32 scalar, in nats."""
+        piece = max(16, LOGITS[hidden.device.type] // len(weight))
+        hidden = hidden.to(weight.dtype)
+        raw = hidden.new_empty(min(piece, len(hidden)), len(weight))
+        logits = raw if raw.dtype == torch.float32 else torch.empty_like(raw, dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), piece):
+            some, target = hidden[start : start + piece], targets[start : start + piece, None]
+            few = raw[: len(some)]
+            torch.mm(some, weight.t(), out=few)
+            if bias is not None:
+                few += bias
+            # log_softmax would compute every exponential twice
+            odds = logits[: len(some)] if logits is raw else logits[: len(some)].copy_(few)
+            right, top = odds.gather(1, target), odds.amax(1, keepdim=True)
+            sums = odds.sub_(top).exp_().sum(1, keepdim=True)
+            total += (sums.log() + top - right).sum()
+            if gradient is not None:
+                error = odds.div_(sums).scatter_add_(1, target, torch.full_like(sums, -1.0))
+                torch.mm(few.copy_(error), weight, out=gradient[start : start + piece])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the hidden states; the layer itself is frozen."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0].to(gradient.dtype), None, None, None
+
+
+def _probe(*beginnings: int) -> list[dict[str, list[int]]]:
+    """Short rows, each from another token on; all but the first begin alike."""
+    made = []
+    for number, token in enumerate(beginnings):
+        ids = [*range(token, token + 10), *range(40 + 9 * number, 52 + 10 * number)]
+        made.append({"input_ids": ids, "labels": [IGNORE] * 12 + ids[12:]})
+    return made
+
+
+def head_is_plain(network: nn.Module) -> bool:
+    """Whether the loss in pieces is this model's loss: no scaling, no cap after the output layer, and it is frozen."""
+    head: Any = network.get_output_embeddings()  # type: ignore[operator]
+    if type(head) is not nn.Linear or head.weight.requires_grad:
+        return False
+    batch = _on(network, PackingCollator()(_probe(5)))
+    with torch.no_grad(), _evaluating(network):
+        whole, pieces = (loss_sum(network, batch, in_pieces)[0].item() for in_pieces in (False, True))
+    return abs(whole - pieces) <= 2e-3 * abs(whole)
+
+
+def rows_stay_apart(network: nn.Module, max_length: int) -> bool:
+    """Whether a row's logits are the same whatever row is laid before it, and those that it has when padded.
+
+    Models without rotary positions, and those with a recurrent state, know no borders between rows;
+    others attend in ways that `attention` does not know.
+    """
+    window = getattr(network.config.get_text_config(), "sliding_window", None)  # type: ignore[union-attr, operator]
+    if window and window < max_length:
+        return False
+    try:
+        draws_in_training(network)  # some models ask for more while they train: dropout in their attention
+    except packed_attention.Unknown:
+        return False
+    with torch.no_grad(), _evaluating(network):
+        try:
+            first, second = (
+                supervised_logits(network, _on(network, PackingCollator()(_probe(before, 5))))[0] for before in (5, 30)
+            )
+        except packed_attention.Unknown:
+            return False
+        last = len(second) // 2
+        if not torch.allclose(first[-last:], second[-last:], rtol=1e-3, atol=1e-3):
+            return False
+        try:
+            with packed_attention.implementation(network, "sdpa"):
+                padded, _ = supervised_logits(network, _on(network, Collator(0)(_probe(5, 5))))
+        except ValueError:  # no attention of this kind: a recurrent model
+            return False
+    # rounding differs between the two ways; another attention would differ everywhere
+    return bool((first - padded).abs().mean() <= 0.1 * padded.std())
+
+
+def draws_in_training(network: nn.Module) -> bool:
+    """Whether a pass in training on a CPU draws from torch's own generator of random numbers."""
+    training, device = network.training, next(network.parameters()).device
+    network.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            before = torch.get_rng_state()
+            supervised_logits(network, _on(network, PackingCollator()(_probe(5))))
+            return not torch.equal(before, torch.get_rng_state())
+    finally:
+        network.train(training)
+
+
+def _on(network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    device = next(network.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back to what it was."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)

@@ -1,0 +1,155 @@
+"""The trained model's own log-probabilities, on record: what merged and served models are compared with.
+
+`reference.json` in the adapter's folder. In natural logarithms:
+
+    dtype      what the model computed in
+    golden     for each golden conversation of the contract, after its prompt: the 20 likeliest next
+               tokens, of the trained model and of its base without the adapter (null after full training)
+    rows       for at most 64 held-out rows: `input_ids`, the places in it that are supervised, and the
+               log-probability of each token there, trained and base; `end` is the last of them, the
+               end-of-turn token after the whole answer
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lockstep import paths
+from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.data.collator import IGNORE, Collator
+from lockstep.errors import UserError
+from lockstep.training import loss
+
+MAX_ROWS, MAX_POSITIONS = 64, 2000  # of held-out rows
+TOP = 20  # as many as vLLM gives
+DIGITS = 6
+
+Batch = dict[str, Tensor]
+
+
+def probe_rows(data: Path) -> list[dict[str, Any]]:
+    """Held-out rows, cut off at MAX_ROWS rows or MAX_POSITIONS supervised tokens; training rows where none are."""
+    from datasets import load_from_disk
+
+    split = load_from_disk(str(data / "validation"))
+    if not len(split):
+        split = load_from_disk(str(data / "train"))
+    chosen: list[dict[str, Any]] = []
+    positions = 0
+    for row in split.select(range(min(MAX_ROWS, len(split)))):
+        positions += len(row["labels"]) - row["labels"].count(IGNORE)
+        if chosen and positions > MAX_POSITIONS:
+            break
+        chosen.append(row)
+    return chosen
+
+
+def log_probs(network: nn.Module, batches: Sequence[Batch], dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch by batch: float32 log-probabilities [positions, vocabulary] at supervised positions, and their targets.
+
+    Args:
+        dtype: of the matrix products; training computed so.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    for batch in batches:
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits, targets = loss.supervised_logits(network, {name: part.to(device) for name, part in batch.items()})
+            yield torch.log_softmax(logits, dim=-1).cpu(), targets.cpu()
+
+
+def record(
+    model: Any, conversations: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], dtype: torch.dtype,
+    without_adapter: AbstractContextManager[Any] | None, longest: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that reference.json holds.
+
+    Args:
+        conversations: of the contract; those longer than `longest` tokens, if that is set, are left out.
+        without_adapter: a block in which the model is its base; None after full training.
+    """
+    fit = [one for one in conversations if longest is None or len(one["prompt_ids"]) < longest]
+    prompts = sorted(fit, key=lambda one: len(one["prompt_ids"]))
+    batches = _asked([one["prompt_ids"] for one in prompts]), _eights(rows)
+    nexts, tokens = _measure(model, batches, dtype)
+    base_nexts: list[Any] = [None] * len(nexts)
+    base_tokens: list[Any] = [None] * len(tokens)
+    if without_adapter is not None:
+        with without_adapter:
+            base_nexts, base_tokens = _measure(model, batches, dtype)
+    return {
+        "dtype": str(dtype).split(".")[-1],
+        "golden": [
+            {"name": one["name"], "trained": nexts[place], "base": base_nexts[place]}
+            for place, one in enumerate(prompts)
+        ],
+        "rows": [_row(row, tokens[place], base_tokens[place]) for place, row in enumerate(rows)],
+    }
+
+
+def _row(row: dict[str, Any], trained: list[float], base: list[float] | None) -> dict[str, Any]:
+    places = [place for place, label in enumerate(row["labels"]) if label != IGNORE and place > 0]
+    return {
+        "row": row.get("row"),
+        "input_ids": list(row["input_ids"]),
+        "places": places,
+        "start": len(row["input_ids"]) - row["answer"],  # of the last answer
+        "trained": trained,
+        "base": base,
+        "end": {"id": row["input_ids"][places[-1]], "trained": trained[-1], "base": base and base[-1]},
+    }
+
+
+def _measure(
+    model: Any, batches: tuple[list[Batch], list[Batch]], dtype: torch.dtype
+) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    nexts = []
+    for found, _ in log_probs(model, batches[0], dtype):
+        values, ids = found.topk(min(TOP, found.shape[-1]), dim=-1)
+        nexts += [{"ids": some.tolist(), "logprobs": _rounded(those)} for some, those in zip(ids, values, strict=True)]
+    tokens: list[list[float]] = []
+    for (found, targets), batch in zip(log_probs(model, batches[1], dtype), batches[1], strict=True):
+        counts = (batch["labels"][:, 1:] != IGNORE).sum(1).tolist()
+        chosen = found.gather(1, targets[:, None])[:, 0]
+        tokens += [_rounded(part) for part in torch.split(chosen, counts)]
+    return nexts, tokens
+
+
+def _asked(prompts: Sequence[Sequence[int]]) -> list[Batch]:
+    """Batches whose only supervised position is the one after each prompt; prompts sorted by length pad little."""
+    batches: list[list[dict[str, Any]]] = []
+    for ids in prompts:
+        if not batches or len(batches[-1]) == 8 or len(ids) > 1.3 * len(batches[-1][0]["input_ids"]):
+            batches.append([])
+        batches[-1].append({"input_ids": [*ids, 0], "labels": [IGNORE] * len(ids) + [0]})
+    return [Collator(0)(rows) for rows in batches]
+
+
+def _eights(rows: Sequence[dict[str, Any]]) -> list[Batch]:
+    return [Collator(0)(rows[start : start + 8]) for start in range(0, len(rows), 8)]
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, DIGITS) for value in values.tolist()]
+
+
+def gap(adapter: Path, said: Tensor) -> float:
+    """Mean distance of the trained model's log-probabilities on record from those found anew, in nats a token.
+
+    Args:
+        said: of each supervised token of `probe_rows`.
+
+    Raises:
+        UserError: there is no record.
+    """
+    file = adapter / filenames.REFERENCE
+    if not file.exists():
+        raise UserError(f"{paths.label(file)} is missing, as an earlier version wrote none: {manifest.again(adapter)}")
+    rows = atomic.read_json(file)["rows"]
+    recorded = [value for row in rows for value in row["trained"]]
+    distance: float = sum(abs(a - b) for a, b in zip(recorded, said.tolist(), strict=True))
+    return distance / len(recorded)

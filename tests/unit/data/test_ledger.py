@@ -1,0 +1,79 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lockstep.data.collator import IGNORE
+from lockstep.data.conversation_row import Row
+from lockstep.data.encoding import Sample
+from lockstep.data.ledger import Ledger
+from lockstep.data.readers import Record
+from lockstep.text.json_text import JsonObject
+
+SPLITS = ("train", "validation", "test")
+
+
+def sample(file: str, prompt: int, answer: int, cut: int = 0) -> Sample:
+    ids = list(range(prompt + answer))
+    return Sample(ids, [IGNORE] * prompt + ids[prompt:], Row((), Record(file, 1, JsonObject([]))), answer, 0, cut)
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("drop"), st.sampled_from("ab"), st.sampled_from(["blank", "bad_json", "duplicate", "too_long"])),
+    st.tuples(st.just("keep"), st.sampled_from("ab"), st.sampled_from(SPLITS), st.integers(1, 3), st.integers(0, 2)),
+)
+
+
+@given(st.lists(ACTIONS, max_size=60))
+def test_the_sums_always_match(actions: list[tuple]) -> None:  # type: ignore[type-arg]
+    ledger = Ledger(SPLITS)
+    for action in actions:
+        if action[0] == "drop":
+            ledger.drop(*action[1:])
+        else:
+            _, file, split, parts, cut = action
+            ledger.keep(split, [sample(file, 3, 2, cut) for _ in range(parts)], ["whitespace"] if cut else [])
+    found = ledger.as_json()
+    for account in found["files"].values():
+        assert account["lines"] == account["kept"] + sum(account["dropped"].values())
+        assert account["truncated"]["rows"] <= account["kept"]
+    assert sum(account["lines"] for account in found["files"].values()) == len(actions)
+    samples = sum(action[3] for action in actions if action[0] == "keep")
+    assert sum(split["rows"] for split in found["splits"].values()) == samples
+    assert sum(split["tokens"] for split in found["splits"].values()) == 5 * samples
+    assert sum(split["supervised_tokens"] for split in found["splits"].values()) == 2 * samples
+    assert sum(a["truncated"]["tokens"] for a in found["files"].values()) == sum(
+        a[3] * a[4] for a in actions if a[0] == "keep"
+    )
+
+
+def test_an_account_that_does_not_add_up_is_never_written() -> None:
+    ledger = Ledger(SPLITS)
+    ledger.drop("a", "bad_json")
+    ledger.files["a"].lines += 1
+    with pytest.raises(AssertionError, match="does not add up"):
+        ledger.as_json()
+
+
+def test_percentiles() -> None:
+    ledger = Ledger(SPLITS)
+    for size in range(1, 101):
+        ledger.keep("train", [sample("a", size - 1, 1)], [])
+    assert ledger.as_json()["lengths"] == {"p50": 50, "p95": 95, "max": 100}
+    assert Ledger(SPLITS).as_json()["lengths"] == {"p50": 0, "p95": 0, "max": 0}
+
+
+def test_only_unusable_rows_count_against_a_file_and_a_damaged_one_always_does() -> None:
+    ledger = Ledger(SPLITS)
+    for _ in range(8):
+        ledger.keep("train", [sample("a", 1, 1)], [])
+        ledger.drop("a", "duplicate")
+        ledger.drop("a", "blank")
+    for _ in range(2):
+        ledger.drop("a", "bad_utf8")
+    assert ledger.problem(0.2) is None
+    ledger.drop("a", "bad_utf8")
+    found = ledger.problem(0.2)
+    assert found and "3 of 11 rows were dropped (bad_utf8 3)" in found and "save the file as UTF-8" in found
+    ledger.drop("b", "broken_file")
+    found = ledger.problem(1)
+    assert found and found.startswith("b is damaged")

@@ -1,0 +1,97 @@
+import json
+import re
+
+from support import tiny
+
+from lockstep.data import preview
+from lockstep.data.cleaning import Change
+from lockstep.data.collator import IGNORE
+from lockstep.data.conversation_row import Row
+from lockstep.data.encoding import Sampler
+from lockstep.data.preview import Picks
+from lockstep.data.readers import Record, Reject
+from lockstep.prompts.template import Template
+from lockstep.settings.schema import Data
+from lockstep.text.json_text import JsonObject
+
+CHAT = Template(tiny.tokenizer(), tiny.CHATML)
+
+
+def row(number: int, answer: str) -> Row:
+    messages = ({"role": "user", "content": f"你是谁？{number}"}, {"role": "assistant", "content": answer})
+    return Row(messages, Record("f", number, JsonObject([]), "{}"))
+
+
+def shown(picks: Picks) -> list[dict]:  # type: ignore[type-arg]
+    quality = {"advice": []}
+    page = preview.page(picks, {"files": {}, "splits": {}}, quality, CHAT)
+    assert len(page.encode()) < 5_000_000
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, flags=re.S)
+    assert found
+    return json.loads(found[1])["rows"]  # type: ignore[no-any-return]
+
+
+def test_spans_hold_the_whole_text_and_what_each_token_is() -> None:
+    (one,) = Sampler(CHAT, Data()).samples([row(1, "本宫🙂")])[0]  # type: ignore[misc]
+    spans = list(preview.token_spans(one.input_ids, one.labels, CHAT))
+    assert (
+        "".join(text for _, text in spans)
+        == "<|im_start|>user\n你是谁？1<|im_end|>\n<|im_start|>assistant\n本宫🙂<|im_end|>"
+    )
+    assert "".join(text for kind, text in spans if kind == "answer") == "本宫🙂"
+    assert [text for kind, text in spans if kind == "end"] == ["<|im_end|>"]
+    assert [text for kind, text in spans if kind == "control"] == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+
+
+def test_every_reason_and_kind_is_on_the_page_and_it_stays_small() -> None:
+    picks = Picks()
+    sampler = Sampler(CHAT, Data(max_length=100_000))
+    for number in range(700):
+        size = 10_000 if number % 100 == 0 else 1 + number % 300
+        (one,) = sampler.samples([row(number, "a " * size)])[0]  # type: ignore[misc]
+        changes = [Change("whitespace", 1, "x", "y")] if number == 5 else []
+        picks.keep(one, "train" if number % 5 else "test", 1, changes)
+    for number in range(3000):
+        picks.reject(Reject("f", number, f"reason{number % 20}", "", "x" * 10_000))
+    picks.reject(Reject("f", 9999, "rare", "why </script><!-- so", "</script><script>alert(1)</script>"))
+    rows = shown(picks)
+    assert len(rows) <= 500
+    kinds = {kind for one in rows for kind in one["kinds"]}
+    assert {f"reason{number}" for number in range(20)} | {"rare", "changed: whitespace"} <= kinds
+    assert {one["split"] for one in rows} == {"train", "test", "dropped"}
+    rare = next(one for one in rows if one["kinds"] == ["rare"])
+    assert rare["text"] == "</script><script>alert(1)</script>"
+    long = next(one for one in rows if one.get("tokens", 0) > 5000)
+    assert any(span[0] == "gap" for span in long["spans"])
+
+
+def test_markup_does_not_make_the_page_too_large() -> None:
+    picks = Picks()
+    for number in range(3000):
+        picks.reject(Reject("f", number, f"reason{number % 20}", "", "<" * 3000))
+    assert len(shown(picks)) < 500
+
+
+def test_every_part_of_a_conversation_is_shown_once() -> None:
+    picks = Picks()
+    for part in range(3):
+        (one,) = Sampler(CHAT, Data()).samples([row(part, f"part {part}")])[0]  # type: ignore[misc]
+        picks.keep(one, "train", 3, [])
+    rows = shown(picks)
+    assert len(rows) == 3 and all("one sample a turn" in one["kinds"] for one in rows)
+
+
+def test_the_same_data_gives_the_same_page() -> None:
+    def page() -> str:
+        picks = Picks()
+        for number in range(200):
+            picks.reject(Reject("f", number, "blank", "", ""))
+        return preview.page(picks, {}, {}, CHAT)
+
+    assert page() == page()
+
+
+def test_labels_decide_the_kind_not_the_text() -> None:
+    ids = CHAT.encode(["a<|im_end|>"])[0]
+    assert [kind for kind, _ in preview.token_spans(ids, [IGNORE] * len(ids), CHAT)] == ["prompt", "control"]
+    assert [kind for kind, _ in preview.token_spans(ids, ids, CHAT)] == ["answer", "end"]

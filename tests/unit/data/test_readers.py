@@ -1,0 +1,193 @@
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from lockstep.data import readers
+from lockstep.data.readers import Record, Reject
+from lockstep.errors import UserError
+from lockstep.text import json_text
+
+GOOD = b'{"a": "x"}'
+
+
+def read(folder: Path, data: bytes, name: str = "rows.jsonl") -> list[Record | Reject]:
+    file = folder / name
+    file.write_bytes(data)
+    return list(readers.read(file))
+
+
+def reasons(found: list[Record | Reject]) -> list[str]:
+    return [one.reason if isinstance(one, Reject) else "" for one in found]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"", "blank"),
+        (b" \t\r", "blank"),
+        (b'{"a": "b"', "bad_json"),
+        (GOOD + GOOD, "bad_json"),
+        (b'{"a": "caf\xe9"}', "bad_utf8"),
+        (b"[1]x", "bad_json"),
+        (b"[" * 100_000, "bad_json"),
+        (b"\xef\xbb\xbf" + GOOD, "bad_json"),
+    ],
+)
+def test_each_bad_line_has_its_reason_and_the_others_are_kept(tmp_path: Path, line: bytes, reason: str) -> None:
+    found = read(tmp_path, GOOD + b"\n" + line + b"\n" + GOOD)
+    assert reasons(found) == ["", reason, ""]
+    assert [one.line for one in found] == [1, 2, 3]
+    json.dumps(found[1].text).encode()  # can be written down
+
+
+def test_byte_order_mark_crlf_and_a_missing_last_line_break(tmp_path: Path) -> None:
+    found = read(tmp_path, b"\xef\xbb\xbf" + GOOD + b"\r\n" + GOOD)
+    assert [one.value for one in found if isinstance(one, Record)] == [{"a": "x"}, {"a": "x"}]
+    assert read(tmp_path, b"") == []
+
+
+def test_a_line_larger_than_any_context_is_passed_over_without_being_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "LARGEST", 100)
+    found = read(tmp_path, GOOD + b"\n" + b'{"a": "' + b"x" * 1000 + b'"}\n' + GOOD + b"\n")
+    assert reasons(found) == ["", "too_large", ""]
+    assert isinstance(found[1], Reject) and found[1].detail == "1010 bytes" and len(found[1].text) == 101
+
+
+@pytest.mark.parametrize("step", [1, 7, 2**20])
+def test_an_array_is_the_same_however_it_is_cut_into_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    values = [{"a": "请以甄嬛的口吻回答：🙂"}, 12345, "text", [1, {"b": None}], {}, -1.5e3, True]
+    text = json.dumps(values, indent=1, ensure_ascii=False).encode()
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(step)
+
+    found = list(readers._array(Slow(b"\xef\xbb\xbf \n" + text + b"\n")))
+    assert [value for value, _ in found] == values  # type: ignore[misc]
+    assert [json.loads(raw) for _, raw in found] == values  # type: ignore[misc, arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "kept"),
+    [
+        (b'[{"a": "x"}, {"a": ', 1),
+        (b'[{"a": "x"} {"a": "x"}]', 1),
+        (b'[{"a": "x"},]', 1),
+        (b'[{"a": "x"}', 1),
+        (b'[{"a": "x"}] more', 1),
+        (b"[", 0),
+        (b"[" * 100_000, 0),
+    ],
+)
+def test_a_damaged_array_ends_with_the_element_at_which_it_broke(tmp_path: Path, data: bytes, kept: int) -> None:
+    found = read(tmp_path, data, "rows.json")
+    assert reasons(found) == [""] * kept + [readers.BROKEN]
+    assert found[-1].line == kept + 1
+
+
+def test_only_the_element_that_is_not_utf8_is_lost(tmp_path: Path) -> None:
+    found = read(tmp_path, b'[{"a": "x"}, {"a": "caf\xe9"}, {"a": "\xe4\xbd\xa0"}]', "rows.json")
+    assert reasons(found) == ["", "bad_utf8", ""]
+    assert "\\xe9" in found[1].text
+
+
+def test_tables_keep_their_text_byte_for_byte(tmp_path: Path) -> None:
+    value = '  2024-01-01,"x"\r\n你好\u2028 '
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerows([["a", "b"], [value, "1"], [value, ""]])
+    found = read(tmp_path, b"\xef\xbb\xbf" + buffer.getvalue().encode(), "rows.csv")
+    assert [one.value for one in found if isinstance(one, Record)] == [{"a": value, "b": "1"}, {"a": value, "b": ""}]
+    parquet.write_table(pyarrow.table({"a": [value, None], "n": [1, 2]}), tmp_path / "rows.parquet")
+    found = list(readers.read(tmp_path / "rows.parquet"))
+    assert [one.value for one in found if isinstance(one, Record)] == [{"a": value, "n": 1}, {"a": None, "n": 2}]
+
+
+def test_csv_rows_that_are_wrong_are_rejected_alone(tmp_path: Path) -> None:
+    found = read(tmp_path, b'a,b\n1,2\n1\n"x"y,2\n\n\xff,2\n3,4\n', "rows.csv")
+    assert reasons(found) == ["", "wrong_columns", "bad_csv", "blank", "bad_utf8", ""]
+    assert reasons(read(tmp_path, b'a,b\n1,2\n"open,2\n3,4\n', "rows.csv")) == ["", readers.BROKEN]
+    assert reasons(read(tmp_path, b"a,a\n1,2\n", "rows.csv")) == [readers.BROKEN]
+    (found,) = read(tmp_path, b"a,b,,\n1,2,,\n", "rows.csv")  # as spreadsheets write it
+    assert isinstance(found, Record) and found.value == {"a": "1", "b": "2"}
+
+
+def test_a_stray_quote_never_eats_rows_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "LARGEST", 1000)
+    lines = b"".join(b"%d,x\n" % number for number in range(1000))
+    found = read(tmp_path, b'a,b\n1,"open\n' + lines + b'2,"y"\n3,z\n', "rows.csv")
+    assert reasons(found) == [readers.BROKEN]
+    found = read(tmp_path, b'a,b\n1,x\n2,"Why did he\n' + lines[:500] + b'3,he said "no" and left\n4,z\n', "rows.csv")
+    assert reasons(found) == ["", readers.BROKEN]  # and not one reject for them all
+
+
+def test_gzip_is_known_by_its_bytes_and_a_cut_one_is_seen(tmp_path: Path) -> None:
+    lines = b"".join(b'{"a": "%d"}\n' % number for number in range(20_000))
+    packed = gzip.compress(lines)
+    assert len(read(tmp_path, packed, "rows.jsonl.gz")) == len(read(tmp_path, packed, "rows.jsonl")) == 20_000
+    found = read(tmp_path, packed[: len(packed) // 2], "rows.jsonl.gz")
+    assert reasons(found)[-1] == readers.BROKEN and len(found) > 100
+    parquet.write_table(pyarrow.table({"a": ["x"]}), tmp_path / "t.parquet")
+    found = read(tmp_path, gzip.compress((tmp_path / "t.parquet").read_bytes()), "t.parquet.gz")
+    assert isinstance(found[0], Record) and found[0].value == {"a": "x"}
+
+
+def test_parquet_that_is_none_and_text_that_is_not_utf8(tmp_path: Path) -> None:
+    for data in (b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1"):
+        assert reasons(read(tmp_path, data, "rows.parquet")) == [readers.BROKEN]
+    wrong = pyarrow.array([b"x", b"caf\xe9"], pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"a": wrong}), tmp_path / "rows.parquet")
+    assert reasons(list(readers.read(tmp_path / "rows.parquet"))) == ["", "bad_utf8"]
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file .*absent"):
+        list(readers.read(tmp_path / "absent.jsonl"))
+    with pytest.raises(UserError, match="cannot read"):
+        list(readers.read(tmp_path))
+
+
+@given(st.lists(st.binary(max_size=60).filter(lambda b: b"\n" not in b), max_size=20))
+def test_every_line_becomes_exactly_one_thing(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
+    data = b"\n".join([GOOD, *lines, GOOD])
+    found = read(tmp_path_factory.mktemp("rows"), data)
+    assert [one.line for one in found] == list(range(1, len(lines) + 3))
+
+
+@given(st.binary(max_size=200), st.sampled_from(["r.json", "r.csv", "r.tsv", "r.parquet", "r.jsonl.gz"]))
+def test_no_bytes_raise_anything(tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str) -> None:
+    for start in (b"", b"[", b"a,b\n", b"\x1f\x8b\x08\x00", b"PAR1"):
+        found = read(tmp_path_factory.mktemp("rows"), start + data, name)
+        assert [one.line for one in found] == list(range(1, len(found) + 1))
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20), max_size=3), max_size=8))
+def test_an_array_and_lines_of_the_same_values_read_alike(
+    tmp_path_factory: pytest.TempPathFactory, values: list[dict[str, str]]
+) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    array = read(folder, json.dumps(values).encode(), "rows.json")
+    lines = read(folder, "".join(json.dumps(value) + "\n" for value in values).encode())
+    assert [one.value for one in array] == [one.value for one in lines] == values  # type: ignore[union-attr]
+
+
+def test_json_lines_split_at_line_breaks_alone(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"a": "x\u2028y\x85z"}\n\n{"a": 1}\n', encoding="utf-8")
+    assert list(json_text.json_lines(file)) == [(1, {"a": "x\u2028y\x85z"}), (3, {"a": 1})]
+    for line in ("{", "[" * 100_000):
+        file.write_text("{}\n" + line, encoding="utf-8")
+        with pytest.raises(UserError, match=r"x\.jsonl:2 is not JSON"):
+            list(json_text.json_lines(file))

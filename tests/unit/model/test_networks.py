@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny
+
+from lockstep.data.collator import IGNORE, Collator
+from lockstep.merging import merge
+from lockstep.model import networks
+from lockstep.settings.schema import Quantization
+from lockstep.training import loss
+
+
+def batch() -> dict[str, torch.Tensor]:
+    rows = [
+        {"input_ids": list(range(10, 10 + n)), "labels": [IGNORE] * (n // 2) + list(range(10 + n // 2, 10 + n))}
+        for n in (7, 15, 20)
+    ]
+    return Collator(2)(rows)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma"])
+def test_logits_at_supervised_positions_equal_the_full_ones(tmp_path: Path, kind: str) -> None:
+    network = networks.load(tiny.model(tmp_path / kind, kind=kind), torch.float32, "cpu").eval()
+    one = batch()
+    logits, targets = loss.supervised_logits(network, one)
+    full = network(input_ids=one["input_ids"], attention_mask=one["attention_mask"]).logits[:, :-1]
+    wanted = one["labels"][:, 1:]
+    torch.testing.assert_close(logits, full[wanted != IGNORE].float())
+    assert targets.tolist() == wanted[wanted != IGNORE].tolist()
+    total, count = loss.loss_sum(network, one)
+    mean = network(**one).loss
+    torch.testing.assert_close(total / count, mean.float(), rtol=1e-5, atol=1e-6)
+
+
+def gradients(network: torch.nn.Module) -> torch.Tensor:
+    network.train()
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = loss.loss_sum(network, batch())
+    total.backward()
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+def test_an_evaluation_leaves_gradients_as_they_were(tiny_model: Path) -> None:
+    """bitsandbytes repacks 4-bit weights in the first evaluation pass on some CPUs, and ruins training."""
+    from peft import LoraConfig, get_peft_model
+
+    base = networks.load(tiny_model, torch.bfloat16, "cpu", Quantization())
+    network = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.nn.init.normal_(next(p for n, p in network.named_parameters() if "lora_B" in n))
+    before = gradients(network)
+    network.eval()
+    with torch.no_grad():
+        loss.loss_sum(network, batch())
+    assert torch.equal(before, gradients(network))
+    assert before.abs().sum() > 0
+
+
+def test_a_tensor_quantized_again_is_the_one_that_the_layer_computes_with(tiny_model: Path) -> None:
+    from safetensors.torch import load_file
+
+    network = networks.load(tiny_model, torch.bfloat16, "cpu", Quantization())
+    originals = load_file(tiny_model / "model.safetensors")
+    layers = dict(networks.linear4bit(network))
+    assert len(layers) == 14
+    for name, layer in layers.items():
+        again = merge.round_trip(originals[f"{name}.weight"], torch.bfloat16, Quantization(), "cpu")
+        assert torch.equal(networks.dequantize(layer), again)
+        x = torch.randn(3, again.shape[1], dtype=torch.bfloat16)
+        torch.testing.assert_close(layer(x), x @ again.T, rtol=0.02, atol=0.02)
+
+
+def test_compute_dtype() -> None:
+    assert networks.compute_dtype("float32", "cpu") is torch.float32
+    assert networks.compute_dtype("auto", "mps") is torch.float32
+    assert networks.compute_dtype("auto", "cpu") in (torch.bfloat16, torch.float32)
+
+
+def test_pickled_weights_are_never_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny_model / "config.json").read_text())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        networks.load(tmp_path, torch.float32, "cpu")
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny
+from transformers import AutoModelForCausalLM
+
+from lockstep.data.collator import IGNORE, Collator, PackingCollator, common_prefix
+from lockstep.training import loss, packed_attention
+
+Rows = list[dict[str, list[int]]]
+
+
+def rows(*sizes: int, shared: int = 0) -> Rows:
+    chance = torch.Generator().manual_seed(1)
+    head = list(range(30, 30 + shared))
+    made = []
+    for size in sizes:
+        ids = head + torch.randint(3, 500, (size,), generator=chance).tolist()
+        silent = shared + max(1, size // 3)
+        made.append({"input_ids": ids, "labels": [IGNORE] * silent + ids[silent:]})
+    return made
+
+
+def measured(
+    network: torch.nn.Module, batches: list[dict[str, torch.Tensor]], in_pieces: bool
+) -> tuple[float, list[torch.Tensor]]:
+    network.zero_grad()
+    total = 0.0
+    for batch in batches:
+        part, _ = loss.loss_sum(network, batch, in_pieces)
+        part.backward()
+        total += part.item()
+    return total, [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("shared", [0, 1, 9])
+@pytest.mark.parametrize(("sizes", "block"), [((7,), 3), ((5, 17, 9), 160), ((3, 3, 3, 40), 7), ((2, 8), 160)])
+def test_rows_laid_end_to_end_have_the_loss_and_gradients_that_they_have_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, shared: int, sizes: tuple[int, ...], block: int
+) -> None:
+    monkeypatch.setattr(packed_attention, "BLOCK", block)
+    packed_attention.register()
+    network = AutoModelForCausalLM.from_pretrained(tiny.model(tmp_path / "m", kind=kind), dtype=torch.float32).train()
+    chosen = rows(*sizes, shared=shared)
+    alone = measured(network, [Collator(0)([row]) for row in chosen], False)
+    network.set_attn_implementation(packed_attention.NAME)
+    for share in (False, True):
+        batch = PackingCollator(share)(chosen)
+        assert int(batch["borders"][0]) == (shared if share and len(sizes) > 1 else 0)
+        laid = measured(network, [batch], False)
+        assert laid[0] == pytest.approx(alone[0], rel=1e-5)
+        for ours, theirs in zip(laid[1], alone[1], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_a_shared_beginning_ends_before_the_first_token_that_carries_loss() -> None:
+    same = [{"input_ids": [1, 2, 3, 4, 5], "labels": [IGNORE, IGNORE, IGNORE, 4, 5]}] * 2
+    assert common_prefix(same) == 2  # the third token predicts the first supervised one
+    assert common_prefix([{"input_ids": [1, 2], "labels": [1, 2]}] * 2) == 0
+    assert common_prefix(same[:1]) == 0
+    assert PackingCollator(True)(same)["input_ids"].tolist() == [[1, 2, 3, 4, 5, 3, 4, 5]]
+
+
+def test_the_loss_in_pieces_is_the_loss(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    monkeypatch.setitem(loss.LOGITS, "cpu", 512 * 16)  # sixteen positions at a time
+    assert not loss.head_is_plain(network)  # it is trained: left whole
+    network.get_output_embeddings().weight.requires_grad_(False)
+    assert loss.head_is_plain(network)
+    batch = Collator(0)(rows(20, 61, 33))
+    whole, pieces = (measured(network, [batch], in_pieces) for in_pieces in (False, True))
+    assert pieces[0] == pytest.approx(whole[0], rel=1e-5)
+    for ours, theirs in zip(pieces[1], whole[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_that_caps_its_logits_is_not_computed_in_pieces(tmp_path: Path) -> None:
+    folder = tiny.model(
+        tmp_path / "m", kind="gemma2", final_logit_softcapping=0.05, sliding_window=64, query_pre_attn_scalar=32
+    )
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+    assert not loss.head_is_plain(network)
+
+
+def test_attention_with_dropout_is_left_to_the_model(tmp_path: Path) -> None:
+    packed_attention.register()
+    folder = tiny.model(tmp_path / "m", attention_dropout=0.1)
+    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=packed_attention.NAME)
+    before = torch.get_rng_state()
+    assert not loss.rows_stay_apart(network, 32)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_attention_beyond_ours_is_refused_not_guessed(tmp_path: Path) -> None:
+    packed_attention.register()
+    folder = tiny.model(tmp_path / "m", kind="gemma2", sliding_window=64, query_pre_attn_scalar=32)
+    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=packed_attention.NAME)
+    assert not loss.rows_stay_apart(network, 32)
+    with pytest.raises(packed_attention.Unknown):
+        network(torch.tensor([[1, 2, 3]]))

@@ -1,0 +1,34 @@
+import json
+from pathlib import Path
+
+from lockstep.settings import yaml_file
+from lockstep.training import loss_plot, model_card
+
+
+def test_equal_logs_give_an_equal_picture(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    records = [{"step": n, "loss": 3 / n, "learning_rate": 1e-4} for n in range(1, 9)] + [{"step": 8, "eval_loss": 0.5}]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name in ("a.png", "b.png"):
+        loss_plot.draw(log, tmp_path / name, "run")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_card_says_what_is_known_and_leaves_nothing_to_fill_in() -> None:
+    settings = yaml_file.load(None, {"run": "mine", "method": "lora"})
+    metrics = {
+        "train_rows": 9,
+        "supervised_tokens": 99,
+        "steps": 3,
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "train_loss": 1.5,
+    }
+    ledger = {"files": {"data/train.jsonl": {"lines": 10, "kept": 9, "dropped": {"blank": 1}}}}
+    text = model_card.write(settings, metrics, ledger, [2])
+    assert text.startswith("---\nbase_model: Qwen/Qwen2-1.5B-Instruct\nlibrary_name: peft\n")
+    assert "| data/train.jsonl | 10 | 9 | 1 |" in text and "not measured: no held-out rows" in text
+    assert "| lora.r | 16 |" in text and "quantization." not in text and "None\n" not in text
+    held_out = model_card.write(settings, metrics | {"eval_loss": 0.5, "eval_perplexity": 1.65}, ledger, [2])
+    assert "0.5000 nats a token (perplexity 1.65)" in held_out

@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BloomConfig
+
+from lockstep.artifacts import filenames
+from lockstep.data.collator import IGNORE, Collator
+from lockstep.model import networks
+from lockstep.training import reference
+
+ROWS = [
+    {
+        "input_ids": list(range(10, 10 + n)),
+        "labels": [IGNORE] * 3 + list(range(13, 10 + n)),
+        "answer": n - 5,
+        "row": f"f:{n}",
+    }
+    for n in (7, 15)
+]
+
+
+def said(network: torch.nn.Module) -> torch.Tensor:
+    ((found, targets),) = reference.log_probs(network, [Collator(0)(ROWS)], torch.float32)
+    return found.gather(1, targets[:, None])[:, 0]
+
+
+def test_what_is_recorded_is_what_the_model_says(tiny_model: Path, tmp_path: Path) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    conversations = [{"name": "short", "prompt_ids": [5, 6, 7]}, {"name": "too long", "prompt_ids": [5] * 600}]
+    found = reference.record(network, conversations, ROWS, torch.float32, None, longest=512)
+    (golden,) = found["golden"]
+    assert golden["name"] == "short" and golden["base"] is None
+    with torch.no_grad():
+        after = torch.log_softmax(network(torch.tensor([[5, 6, 7]])).logits[0, -1].float(), -1)
+        whole = torch.log_softmax(network(torch.tensor([ROWS[1]["input_ids"]])).logits[0].float(), -1)
+    assert golden["trained"]["ids"] == after.topk(20).indices.tolist()
+    assert golden["trained"]["logprobs"] == pytest.approx(after.topk(20).values.tolist(), abs=1e-5)
+    row = found["rows"][1]
+    assert row["places"] == list(range(3, 15)) and row["row"] == "f:15" and row["start"] == 5
+    assert row["trained"] == pytest.approx([whole[p - 1, row["input_ids"][p]].item() for p in row["places"]], abs=1e-5)
+    assert row["end"] == {"id": 24, "trained": row["trained"][-1], "base": None}
+    (tmp_path / filenames.REFERENCE).write_text(json.dumps(found))
+    assert reference.gap(tmp_path, said(network)) < 1e-5
+
+
+def test_a_model_without_a_bound_leaves_no_conversation_out(tiny_model: Path) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    conversations = [{"name": "long", "prompt_ids": [5] * 500}]
+    assert len(reference.record(network, conversations, ROWS, torch.float32, None, longest=None)["golden"]) == 1
+    assert networks.longest(network.config) == 512 and networks.longest(BloomConfig()) is None
+
+
+def test_another_model_is_far_from_the_record(tiny_model: Path, tmp_path: Path) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    (tmp_path / filenames.REFERENCE).write_text(
+        json.dumps(reference.record(network, [], ROWS, torch.float32, None, 512))
+    )
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=1.0)
+    assert reference.gap(tmp_path, said(network)) > 0.5
