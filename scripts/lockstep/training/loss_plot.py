@@ -1,28 +1,58 @@
-"""The loss curve of a training, as a picture."""
+"""The loss curve of a training, as a picture: a file, or SVG inside a page."""
 
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lockstep.artifacts import jsonl_log
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def draw(metrics: Path, picture: Path, title: str) -> None:
-    """Training loss, held-out loss and learning rate over the steps, as a PNG; equal logs give equal bytes.
+# key in metrics.jsonl → label, colour, marker. Evaluations are few: each is a point.
+LOSSES = {"loss": ("training", "#4878a8", ""), "eval_loss": ("held out", "#c44e52", "o")}
+
+
+def draw(log_file: Path, picture: Path, title: str) -> None:
+    """Training loss, held-out loss and learning rate over the optimizer steps. Equal logs give equal bytes.
 
     Args:
-        metrics: a metrics.jsonl.
-        title: Latin text; plots have no Chinese font everywhere.
+        log_file: a metrics.jsonl.
+        picture: where the picture goes; its suffix, .png or .svg, says which format.
+        title: Latin text; the fonts for Chinese are not installed everywhere.
     """
+    _save(_figure(jsonl_log.read(log_file), title), picture, picture.suffix.removeprefix("."))
+
+
+def svg(log_file: Path, title: str) -> str | None:
+    """The same picture as an <svg> element for an HTML page; None where the log holds no loss yet."""
+    records = jsonl_log.read(log_file)
+    if not any(key in record for record in records for key in LOSSES):
+        return None
+    text = io.StringIO()
+    _save(_figure(records, title), text, "svg")
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _save(figure: "Figure", target: Path | io.StringIO, kind: str) -> None:
+    """Write a figure without what would differ between equal ones: dates, versions, random ids."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    stable = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    # text stays text, so that the reader's fonts are used
+    with matplotlib.rc_context({"svg.hashsalt": "lockstep", "svg.fonttype": "none"}):
+        figure.savefig(target, format=kind, metadata=stable)
 
-    records = jsonl_log.read(metrics)
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
-    for key, name, color, marker in (("loss", "training", "#4878a8", ""), ("eval_loss", "held out", "#c44e52", "o")):
+
+def _figure(records: list[dict[str, Any]], title: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for key, (label, color, marker) in LOSSES.items():
         points = [(record["step"], record[key]) for record in records if key in record]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name, color=color, marker=marker, markersize=4, linewidth=1.2)
+            axes.plot(*zip(*points, strict=True), label=label, color=color, marker=marker, markersize=4, linewidth=1.2)
     rates = [(record["step"], record["learning_rate"]) for record in records if "learning_rate" in record]
     if rates:
         right = axes.twinx()
@@ -34,5 +64,4 @@ def draw(metrics: Path, picture: Path, title: str) -> None:
     axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.legend()
-    figure.savefig(picture, metadata={"Software": None})
-    pyplot.close(figure)
+    return figure

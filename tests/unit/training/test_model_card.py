@@ -1,18 +1,5 @@
-import json
-from pathlib import Path
-
 from lockstep.settings import yaml_file
-from lockstep.training import loss_plot, model_card
-
-
-def test_equal_logs_give_an_equal_picture(tmp_path: Path) -> None:
-    log = tmp_path / "metrics.jsonl"
-    records = [{"step": n, "loss": 3 / n, "learning_rate": 1e-4} for n in range(1, 9)] + [{"step": 8, "eval_loss": 0.5}]
-    log.write_text("".join(json.dumps(record) + "\n" for record in records))
-    for name in ("a.png", "b.png"):
-        loss_plot.draw(log, tmp_path / name, "run")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+from lockstep.training import model_card
 
 
 def test_the_card_says_what_is_known_and_leaves_nothing_to_fill_in() -> None:
