@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.artifacts.stage import Stage
-from lockstep.errors import UserError
+from lockstep.errors import UserError, disk_errors
 from lockstep.model import vllm_support
 from lockstep.processes import distributed
 from lockstep.settings import cli
@@ -236,7 +236,7 @@ def main() -> None:
             "device": on,
             "dtype": str(dtype).split(".")[-1],
         }
-        with checkpoints.disk_errors():
+        with disk_errors():
             save(trainer, chat, settings, metrics, work)
         if made.fast:
             made.fast.undo(trainer.model)  # what is remembered is what PEFT computes, as everyone will load it

@@ -4,7 +4,6 @@ So one model is in memory at a time, and nothing that a process remembers can fl
 trained model says is handed over in a file that the others map.
 """
 
-import errno
 import logging
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import torch
 
 from lockstep.artifacts import filenames
 from lockstep.data.collator import IGNORE, Collator
-from lockstep.errors import UserError, is_full_disk, is_out_of_memory
+from lockstep.errors import UserError, disk_errors, is_out_of_memory
 from lockstep.merging import merge, safetensors_stream
 from lockstep.model import adapter_files, networks
 from lockstep.processes import child_processes
@@ -56,13 +55,11 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
 def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in cli.run
     try:
-        sender.send(work(*arguments))
+        with disk_errors():
+            sender.send(work(*arguments))
     except (UserError, OSError) as error:
         sender.send(error)
     except Exception as error:
-        if is_full_disk(error):
-            sender.send(OSError(errno.ENOSPC, "the disk is full, or a file may not grow so large"))
-            return
         if not is_out_of_memory(error):
             raise
         sender.send(UserError(f"out of memory while a model is measured ({error}): stop other programs and run again"))

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from lockstep import paths
-from lockstep.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError, is_full_disk, is_out_of_memory
+from lockstep.errors import (
+    DISK_FULL,
+    INTERRUPTED,
+    TERMINATED,
+    USER_ERROR,
+    Terminated,
+    UserError,
+    is_full_disk,
+    is_out_of_memory,
+)
 from lockstep.processes import distributed
 from lockstep.settings import schema, tree, yaml_file
 from lockstep.settings.tree import Settings
@@ -126,7 +135,7 @@ def run(work: Callable[[], int | None]) -> NoReturn:
 def _explained(error: Exception) -> str:
     """What an error of a library means. Raises it where that is not known."""
     if is_full_disk(error):
-        return "the disk is full, or a file may not grow so large; nothing was published"
+        return f"{DISK_FULL}; nothing was published"
     if is_out_of_memory(error):
         return f"out of memory ({error}): stop other programs and run again; nothing was published"
     raise error

@@ -1,10 +1,8 @@
 """Checkpoints of an unfinished training: sealed when whole, resumed only by the very same task."""
 
-import errno
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +31,6 @@ def publish(partial: Path, final: Path) -> None:
     shutil.rmtree(final, ignore_errors=True)  # of an earlier try at the same step
     partial.rename(final)
     atomic.fsync(final.parent)
-
-
-@contextmanager
-def disk_errors() -> Iterator[None]:
-    """torch, safetensors and tokenizers report a full disk in words of their own: as the OSError that it is.
-
-    Raises:
-        OSError: a file could not be written.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except Exception as error:
-        theirs = isinstance(error, RuntimeError | SafetensorError) or type(error) is Exception  # tokenizers'
-        if not theirs or not any(
-            sign in str(error) for sign in ("iostream error", "inline_container", "os error", "Io error", "I/O error")
-        ):
-            raise
-        raise OSError(errno.ENOSPC, "the disk is full, or a file may not grow so large") from error
 
 
 def numbered(folder: Path) -> dict[int, Path]:

@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from lockstep import paths
 from lockstep.artifacts import atomic
-from lockstep.errors import UserError, is_out_of_memory
+from lockstep.errors import UserError, disk_errors, is_out_of_memory
 from lockstep.settings.schema import Lora, Train
 from lockstep.training import checkpoints, loss
 from lockstep.training.batching import TokenRow, Window, WindowCollator, WindowLoader, WindowSampler
@@ -281,7 +281,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         self.args.output_dir = str(partial)
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go when the new one is whole
         try:
-            with checkpoints.disk_errors():
+            with disk_errors():
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir, self.args.save_total_limit = str(folder), limit
