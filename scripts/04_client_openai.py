@@ -31,8 +31,9 @@ from lockstep.artifacts import filenames, manifest
 from lockstep.client import loop_removal, openai_client, question_file
 from lockstep.client.batch_file import AnswerRecord, BatchFile, key_of
 from lockstep.client.conversation import Conversation
-from lockstep.client.openai_client import Answer, Endpoint, NoAnswer
+from lockstep.client.openai_client import Answer, Endpoint
 from lockstep.client.question_file import Question
+from lockstep.client.request_errors import NoAnswer
 from lockstep.endpoint import address, server_note
 from lockstep.errors import INTERRUPTED, UserError
 from lockstep.prompts import template

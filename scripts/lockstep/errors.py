@@ -30,7 +30,15 @@ _OUT_OF_MEMORY_WORDS = (
 
 
 class UserError(Exception):
-    """Something that the user can put right: one line that says what is wrong and what to run."""
+    """Something that the user can put right: one line that says what is wrong and what to run.
+
+    Args:
+        code: what kind of error it is, for programs that act on it, such as `no_server`; empty where none does.
+    """
+
+    def __init__(self, message: str = "", *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Terminated(BaseException):

@@ -18,6 +18,8 @@ GARBAGE = {
     "half a character": b'{"choices": [{"index": 0, "delta": {"content": "\\ud83d"}, "message": {"content": "\\ud83d"}, "finish_reason": "stop"}]}',
 }
 
+CLOSED = {"error": {"message": "the server is being checked", "reason": "being_checked"}}  # as the middleware says it
+
 
 class Server(ThreadingHTTPServer):
     """Answers with the last message turned round.
@@ -74,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self.server.gate:
-            return self.send({"error": {"message": "the gate has not opened"}}, 503)
+            return self.send(CLOSED, 503)
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
             return self.send({"error": {"message": "a key is needed"}}, 401)
         if self.path == "/metrics":
@@ -102,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "429":
             return self.send({"error": {"message": "too many requests wait"}}, 429, Retry_After=self.server.wait)
         if fault == "503":
-            return self.send({"error": {"message": "the gate has not opened"}}, 503, Retry_After="0.1")
+            return self.send(CLOSED, 503, Retry_After="0.1")
         if fault == "500":
             return self.send({"error": {"message": "the engine is dead"}}, 500)
         if fault == "reset":

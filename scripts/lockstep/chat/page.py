@@ -18,6 +18,7 @@ from lockstep.chat.side_by_side import Talk, Voice
 from lockstep.chat.view import View
 from lockstep.client.health import Watch
 from lockstep.client.openai_client import Endpoint
+from lockstep.errors import UserError
 from lockstep.settings.schema import Sampling
 from lockstep.settings.tree import Settings
 
@@ -98,7 +99,7 @@ class Page:
             view.shown and view.shown[0] != now[0] and all(one and one.kind == "ready" for one in self.watch.seen)
         )
         view.shown = now
-        view.trouble = "" if recovered else view.trouble
+        view.trouble = None if recovered else view.trouble
         return [now[0], *self.choices(view, model, other), self._trouble(view)]
 
     def send(self, question: str, view: View, *chosen: Any) -> Iterator[list[Any]]:
@@ -127,7 +128,7 @@ class Page:
 
     def clear(self, view: View) -> list[Any]:
         view.talk.stop()
-        view.talk, view.trouble = Talk(), ""
+        view.talk, view.trouble = Talk(), None
         return self._drawn(view, box="")
 
     def _ask(self, view: View, question: str, place: int, chosen: tuple[Any, ...]) -> Iterator[list[Any]]:
@@ -135,15 +136,15 @@ class Page:
         model, other, system, *values = chosen
         voices = self.voices(view)
         named = [voices[key] for key in (model, other) if key in voices]
-        before, view.trouble = list(view.talk.turns), ""
+        before, view.trouble = list(view.talk.turns), None
         try:
             changed = dict(zip(CONTROLS, values, strict=True))
             sampling = Sampling.model_validate(self.settings.sampling.model_dump() | changed)
         except ValidationError as error:
             wrong = error.errors()[0]
-            view.trouble = f"{wrong['loc'][0]}: {wrong['msg']}"
+            view.trouble = UserError(f"{wrong['loc'][0]}: {wrong['msg']}")
         if not named:
-            view.trouble = view.say("no_model")
+            view.trouble = UserError(view.say("no_model"))
         if view.trouble:
             yield self._drawn(view, box=question)
             return
@@ -164,12 +165,13 @@ class Page:
         failed = all(reply.state == "failed" for reply in turn.replies)
         if failed:
             talk.turns[:] = before
-            view.trouble = turn.replies[0].reason
+            view.trouble = turn.replies[0].error
         yield self._drawn(view, box=question if failed and place == len(before) else None)
 
     def _trouble(self, view: View) -> str:
-        text = phrases.error(view.language, view.trouble)
-        return f'<div class="trouble" role="alert">{html.escape(text)}</div>' if text else ""
+        if view.trouble is None:
+            return ""
+        return f'<div class="trouble" role="alert">{html.escape(phrases.error(view.language, view.trouble))}</div>'
 
     def _drawn(self, view: View, box: str | None = None, running: bool = False) -> list[Any]:
         """→ pane, second pane, box, send, stop, trouble"""

@@ -1,5 +1,7 @@
 """What the chat page says, in English and Chinese."""
 
+from lockstep.errors import UserError
+
 WORDS = {
     # key: (English, 中文)
     "model": ("Model", "模型"),
@@ -59,16 +61,16 @@ WORDS = {
     "first": ("first after {n:.2f} s", "首字 {n:.2f} 秒"),
     "no_model": ("No model is known yet: the server is not ready.", "服务端尚未就绪，还没有可用的模型。"),
 }  # fmt: skip
-# What the endpoint's own errors begin with, for readers of Chinese; the rest stays as the server said it.
+# The errors of a request in Chinese, by their codes; those that only the server can word stay as it said them.
 ERRORS = {
-    "no server answers": "服务端没有响应，可能已经停止（make serve 启动）",
-    "the server is still being checked": "服务端还在核验，通过后才开放，请稍候再试",
-    "the server is flooded (429)": "请求太多，服务端忙不过来，请稍候再试（429）",
-    "the server wants a key": "服务端需要密钥：设置 LOCKSTEP_API_KEY 后重启本页面",
-    "the server was silent": "服务端长时间没有回应，可能卡死了",
-    "the answer above is incomplete": "上面的回答不完整：连接或服务端中途断开",
-    "the answer broke off": "回答中断：连接或服务端中途断开",
-    "the server is not ready (503)": "服务端尚未就绪（503）",
+    "no_server": "服务端没有响应，可能已经停止（make serve 启动）",
+    "being_checked": "服务端还在核验，通过后才开放，请稍候再试",
+    "flooded": "请求太多，服务端忙不过来，请稍候再试（429）",
+    "key_wanted": "服务端需要密钥：设置 LOCKSTEP_API_KEY 后重启本页面",
+    "silent": "服务端长时间没有回应，可能卡死了",
+    "incomplete": "上面的回答不完整：连接或服务端中途断开",
+    "broke_off": "回答中断：连接或服务端中途断开",
+    "not_ready": "服务端尚未就绪（503）",
 }
 
 
@@ -77,8 +79,6 @@ def say(language: str, key: str, **values: object) -> str:
     return WORDS[key][language == "zh"].format(**values)
 
 
-def error(language: str, message: str) -> str:
-    """An endpoint's error for the reader."""
-    if language != "zh":
-        return message
-    return next((chinese for start, chinese in ERRORS.items() if message.startswith(start)), message)
+def error(language: str, failure: UserError) -> str:
+    """An error of a request, or of what was typed, for the reader."""
+    return ERRORS.get(failure.code, str(failure)) if language == "zh" else str(failure)

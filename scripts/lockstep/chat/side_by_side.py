@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lockstep.client.conversation import Conversation
-from lockstep.client.openai_client import Endpoint, NoAnswer, request
+from lockstep.client.openai_client import Endpoint, request
+from lockstep.client.request_errors import NoAnswer
+from lockstep.errors import UserError
 from lockstep.settings.schema import Sampling
 
 # Of an answer: `length` was cut off by max_tokens, `broken` ended in the middle, `failed` never began.
@@ -39,13 +41,13 @@ class Reply:
     Attributes:
         tokens: counted by the server; while the answer is made, and where it broke off, the pieces that came.
         first: seconds until the first of them.
-        reason: why there is no answer, or only a part of one.
+        error: why there is no answer, or only a part of one.
     """
 
     label: str
     text: str = ""
     state: State = "running"
-    reason: str = ""
+    error: UserError | None = None
     tokens: int = 0
     prompt_tokens: int | None = None
     seconds: float = 0.0
@@ -60,10 +62,10 @@ class Reply:
         except _Stopped:
             return
         except NoAnswer as error:
-            self._end("broken" if error.shown else "failed", str(error))
+            self._end("broken" if error.shown else "failed", error)
             return
         except Exception as error:  # nobody waits for this thread: the page must not wait for its answer for ever
-            self._end("broken" if self.text else "failed", f"{type(error).__name__}: {error}")
+            self._end("broken" if self.text else "failed", UserError(f"{type(error).__name__}: {error}"))
             raise
         self.tokens = found.completion_tokens or self.tokens
         self.prompt_tokens = found.prompt_tokens
@@ -87,9 +89,9 @@ class Reply:
         self.text += piece
         self.tokens += 1
 
-    def _end(self, state: State, reason: str = "") -> None:
+    def _end(self, state: State, error: UserError | None = None) -> None:
         if self.state == "running":  # what comes after a stop changes nothing
-            self.seconds, self.reason, self.state = time.monotonic() - self.started, reason, state
+            self.seconds, self.error, self.state = time.monotonic() - self.started, error, state
 
 
 @dataclass

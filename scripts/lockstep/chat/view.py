@@ -5,6 +5,7 @@ from typing import Any
 
 from lockstep.chat import phrases
 from lockstep.chat.side_by_side import Reply, Talk
+from lockstep.errors import UserError
 
 
 class View:
@@ -17,7 +18,8 @@ class View:
     """
 
     def __init__(self) -> None:
-        self.talk, self.language, self.trouble = Talk(), "en", ""
+        self.talk, self.language = Talk(), "en"
+        self.trouble: UserError | None = None
         self.shown: Any = None
         self.suggested: tuple[str | None, str] | None = None
 
@@ -41,7 +43,7 @@ class View:
             return f'<span class="note waiting">{self.say("waiting")}</span>'
         parts = []
         if reply.state in ("stopped", "broken", "failed", "length"):
-            reason = f": {phrases.error(self.language, reply.reason)}" if reply.reason else ""
+            reason = f": {phrases.error(self.language, reply.error)}" if reply.error else ""
             parts.append(f'<b class="mark">{self.say(reply.state)}{html.escape(reason)}</b>')
             parts += [self.say("uncounted")] if reply.state != "length" else []
         elif not reply.text:

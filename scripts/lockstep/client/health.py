@@ -53,7 +53,7 @@ def kind_of(status: int, body: str, starting: bool = False) -> Kind:
         return "ready"
     if status in (401, 403):
         return "locked"
-    if status == 503 and protocol.CLOSED in body:
+    if status == 503 and protocol.reason_of(body) == protocol.BEING_CHECKED:
         return "checked"
     return "starting" if starting else "down"
 

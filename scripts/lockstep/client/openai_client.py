@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
+from lockstep.client import request_errors
+from lockstep.client.request_errors import PATIENCE, NoAnswer
 from lockstep.endpoint import address, protocol
 from lockstep.errors import UserError
 from lockstep.prompts.template import Message
@@ -19,10 +21,8 @@ from lockstep.text.unicode import printable
 
 T = TypeVar("T")
 ENDS = ("stop", "length", "tool_calls")  # and not `abort` or `error`, with which vLLM gives up
-BUSY = (408, 409, 429, 500, 502, 503, 504)  # that the same request may not meet again
 RETRIES, TIMEOUT = 5, 120.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before the first retry, doubled each time up to the second
-PATIENCE = 60.0  # a server that asks to wait longer is not waited for
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,6 @@ class Answer:
     completion_tokens: int | None
     seconds: float  # of the try that succeeded
     first_token_seconds: float | None  # None where the answer came in one piece
-
-
-class NoAnswer(UserError):
-    """A request that has no answer.
-
-    Args:
-        fault: `request`: the server refuses this one · `moment`: it may answer later · `silence`: it
-            may be hung · `always`: it would fail every request.
-        pause: seconds that the server asks to wait.
-
-    Attributes:
-        shown: whether a part of the answer was shown.
-    """
-
-    def __init__(
-        self, message: str, fault: Literal["request", "moment", "silence", "always"], pause: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.fault, self.pause, self.shown = fault, pause, False
 
 
 def request(sampling: Sampling, model: str, messages: list[Message]) -> dict[str, Any]:
@@ -118,41 +99,41 @@ class Endpoint:
 
         def asked() -> list[float]:
             with self._explained(model):
-                found = self.client.completions.create(
+                completion = self.client.completions.create(
                     model=model, prompt=list(ids), max_tokens=1, temperature=0, extra_body={"prompt_logprobs": 0}
                 )
-                places: Any = found.choices[0].model_dump().get("prompt_logprobs")
+                places: Any = completion.choices[0].model_dump().get("prompt_logprobs")
                 if not places:
-                    raise NoAnswer(f"{self.url} gives no log-probabilities of prompts", "request")
+                    raise NoAnswer(f"{self.url} gives no log-probabilities of prompts", "request", "no_log_probs")
                 return [float(place[str(token)]["logprob"]) for token, place in zip(ids[1:], places[1:], strict=True)]
 
         return self._again(asked)
 
-    def model(self, *wanted: str) -> str:
+    def model(self, *names: str) -> str:
         """The first of these names under which a model is served, or the only model there is.
 
         Raises:
-            NoAnswer: there is no such one, or the server does not say.
+            NoAnswer: none of them is served, or the server does not say.
         """
 
-        def asked() -> str:
-            with self._explained(wanted[0]):
-                names = self._names()
-            if found := [name for name in wanted if name in names] or (names if len(names) == 1 else []):
-                return found[0]
-            raise NoAnswer(
-                f"{self.url} serves {', '.join(names) or 'nothing'}, and not {' or '.join(wanted)}", "always"
-            )
+        def chosen() -> str:
+            with self._explained(names[0]):
+                offered = self._offered()
+            matches = [name for name in names if name in offered] or (offered if len(offered) == 1 else [])
+            if not matches:
+                message = f"{self.url} serves {', '.join(offered) or 'nothing'}, and not {' or '.join(names)}"
+                raise NoAnswer(message, "always", "unknown_model")
+            return matches[0]
 
-        return self._again(asked)
+        return self._again(chosen)
 
     def _again(self, work: Callable[[], T]) -> T:
-        """Do it, and once more where it may go better the next time."""
+        """Do the work, and again after a pause where it may succeed then."""
         for attempt in range(self.retries + 1):
             try:
                 return work()
             except NoAnswer as error:
-                if error.shown or error.fault != "moment" or attempt == self.retries or (error.pause or 0) > PATIENCE:
+                if error.shown or error.scope != "moment" or attempt == self.retries or (error.pause or 0) > PATIENCE:
                     raise
                 backoff = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.8, 1.2)
                 pause = max(backoff, error.pause or 0)  # many that were sent away come back one by one
@@ -170,7 +151,7 @@ class Endpoint:
         try:
             answer = self.ask(body)
         except NoAnswer as error:
-            if error.fault == "always" or (error.fault != "request" and not self.answers(body["model"])):
+            if error.scope == "always" or (error.scope != "request" and not self.answers(body["model"])):
                 raise
             return {"error": str(error), "seconds": round(time.monotonic() - started, 3)}
         return {
@@ -196,7 +177,7 @@ class Endpoint:
         with self._explained(body["model"]):
             response = self.client.chat.completions.create(**body)
             if isinstance(response, str):  # the SDK hands on what is no JSON
-                raise NoAnswer(f"{self.url} is no OpenAI endpoint: its address ends in /v1", "always")
+                raise NoAnswer(f"{self.url} is no OpenAI endpoint: its address ends in /v1", "always", "not_openai")
             choice = response.choices[0]
             text = _text(choice.message.content or "")
             return _answer(text, choice.finish_reason, response.usage, started, None)
@@ -224,7 +205,7 @@ class Endpoint:
             return _answer("".join(pieces), reason, usage, started, first)
         except NoAnswer as error:
             if show and pieces:
-                error.shown = True
+                error.shown, error.code = True, "incomplete"
                 error.args = (f"the answer above is incomplete: {error}",)
             raise
 
@@ -237,34 +218,36 @@ class Endpoint:
             yield
         except openai.APIConnectionError as error:
             if not ended():
-                raise _unconnected(error, self.url, self.timeout) from error
+                raise request_errors.of_connection(error, self.url, self.timeout) from error
         except openai.AuthenticationError as error:
-            raise NoAnswer("the server wants a key: set LOCKSTEP_API_KEY", "always") from error
+            raise NoAnswer("the server wants a key: set LOCKSTEP_API_KEY", "always", "key_wanted") from error
         except openai.NotFoundError as error:
-            raise NoAnswer(f"the server has no model {model!r}; {self._models()}", "always") from error
+            message = f"the server has no model {model!r}; {self._which_models()}"
+            raise NoAnswer(message, "always", "unknown_model") from error
         except openai.APIStatusError as error:
-            raise _refused(error) from error
+            raise request_errors.of_status(error) from error
         except openai.APIError as error:
-            raise NoAnswer(f"the server failed in the middle of the answer: {error.message}", "moment") from error
+            message = f"the server failed in the middle of the answer: {error.message}"
+            raise NoAnswer(message, "moment", "given_up") from error
         except UnicodeEncodeError as error:
-            raise NoAnswer(
-                "the question holds half a character (a lone surrogate), which cannot be sent", "request"
-            ) from error
+            message = "the question holds half a character (a lone surrogate), which cannot be sent"
+            raise NoAnswer(message, "request", "not_sendable") from error
         except (ValueError, RecursionError) as error:  # JSON or a character that ends in the middle, among others
-            raise NoAnswer("the answer broke off: what came is not JSON", "moment") from error
+            raise NoAnswer("the answer broke off: what came is not JSON", "moment", "broke_off") from error
         except (AttributeError, LookupError, TypeError) as error:  # the SDK checks nothing of what it hands on
-            raise NoAnswer(f"{self.url} answered with what is no chat completion", "moment") from error
+            message = f"{self.url} answered with what is no chat completion"
+            raise NoAnswer(message, "moment", "not_openai") from error
 
-    def _names(self) -> list[str]:
-        """Of the models that the server offers, as it says."""
+    def _offered(self) -> list[str]:
+        """The names of the models that the server offers."""
         return [_text(card.id) for card in self.client.models.list()]
 
-    def _models(self) -> str:
-        """What the server offers, for the message that a name is not among it."""
+    def _which_models(self) -> str:
+        """What the server offers instead, for the message that it has no such model."""
         import openai
 
         try:
-            names = ", ".join(self._names())
+            names = ", ".join(self._offered())
         except (openai.OpenAIError, AttributeError, TypeError, ValueError, RecursionError):
             return f"{self.url} may be no OpenAI endpoint: its address ends in /v1"
         return f"it serves {names}: choose one with --model"
@@ -280,41 +263,9 @@ def _text(value: Any) -> str:
 def _answer(text: str, reason: str | None, usage: Any, started: float, first: float | None) -> Answer:
     if reason is None:
         message = "the answer broke off: the server or the connection ended it without a finish reason"
-        raise NoAnswer(message, "moment")
+        raise NoAnswer(message, "moment", "broke_off")
     if reason not in ENDS:
-        raise NoAnswer(f"the server gave the answer up ({reason})", "moment")
+        raise NoAnswer(f"the server gave the answer up ({reason})", "moment", "given_up")
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if isinstance(count, int) else None for count in counts)
     return Answer(text, reason, prompt, completion, time.monotonic() - started, first)
-
-
-def _unconnected(error: Any, url: str, timeout: float) -> NoAnswer:
-    """What a failed connection means."""
-    import httpx2
-    import openai
-
-    cause = error.__cause__
-    if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return NoAnswer(f"no server answers at {url}: start one with `make serve`", "moment")
-    if isinstance(error, openai.APITimeoutError):
-        return NoAnswer(
-            f"the server was silent for {timeout:g} s: is it hung? A larger --timeout waits longer", "silence"
-        )
-    return NoAnswer("the answer broke off: the server or the connection failed before its end", "moment")
-
-
-def _refused(error: Any) -> NoAnswer:
-    """What an HTTP status other than 200 means."""
-    status, body = error.status_code, error.body
-    said = body.get("message") if isinstance(body, dict) else body
-    said = " ".join(str(said or error.message).split())[:500]
-    try:
-        pause = max(0.0, float(error.response.headers.get("retry-after")))
-    except (TypeError, ValueError):  # there is none, or it is a date
-        pause = None
-    if status == 503 and protocol.CLOSED in said:
-        return NoAnswer(f"the server is still being checked and opens when it has passed: {said}", "moment", pause)
-    if pause and pause > PATIENCE:
-        said += f" (it asks to wait {pause:.0f} s)"
-    words = {429: "the server is flooded", 503: "the server is not ready"}.get(status, "the server refused")
-    return NoAnswer(f"{words} ({status}): {said}", "moment" if status in BUSY else "request", pause)

@@ -1,14 +1,28 @@
-"""What the server's middleware and those who ask it agree on: names of variables, headers and routes, and the key."""
+"""What the server's middleware and its clients agree on: variables, headers, routes, reasons of a refusal, and the key."""
 
+import json
 import os
 import re
+from typing import Any
 
 from lockstep.errors import UserError
 
 RULES, OPEN, SECRET, KEY = "LOCKSTEP_RULES", "LOCKSTEP_OPEN", "LOCKSTEP_SECRET", "LOCKSTEP_API_KEY"
 HEADER = b"x-lockstep-secret"
 IN_FLIGHT = "/lockstep/in-flight"  # with the secret: how many requests have been let in and are not answered
-CLOSED = "the gate has not opened"  # by these words clients know why they are not let in
+# `error.reason` of an answer by the middleware; vLLM, behind it, answers with the same statuses for other causes.
+BEING_CHECKED, KEY_WANTED, FLOODED = "being_checked", "key_wanted", "flooded"
+
+
+def reason_of(body: Any) -> str:
+    """`error.reason` of an answer's body, as text or as JSON, whole or only its `error`; empty where it has none."""
+    if isinstance(body, str):
+        try:
+            body = json.loads(body)
+        except (ValueError, RecursionError):
+            return ""
+    error = body.get("error", body) if isinstance(body, dict) else None
+    return str(error.get("reason") or "") if isinstance(error, dict) else ""
 
 
 def key() -> str:

@@ -13,7 +13,8 @@ from typing import Any
 from lockstep.artifacts import filenames
 from lockstep.client import openai_client
 from lockstep.client.batch_file import AnswerRecord, BatchFile, key_of
-from lockstep.client.openai_client import Endpoint, NoAnswer
+from lockstep.client.openai_client import Endpoint
+from lockstep.client.request_errors import NoAnswer
 from lockstep.data.collator import IGNORE
 from lockstep.data.conversation_row import unpacked
 from lockstep.errors import UserError
@@ -181,7 +182,7 @@ def likelihoods(ids: Sequence[Sequence[int]], places: Sequence[Sequence[int]], k
         try:
             found = server.prompt_log_probs(model, ids[number])
         except NoAnswer as error:
-            if error.fault != "request":
+            if error.scope != "request":
                 raise
             return {"nats": 0.0, "tokens": 0, "refused": str(error)}
         chosen = [found[place - 1] for place in places[number]]

@@ -30,11 +30,17 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Refusal(Exception):
-    """A request is not let in: HTTP status and the reason."""
+    """A request is not let in.
 
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
+    Args:
+        status: of HTTP.
+        message: why, for people.
+        reason: the same in a word for programs, where they act on it.
+    """
+
+    def __init__(self, status: int, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.reason = status, message, reason
 
 
 class Guard:
@@ -85,7 +91,8 @@ class Guard:
     def _at_the_door(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
         """The route, if it may be asked at all."""
         if not self.open.exists():
-            raise Refusal(503, f"{protocol.CLOSED}: the server is being checked, or does not answer (make status)")
+            message = "the gate has not opened: the server is being checked, or does not answer (make status)"
+            raise Refusal(503, message, protocol.BEING_CHECKED)
         if self.rules.loopback and not self.key and not HERE.fullmatch(headers.get(b"host", b"localhost")):
             # a page of the web whose name leads to this machine asks in its own name
             raise Refusal(403, "without LOCKSTEP_API_KEY this server answers as localhost only, and not by other names")
@@ -94,13 +101,14 @@ class Guard:
             raise Refusal(404, f"{scope['method']} {route:.80} is not served here")
         given = headers.get(b"authorization", b"").partition(b" ")[2].strip()
         if self.key and route != "/health" and not hmac.compare_digest(given, self.key):
-            raise Refusal(401, "a key is needed: Authorization: Bearer …")
+            raise Refusal(401, "a key is needed: Authorization: Bearer …", protocol.KEY_WANTED)
         self._room_for(route)
         return route
 
     def _room_for(self, route: str) -> None:
         if route in GENERATING and self.running >= self.rules.max_requests:
-            raise Refusal(429, f"{self.running} requests run and wait already: try again later")
+            message = f"{self.running} requests run and wait already: try again later"
+            raise Refusal(429, message, protocol.FLOODED)
 
     async def _checked(self, route: str, headers: dict[bytes, bytes], receive: Receive) -> Receive:
         """Read and judge the body; returns what gives it to the server."""
@@ -173,7 +181,8 @@ async def _refuse(refusal: Refusal, send: Send) -> None:
         headers.append((b"connection", b"close"))
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    error = {"message": refusal.reason, "type": kind, "param": None, "code": refusal.status}
+    error = {"message": refusal.message, "type": kind, "param": None, "code": refusal.status}
+    error |= {"reason": refusal.reason} if refusal.reason else {}
     await _answer(refusal.status, {"error": error}, headers, send, more=True)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from lockstep.chat.side_by_side import Reply, State, Turn
 from lockstep.chat.view import View
+from lockstep.errors import UserError
 
 
 def made(state: State, text: str = "hi", **more: object) -> Reply:
@@ -20,7 +21,7 @@ def made(state: State, text: str = "hi", **more: object) -> Reply:
         (made("whole", tokens=11, seconds=3.0, first=1.0, prompt_tokens=7), "11 tokens · 5.0 tokens/s · first after 1.00 s · prompt 7"),
         (made("length", tokens=2), "cut off at the token limit"),
         (made("stopped", tokens=3, seconds=1.0), "not sent on with later questions · ≈ 3 tokens"),
-        (made("broken", reason="<b>no</b>"), "broke off: &lt;b&gt;no&lt;/b&gt;"),
+        (made("broken", error=UserError("<b>no</b>")), "broke off: &lt;b&gt;no&lt;/b&gt;"),
         (made("whole", text=""), "an empty answer"),
     ],
 )  # fmt: skip

@@ -8,7 +8,8 @@ import pytest
 from support.misbehaving import GARBAGE, Server
 
 from lockstep.client import openai_client
-from lockstep.client.openai_client import Endpoint, NoAnswer
+from lockstep.client.openai_client import Endpoint
+from lockstep.client.request_errors import NoAnswer
 from lockstep.settings.schema import Sampling
 
 EARLY = ("reset", "500", "429", "503", "after headers")  # nothing of an answer comes
@@ -72,6 +73,25 @@ def test_a_server_says_how_long_to_wait(server: Server) -> None:
     with pytest.raises(NoAnswer, match=r"flooded \(429\): .* \(it asks to wait 3600 s\)"):
         Endpoint(server.url).ask(body("olleh"))
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("503", "being_checked"), ("429", "flooded"), ("500", "refused"), ("reset", "broke_off"), ("number for a text", "not_openai"),
+     ("not json", "broke_off"), ("abort", "given_up"), ("error event", "given_up"), ("hang", "silent")],
+)  # fmt: skip
+def test_every_failure_has_its_code(server: Server, fault: str, code: str) -> None:
+    server.mode = fault
+    with pytest.raises(NoAnswer) as caught:
+        Endpoint(server.url, retries=0, timeout=1).ask(body("olleh"))
+    assert caught.value.code == code
+
+
+def test_half_an_answer_that_was_shown_has_a_code_of_its_own(server: Server) -> None:
+    server.mode = "in the content"
+    with pytest.raises(NoAnswer) as caught:
+        Endpoint(server.url, retries=0).ask(body("olleh"), show=lambda piece: None)
+    assert caught.value.code == "incomplete"
 
 
 def test_a_refusal_is_not_repeated(server: Server) -> None:

@@ -74,6 +74,7 @@ def test_closed_until_opened_to_all_but_who_knows_the_secret(made: Made, tmp_pat
     for path, method in ((CHAT, "POST"), ("/health", "GET"), ("/metrics", "GET"), ("/v1/models", "GET"), ("/x", "GET")):
         status, answer, headers = asyncio.run(ask(guard, path, method))
         assert (status, answer["error"]["code"], headers[b"retry-after"]) == (503, 503, b"2")
+        assert protocol.reason_of(answer) == protocol.reason_of(json.dumps(answer)) == protocol.BEING_CHECKED
         assert asyncio.run(ask(guard, path, method, x_lockstep_secret="s" * 42))[0] == 503
         assert asyncio.run(ask(guard, path, method, x_lockstep_secret="s" * 43))[0] == 200
     (tmp_path / "open").touch()
