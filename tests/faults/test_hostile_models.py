@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import Run
 from support import hub as hub_stub
+from support.edits import edit_json
 
 from lockstep.errors import UserError
 from lockstep.model import inspection
@@ -52,11 +53,7 @@ class Bomb:
 
 
 def edit(name: str, change: Callable[[Any], Any]) -> Change:
-    def apply(folder: Path) -> None:
-        file = folder / name
-        file.write_text(json.dumps(change(json.loads(file.read_text()))))
-
-    return apply
+    return lambda folder: edit_json(folder / name, change)
 
 
 def put(name: str, text: str | bytes) -> Change:

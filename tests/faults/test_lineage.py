@@ -10,11 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from support import programs, tiny
+from support import homes, programs, tiny
 from support.nursery import Nursery
 from support.programs import ROOT, script_environment
 
-from lockstep import paths
 from lockstep.artifacts import manifest
 from lockstep.errors import UserError
 
@@ -94,8 +93,7 @@ def test_the_next_stage_refuses(home: Path, file: str, number: str, named: str) 
 def test_a_flipped_byte_anywhere_in_the_model_is_found_offline(
     home: Path, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, folder in (("HOME", home), ("MODELS", home / "models"), ("OUTPUTS", home / "outputs")):
-        monkeypatch.setattr(paths, name, folder)
+    homes.settle(monkeypatch, home)
     folder = home / "models/tiny"
     record = manifest.read(folder)
     for name in record.files:

@@ -14,7 +14,7 @@ from conftest import Run
 from support.programs import ROOT
 
 from lockstep import paths
-from lockstep.download import hub
+from lockstep.data import sources
 from lockstep.errors import UserError
 from lockstep.settings import cli
 
@@ -67,7 +67,7 @@ def test_an_id_names_a_folder_under_models_or_none(name: str) -> None:
 def test_a_data_sets_id_names_a_folder_under_data_or_none(name: str) -> None:
     for id in (name, f"org/{name}", f"{name}/x"):
         try:
-            folder = hub._dataset_folder("hub", id)
+            folder = sources._dataset_folder("hub", id)
         except UserError:
             continue
         assert folder.parent == paths.DATASETS and paths.NAME.fullmatch(folder.name)

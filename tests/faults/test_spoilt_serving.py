@@ -8,15 +8,14 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from support import tiny
+from support.edits import edit_json, edit_tensors
 from support.serving import Home, ask, refused, reseal, served
 
 pytestmark = [
@@ -30,18 +29,6 @@ ASK = [{"role": "user", "content": "你是谁？"}]
 @pytest.fixture(scope="module")
 def home(finished: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
     return finished.copy(tmp_path_factory.mktemp("run") / "home")
-
-
-def edit(file: Path, change: Callable[[Any], Any]) -> None:
-    file.write_text(
-        json.dumps(change(json.loads(file.read_text(encoding="utf-8"))), ensure_ascii=False), encoding="utf-8"
-    )
-
-
-def edit_weights(file: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def seal_adapter(home: Home) -> None:
@@ -69,7 +56,7 @@ def a_system_prompt_of_its_own(home: Home) -> tuple[str, str]:
 
 
 def a_tokenizer_without_some_merges(home: Home) -> tuple[str, str]:
-    edit(
+    edit_json(
         home.run / "merged/tokenizer.json", lambda t: t | {"model": t["model"] | {"merges": t["model"]["merges"][:-60]}}
     )
     reseal(home.run / "merged")
@@ -77,32 +64,34 @@ def a_tokenizer_without_some_merges(home: Home) -> tuple[str, str]:
 
 
 def a_tokenizer_that_folds_letters(home: Home) -> tuple[str, str]:
-    edit(home.run / "merged/tokenizer.json", lambda t: t | {"normalizer": {"type": "NFKC"}})
+    edit_json(home.run / "merged/tokenizer.json", lambda t: t | {"normalizer": {"type": "NFKC"}})
     reseal(home.run / "merged")
     return "merged", "become other tokens than in training .*: the tokenizer differs"
 
 
 def another_end_token(home: Home) -> tuple[str, str]:
-    edit(home.run / "merged/tokenizer_config.json", lambda t: t | {"eos_token": "<|endoftext|>"})
+    edit_json(home.run / "merged/tokenizer_config.json", lambda t: t | {"eos_token": "<|endoftext|>"})
     reseal(home.run / "merged")
     return "merged", "the tokenizer's eos token is 0, and was 2 in training"
 
 
 def an_ordinary_token_that_ends(home: Home) -> tuple[str, str]:
-    edit(home.run / "merged/generation_config.json", lambda g: g | {"eos_token_id": [2, 300]})
+    edit_json(home.run / "merged/generation_config.json", lambda g: g | {"eos_token_id": [2, 300]})
     reseal(home.run / "merged")
     return "merged", "generation_config.json ends answers at token 300, which is an ordinary one"
 
 
 def an_ordinary_token_that_ends_by_the_models_own_config(home: Home) -> tuple[str, str]:
     (home.run / "merged/generation_config.json").unlink()
-    edit(home.run / "merged/config.json", lambda c: c | {"eos_token_id": [2, 300]})
+    edit_json(home.run / "merged/config.json", lambda c: c | {"eos_token_id": [2, 300]})
     reseal(home.run / "merged")
     return "merged", "config.json ends answers at token 300, which is an ordinary one"
 
 
 def sampling_in_the_generation_config(home: Home) -> tuple[str, str]:
-    edit(home.run / "adapter/generation_config.json", lambda g: g | {"temperature": 1.5, "repetition_penalty": 2.0})
+    edit_json(
+        home.run / "adapter/generation_config.json", lambda g: g | {"temperature": 1.5, "repetition_penalty": 2.0}
+    )
     seal_adapter(home)
     return "lora", "generation_config.json sets repetition_penalty: sampling is the request's business"
 
@@ -113,13 +102,13 @@ def an_adapter_of_zeros(home: Home) -> tuple[str, str]:
             if "lora_B" in name:
                 tensors[name] = torch.full_like(tensors[name], 1e-9)  # not quite, or the inspection finds it at once
 
-    edit_weights(home.run / "adapter/adapter_model.safetensors", zero)
+    edit_tensors(home.run / "adapter/adapter_model.safetensors", zero)
     seal_adapter(home)
     return "lora", r"it answers as the base does \(effect of the training -?0\.0\d, which should be 1\)"
 
 
 def an_adapter_at_another_scale(home: Home) -> tuple[str, str]:
-    edit(home.run / "adapter/adapter_config.json", lambda c: c | {"lora_alpha": c["lora_alpha"] // 16})
+    edit_json(home.run / "adapter/adapter_config.json", lambda c: c | {"lora_alpha": c["lora_alpha"] // 16})
     seal_adapter(home)
     return "lora", "it answers as the base does|the effect of the training is"
 
@@ -142,7 +131,7 @@ def noise_in_one_tensor(home: Home) -> tuple[str, str]:
         name = "model.norm.weight"
         tensors[name] = tensors[name] * (1 + torch.randn(tensors[name].shape)).to(torch.bfloat16)
 
-    edit_weights(home.run / "merged/model.safetensors", noise)
+    edit_tensors(home.run / "merged/model.safetensors", noise)
     reseal(home.run / "merged")
     return "merged", "its log-probabilities are|the effect of the training is|it answers as the base does"
 

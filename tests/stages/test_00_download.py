@@ -13,6 +13,7 @@ from subprocess import CompletedProcess
 import pytest
 from conftest import Run
 from support import hub as hub_stub
+from support.checks import one_line
 
 HUB = ("--model.source", "hub", "--model.id", "org/tiny")
 FILES = {
@@ -49,14 +50,6 @@ def download(stage: Run, hub: hub_stub.Hub, *words: str, **extra: str) -> Comple
         "HF_HUB_DOWNLOAD_TIMEOUT": "5",
     }
     return stage("00_download_model.py", *HUB, *words, **(settings | extra))
-
-
-def one_line(answer: CompletedProcess[str]) -> str:
-    lines = [line for line in answer.stderr.splitlines() if line.startswith("error:")]
-    assert answer.returncode == 2, answer.stderr
-    assert len(lines) == 1
-    assert "Traceback" not in answer.stderr
-    return lines[0]
 
 
 def test_from_the_hub_at_a_resolved_commit(stage: Run, hub: hub_stub.Hub, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Run
+from support.checks import wait_for
 from support.misbehaving import Handler, Server
 from support.programs import ROOT, script_environment
 from support.serving import free_port
@@ -58,13 +59,6 @@ def answers(url: str) -> bool:
         return bool(DIRECT.open(url, timeout=5).status)
     except OSError:
         return False
-
-
-def wait_for(holds: Callable[[], Any], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 @contextmanager

@@ -100,7 +100,9 @@ def differences(folder: Path, cases: Sequence[Case]) -> list[str]:
 
 
 def test_the_corpus_is_large_and_equal_each_time() -> None:
-    code = "import corpus, hashlib; print(hashlib.sha256(repr(corpus.cases()).encode()).hexdigest())"
+    code = (
+        "from support import corpus; import hashlib; print(hashlib.sha256(repr(corpus.cases()).encode()).hexdigest())"
+    )
     made = [
         subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, check=True).stdout
         for _ in range(2)

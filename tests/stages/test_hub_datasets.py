@@ -13,6 +13,7 @@ from subprocess import CompletedProcess
 
 import pytest
 from support import hub as hub_stub
+from support.checks import one_line
 from support.programs import ROOT, script_environment
 
 PROGRAM = """
@@ -73,14 +74,6 @@ def get(hub: hub_stub.Hub, tmp_path: Path) -> Get:
         )  # fmt: skip
 
     return run
-
-
-def one_line(answer: CompletedProcess[str]) -> str:
-    lines = [line for line in answer.stderr.splitlines() if line.startswith("error:")]
-    assert answer.returncode == 2, answer.stderr
-    assert len(lines) == 1
-    assert "Traceback" not in answer.stderr
-    return lines[0]
 
 
 def brought(tmp_path: Path) -> dict[str, bytes]:

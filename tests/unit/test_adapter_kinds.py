@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from support import tiny
+from support.edits import edit_tensors
 
 from lockstep.artifacts import filenames
 from lockstep.errors import UserError
@@ -88,9 +88,7 @@ def test_each_kind_has_its_route_and_merges_exactly(
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / filenames.ADAPTER_WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / filenames.ADAPTER_WEIGHTS)
+    edit_tensors(folder / filenames.ADAPTER_WEIGHTS, change)
 
 
 def rename(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], object]:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from support import homes
 
 from lockstep import paths
 from lockstep.artifacts import filenames, manifest
@@ -88,10 +89,7 @@ def rules(tiny_model: Path) -> Rules:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("home")
-        for name, place in (("HOME", home), ("OUTPUTS", home / "outputs"), ("MODELS", home / "models")):
-            patch.setattr(paths, name, place)
-        yield home
+        yield homes.settle(patch, tmp_path_factory.mktemp("home"))
 
 
 # --- records ---

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from support import homes
 from support.programs import ROOT, script_environment
 
-from lockstep import paths
 from lockstep.artifacts import manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.errors import UserError
@@ -16,9 +16,7 @@ from lockstep.errors import UserError
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, folder in (("HOME", tmp_path), ("MODELS", tmp_path / "models"), ("OUTPUTS", tmp_path / "outputs")):
-        monkeypatch.setattr(paths, name, folder)
-    return tmp_path
+    return homes.settle(monkeypatch, tmp_path)
 
 
 def new(home: Path, config: dict | None = None, inputs: list[Path] | None = None, force: bool = False) -> Stage:

@@ -2,20 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable
 
+from support.checks import wait_for
 from support.misbehaving import Server
 
 from lockstep.chat.side_by_side import Talk, Voice
 from lockstep.client.openai_client import Endpoint
 from lockstep.settings.schema import Sampling
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def voices(server: Server, *models: str) -> list[Voice]:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run
-from safetensors.torch import load_file, save_file
-from support import tiny
+from safetensors.torch import load_file
+from support import homes, tiny
+from support.edits import edit_tensors
 
 from lockstep import paths
 from lockstep.artifacts import filenames, manifest
@@ -219,9 +220,7 @@ def test_a_measuring_process_that_is_killed_is_one_line() -> None:
 
 
 def edit(folder: Path, change) -> Path:
-    tensors = load_file(folder / "adapter_model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "adapter_model.safetensors")
+    edit_tensors(folder / "adapter_model.safetensors", change)
     return folder
 
 
@@ -391,8 +390,7 @@ def full_run(home: Path) -> torch.nn.Module:
 
 
 def test_full_training_ships_all_its_weights(tmp_path: Path, monkeypatch, stage: Run) -> None:
-    for name, folder in (("HOME", tmp_path), ("MODELS", tmp_path / "models"), ("OUTPUTS", tmp_path / "outputs")):
-        monkeypatch.setattr(paths, name, folder)
+    homes.settle(monkeypatch, tmp_path)
     tiny.model(tmp_path / "source/tiny")
     tiny.rows(tmp_path / "source/rows.jsonl", 30)
     words = ("--run", "r", "--model.source", "local", "--model.path", str(tmp_path / "source/tiny"), "--data.train_file",

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import tiny
+from support import homes, tiny
 from support.serving import reseal
 
-from lockstep import paths
 from lockstep.artifacts import filenames
 from lockstep.artifacts.stage import Stage
 from lockstep.endpoint import address
@@ -22,10 +21,8 @@ from lockstep.settings.tree import Settings
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, folder in (("HOME", tmp_path), ("MODELS", tmp_path / "models"), ("OUTPUTS", tmp_path / "outputs")):
-        monkeypatch.setattr(paths, name, folder)
     monkeypatch.setenv("ACCEL", "cpu")
-    return tmp_path
+    return homes.settle(monkeypatch, tmp_path)
 
 
 def settings(**changes: str) -> Settings:
