@@ -73,8 +73,8 @@ def check_json(value: Any, reason: str, depth: int = 0) -> None:
     if isinstance(value, str):
         check_text(value, "tools")
     elif isinstance(value, Mapping):
-        if isinstance(value, JsonObject) and value.twice is not None:
-            raise Rejected("duplicate_key", value.twice)
+        if isinstance(value, JsonObject) and value.duplicate_key is not None:
+            raise Rejected("duplicate_key", value.duplicate_key)
         for key, inner in value.items():
             check_text(key, "tools")
             check_json(inner, reason, depth + 1)

@@ -39,8 +39,8 @@ def _parse(record: Record, data: Data) -> Row:
     value = record.value
     if not isinstance(value, JsonObject):
         raise Rejected("not_an_object", f"{type(value).__name__}")
-    if value.twice is not None:
-        raise Rejected("duplicate_key", value.twice)
+    if value.duplicate_key is not None:
+        raise Rejected("duplicate_key", value.duplicate_key)
     fields = _renamed(value, data.columns)
     check_media(fields)
     messages, untrained = LAYOUTS[_layout(fields, data.format)](fields, data)
@@ -127,8 +127,8 @@ def _turns(turns: list[Any], columns: tuple[str, ...] = ()) -> Conversation:
     for place, turn in enumerate(turns):
         if not isinstance(turn, Mapping):
             raise Rejected("wrong_type", f"turn {place + 1} is no object")
-        if isinstance(turn, JsonObject) and turn.twice is not None:
-            raise Rejected("duplicate_key", f"{turn.twice} in turn {place + 1}")
+        if isinstance(turn, JsonObject) and turn.duplicate_key is not None:
+            raise Rejected("duplicate_key", f"{turn.duplicate_key} in turn {place + 1}")
         turn = _renamed(turn, columns)
         message = _message(turn, place)
         if message["role"] == "tool" and calls:

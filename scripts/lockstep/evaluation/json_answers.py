@@ -28,8 +28,8 @@ def fields(text: str) -> Fields | None:
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, json_text.JsonObject) and value.twice is not None:
-        raise ValueError(value.twice)
+    if isinstance(value, json_text.JsonObject) and value.duplicate_key is not None:
+        raise ValueError(value.duplicate_key)
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             name = key.replace("\\", "\\\\").replace(".", "\\.").replace("[", "\\[")

@@ -5,7 +5,6 @@ expression can take for ever, a number in a config can ask for any amount of mem
 tried once in a process of its own, which is ended when it takes too much.
 """
 
-import json
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.processes import child_processes
 from lockstep.prompts import contract, template
+from lockstep.text import json_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ def _check_size(file: Path) -> None:
 
 def _check_json(file: Path) -> None:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_object)
+        content = json_text.loads_without_duplicates(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file.name} of the model is not JSON ({error})") from error
     except RecursionError as error:
@@ -96,16 +96,6 @@ def _check_json(file: Path) -> None:
         raise UserError(f"{file.name} of the model holds no JSON object")
     if _asks_for_code(content):
         raise UserError(f"{file.name} asks to run code of the model's repository (auto_map): refused")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """One program reads the first of two equal keys and another the last: what was checked must be what is used."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} stands twice")
-    return made
 
 
 def _asks_for_code(content: Any) -> bool:

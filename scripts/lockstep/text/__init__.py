@@ -1,1 +1,1 @@
-"""Text and nothing else: characters, scripts, JSON, and texts made alike to be compared."""
+"""Text by itself: characters and scripts, JSON, and texts normalised for comparison."""

@@ -1,4 +1,4 @@
-"""Which characters are Chinese, Japanese or Korean: ranges for a pattern's brackets."""
+"""Which characters are Chinese, Japanese or Korean: ranges for the brackets of a regular expression."""
 
 import re
 
@@ -11,5 +11,5 @@ _HAN = re.compile(f"[{HAN}]")
 
 
 def is_han(char: str) -> bool:
-    """Whether a character is a Chinese one, as Japanese uses them, too."""
+    """Whether a character is a Han ideograph: Chinese, or Japanese kanji."""
     return _HAN.match(char) is not None

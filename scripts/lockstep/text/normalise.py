@@ -1,4 +1,4 @@
-"""Text as the measures see it: normalised, as words, as units, and how much of it repeats."""
+"""Text as the evaluation measures see it: normalised, cut into words or units, and how much of it repeats."""
 
 import re
 import unicodedata
@@ -9,17 +9,17 @@ from lockstep.text.cjk import HAN, HAN_OR_KANA, KANA
 
 WORDS = re.compile(rf"[{HAN}]+|[{KANA}]|[^\W_{HAN}{KANA}]+|[^\w\s]")
 UNITS = re.compile(rf"[{HAN}{KANA}]|[^\W_{HAN}{KANA}]+|[^\s]")
-LONGEST_WORD = 40  # letters; what is longer is a loop without spaces, and is taken letter by letter
-MEANT = frozenset("-%‰#@&/\\_")  # punctuation that changes what an answer means: -5, 50%, C#
-LONGEST_PERIOD = 64  # units of a phrase that is looked for in loops
+LONGEST_WORD = 40  # letters; anything longer is a loop without spaces, and is split into letters
+MEANINGFUL = frozenset("-%‰#@&/\\_")  # punctuation that changes what an answer means: -5, 50%, C#
+LONGEST_PERIOD = 64  # units in the longest phrase that is recognised as a loop
 
 
 def normalise(text: str) -> str:
-    """The text for comparing short answers: "  Ｐａｒｉｓ。" and "paris" are the same.
+    """A text in the form in which short answers are compared: "  Ｐａｒｉｓ。" and "paris" are equal.
 
-    In this order: Unicode NFKC (full-width letters and digits become plain ones); casefold; every
-    run of whitespace becomes one space; whitespace and punctuation (Unicode's P*) go from both
-    ends, but for the signs in MEANT. A text of nothing but punctuation keeps it.
+    The steps, in this order: Unicode NFKC (full-width letters and digits become plain ones); casefold; every run of
+    whitespace becomes one space; whitespace and punctuation (Unicode's P*, except MEANINGFUL) are stripped from both
+    ends. A text that is nothing but punctuation keeps it.
     """
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     first, last = 0, len(text)
@@ -31,27 +31,34 @@ def normalise(text: str) -> str:
 
 
 def _is_edge(char: str) -> bool:
-    return char == " " or (char not in MEANT and unicodedata.category(char)[0] == "P")
+    return char == " " or (char not in MEANINGFUL and unicodedata.category(char)[0] == "P")
 
 
 def words(text: str) -> list[str]:
-    """Words, blind to width and case: runs of Han characters as rjieba cuts them, kana one by one, else letters
-    and digits between anything else; emoji and other pictures count, punctuation does not.
+    """The words of a text, regardless of width and case.
 
-    For text in ASCII these are the tokens of rouge-score's own tokenizer without a stemmer.
+    Runs of Han characters are segmented by rjieba, kana are taken one by one, and any other word is a run of letters
+    and digits. Emoji and other pictographs count, punctuation does not. For ASCII text these are the tokens of
+    rouge-score's own tokenizer without a stemmer.
     """
     import rjieba
 
-    return [word for run in _runs(text) for word in (rjieba.cut(run) if HAN_OR_KANA.match(run) else [run])]
+    tokens: list[str] = []
+    for run in _runs(text):
+        tokens += rjieba.cut(run) if HAN_OR_KANA.match(run) else [run]
+    return tokens
 
 
 def characters(text: str) -> list[str]:
-    """`words`, but with every Han character for itself.
+    """The same as `words`, but with every Han character as a token of its own.
 
-    For sharing tokens with a short answer: a dictionary cuts 北京 and 北京大学 into words of which
-    none is shared, though one answer holds the other.
+    For overlap with a short answer: a dictionary segments 北京 and 北京大学 into words that have nothing in common,
+    although one answer contains the other.
     """
-    return [token for run in _runs(text) for token in (run if HAN_OR_KANA.match(run) else [run])]
+    tokens: list[str] = []
+    for run in _runs(text):
+        tokens += run if HAN_OR_KANA.match(run) else [run]
+    return tokens
 
 
 def _runs(text: str) -> Iterator[str]:
@@ -61,55 +68,55 @@ def _runs(text: str) -> Iterator[str]:
 
 
 def units(text: str) -> list[str]:
-    """What a loop is made of: CJK characters, words, and each sign of punctuation; spaces alone do not count."""
-    found: list[str] = []
+    """The units that loops are made of: CJK characters, words and punctuation marks, without whitespace."""
+    parts: list[str] = []
     for token in UNITS.findall(text.casefold()):
-        found += token if len(token) > LONGEST_WORD else [token]
-    return found
+        parts += token if len(token) > LONGEST_WORD else [token]
+    return parts
 
 
 def ngrams(tokens: Sequence[str], size: int) -> Counter[tuple[str, ...]]:
-    """How often each run of `size` tokens occurs."""
+    """How often each n-gram of `size` tokens occurs."""
     return Counter(zip(*(tokens[start:] for start in range(size)), strict=False))
 
 
 def repeated(tokens: Sequence[str], size: int = 4) -> float:
-    """The share of a text's n-grams that already occurred before in it; 0 where it has none.
+    """The share of a text's n-grams that occurred earlier in it; 0 for a text without any.
 
-    Source: seq-rep-n of Welleck et al., Neural Text Generation with Unlikelihood Training (2020),
-    who use n = 4: by chance three in a row repeat in plain prose, four seldom do.
+    Source: seq-rep-n of Welleck et al., Neural Text Generation with Unlikelihood Training (2020), who use n = 4: in
+    plain prose three tokens in a row repeat by chance, four seldom do.
     """
     counts = ngrams(tokens, size)
     return 1 - len(counts) / counts.total() if counts else 0.0
 
 
 def longest_loop(tokens: Sequence[str]) -> int:
-    """How many units the longest loop covers: a phrase that follows itself at least twice, three times in all.
+    """How many units the longest loop covers, a loop being a phrase that stands at least three times in a row.
 
-    Phrases of up to LONGEST_PERIOD units are looked for: time grows with the length alone.
+    Only phrases of up to LONGEST_PERIOD units are considered, so that time is linear in the length of the text.
     """
     longest = 0
     for period in range(1, min(LONGEST_PERIOD, len(tokens) // 3) + 1):
         run = 0
-        for one, later in zip(tokens, tokens[period:], strict=False):
-            run = run + 1 if one == later else 0
+        for earlier, later in zip(tokens, tokens[period:], strict=False):
+            run = run + 1 if earlier == later else 0  # units in a row that equal the unit one period before
             if run >= 2 * period and run + period > longest:
                 longest = run + period
     return longest
 
 
-def common_length(one: Sequence[str], other: Sequence[str]) -> int:
+def common_length(left: Sequence[str], right: Sequence[str]) -> int:
     """The length of the longest common subsequence.
 
-    Bits of one integer are a column of the usual table, so a row of it costs one addition.
+    The bits of one integer hold a row of the usual table, so each token of `right` costs one addition.
     Source: Hyyrö, Bit-parallel LCS-length computation revisited (2004).
     """
-    places: dict[str, int] = {}
-    for place, token in enumerate(one):
-        places[token] = places.get(token, 0) | 1 << place
-    full = (1 << len(one)) - 1
-    column = full
-    for token in other:
-        matched = column & places.get(token, 0)
-        column = ((column + matched) | (column - matched)) & full
-    return len(one) - column.bit_count()
+    positions: dict[str, int] = {}  # token → a bit for each place where it stands in `left`
+    for place, token in enumerate(left):
+        positions[token] = positions.get(token, 0) | 1 << place
+    all_bits = (1 << len(left)) - 1
+    row = all_bits  # a zero bit: the subsequence grows by one at this place
+    for token in right:
+        matches = row & positions.get(token, 0)
+        row = ((row + matches) | (row - matches)) & all_bits
+    return len(left) - row.bit_count()
