@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support import files_page
 from support.serving import Home, ask, finished_run, free_port, launch, refused, reseal, served
 
 from lockstep.serving import gate, probe
@@ -37,6 +38,9 @@ def test_merged(home: Home) -> None:
         assert found["passed"] and found["mode"] == "merged" and found["prompts"] >= 30
         assert (found["token_mismatches"], found["differs_from_base"], found["reasons"]) == (0, True, [])
         assert found["logprob_gap"] < 0.01 and found["end_token_gap"] < 0.01 and found["adapter_effect"] > 0.95
+        assert files_page.faults("outputs/<run>/serve/gate_report.json", found) == []
+        note = json.loads((home.run / "serve/server.json").read_text(encoding="utf-8"))
+        assert files_page.faults("outputs/<run>/serve/server.json", note) == []
 
         contract = json.loads((home.run / "merged/contract.json").read_text(encoding="utf-8"))
         for one in contract["conversations"]:

@@ -10,39 +10,131 @@ from support.programs import ROOT
 
 from lockstep.settings import tree
 
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "README.zh-CN.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README*.md"), *ROOT.glob("docs/*.md")})
+CHINESE = [file for file in DOCUMENTS if file.name.endswith(".zh-CN.md")]
+README_BYTES = 10_000
 STAGES = sorted((ROOT / "scripts").glob("[0-9]*.py"))
+
+
+def name_of(document: Path) -> str:
+    return document.relative_to(ROOT).as_posix()
+
+
+def english(document: Path) -> Path:
+    return document.with_name(document.name.replace(".zh-CN.md", ".md"))
 
 
 def targets() -> set[str]:
     return set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
 
 
+def blocks(document: Path, language: str) -> list[str]:
+    """The document's code blocks of one language."""
+    text = document.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.S | re.M)
+
+
 def code(document: Path) -> str:
     """The document's code: blocks and inline."""
     text = document.read_text(encoding="utf-8")
-    return "\n".join(re.findall(r"```[a-z]*\n(.*?)```", text, flags=re.S) + re.findall(r"`([^`\n]+)`", text))
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.S | re.M)
+    return "\n".join(fenced + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def commands(document: Path) -> list[str]:
+    """The lines of its shell blocks, without comments; a line that goes on is one."""
+    text = "\n".join(blocks(document, "bash")).replace("\\\n", " ")
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def anchors(document: Path) -> set[str]:
+    """What links to its headings end in, as GitHub makes it of their words."""
+    titles = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_target_script_config_and_setting_in_a_document_exists(document: Path) -> None:
     text = code(document)
     assert set(re.findall(r"\bmake ([a-z][a-z0-9-]*)", text)) <= targets()
-    for path in re.findall(r"\b((?:scripts|configs|data|docs|benchmarks)/[\w./-]+\.(?:py|sh|yaml|md))", text):
-        assert (ROOT / path).exists() or "mine" in path, path
+    for path in re.findall(r"\b((?:scripts|configs|data|docs|benchmarks|tests)/[\w./-]+\.(?:py|sh|yaml|md|txt))", text):
+        assert (ROOT / path).exists() or "mine" in path or "<" in path or path.startswith("data/train"), path
     known = dict(tree.leaves())
     for key in re.findall(r"--([a-z]+\.[a-z_0-9]+)", text):
         assert key in known, key
-    for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
-        assert (document.parent / link).exists(), link
 
 
-def test_both_readmes_show_the_same_commands() -> None:
-    commands = [
-        sorted(set(re.findall(r"^(?:make|python|scripts/|curl) ?\S+", code(ROOT / name), flags=re.M)))
-        for name in ("README.md", "README.zh-CN.md")
-    ]
-    assert commands[0] == commands[1]
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", document.read_text(encoding="utf-8")):
+        target = document.parent / link if link else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_module_and_function_that_a_document_names_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for path in re.findall(r"scripts/lockstep/[\w/]*(?:\.\w+)?", text):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"`(lockstep(?:\.\w+)+)(?:\(\))?`", text):
+        assert resolves(name), name
+    for path, names in re.findall(r"`((?:scripts|tests|benchmarks)/[\w/]+\.py)` ?`([\w.]+)`", text):
+        for name in names.split("."):
+            assert defines(ROOT / path, name), f"{path}: {name}"
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a package, a module, or something that a module defines."""
+    first, *rest = name.split(".")
+    place = ROOT / "scripts" / first
+    while (rest and (place / rest[0]).is_dir()) or (rest and (place / f"{rest[0]}.py").is_file()):
+        place /= rest.pop(0)
+    return all(defines(place, part) for part in rest)
+
+
+def defines(module: Path, name: str) -> bool:
+    """Whether a module, or a package's own file, defines a function, class, constant or field of a name."""
+    file = next((path for path in (module, module.with_suffix(".py"), module / "__init__.py") if path.is_file()), None)
+    pattern = rf"^ *(?:async )?(?:def|class) {name}\b|^ *{name}(?:: [^=]+)? = |^ *{name}: "
+    return file is not None and bool(re.search(pattern, file.read_text(encoding="utf-8"), flags=re.M))
+
+
+@pytest.mark.parametrize("chinese", CHINESE, ids=name_of)
+def test_both_languages_show_the_same_commands_settings_and_headings(chinese: Path) -> None:
+    pair = (english(chinese), chinese)
+    shown = [commands(file) for file in pair]
+    assert shown[0] == shown[1]
+    settings = [sorted(set(re.findall(r"--[a-z]+[.\w-]*", code(file)))) for file in pair]
+    assert settings[0] == settings[1]
+    levels = [re.findall(r"^#+", file.read_text(encoding="utf-8"), flags=re.M) for file in pair]
+    assert levels[0] == levels[1]
+    named = [re.findall(r"^\| (`[^|`]+`) \|", file.read_text(encoding="utf-8"), flags=re.M) for file in pair]
+    assert named[0] == named[1]
+
+
+def test_every_page_but_what_a_program_writes_has_both_languages() -> None:
+    written_by_programs = {ROOT / "docs/reliability.md"}
+    for file in ROOT.glob("docs/*.md"):
+        assert file in written_by_programs or file.name.endswith(".zh-CN.md") or file.with_suffix(".zh-CN.md").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_a_readme_is_short_and_every_page_stands_in_an_index(name: str) -> None:
+    readme, index = ROOT / name, ROOT / "docs" / name
+    assert len(readme.read_bytes()) <= README_BYTES
+    links = {
+        (file.parent / link).resolve()
+        for file in (readme, index)
+        for link in re.findall(r"\]\(([^)#:]+)", file.read_text(encoding="utf-8"))
+    }
+    own = {file for file in ROOT.glob("docs/*.md") if (file in CHINESE) == (readme in CHINESE)}
+    assert own - links - {index} <= {ROOT / "docs/reliability.md"}
+
+
+def test_no_document_names_places_of_one_machine() -> None:
+    for document in DOCUMENTS:
+        assert not re.search(r"(?<![\w.])/(?:work|home|root|mnt)/", document.read_text(encoding="utf-8")), document
 
 
 def test_help_lists_every_target_with_its_comment() -> None:
