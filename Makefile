@@ -40,7 +40,10 @@ ALONE := { $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK
 # Who looks after what runs takes the packages that are there.
 LOOK := $(if $(wildcard .venv/*.stamp),,setup)
 
-# $(call parse,script): find a mistyped argument of the goal before anything else runs.
+# The demo's rows, which its config names.
+TOY := $(if $(filter %configs/demo.yaml,$(CONFIG)),$(addprefix data/toy/,train.jsonl validation.jsonl test.jsonl))
+
+# $(call parse,script): find a mistyped argument or a wrong path of the goal before anything else runs.
 parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 # $(call need,script [flags],goal): run a goal first if the output of its script is not there.
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS=$(call quoted,$(subst $$,$$$$,$(RUN))) ;; *) exit 2 ;; esac
@@ -65,16 +68,19 @@ setup: .venv/$(ACCEL).stamp ## make .venv and install the locked packages (CUDA 
 	$(PY) -m pip install --quiet --no-deps -r requirements-dev.lock
 	@touch $@
 
+# one run writes all three: a rule with several patterns is one rule
+data/toy/train%jsonl data/toy/validation%jsonl data/toy/test%jsonl: data/build_toy_dataset.py | setup
+	$(PY) data/build_toy_dataset.py
+
 download: setup ## 00 fetch and verify the base model
 	$(PY) scripts/00_download_model.py $(FLAGS)
 
-data: setup ## 01 rows → exactly the tensors that training sees
+data: setup $(TOY) ## 01 rows → exactly the tensors that training sees
 	$(call parse,$(PY) scripts/01_data_collator.py)
 	$(call need,scripts/00_download_model.py,download)
-	$(if $(filter %configs/demo.yaml,$(CONFIG)),$(PY) data/build_toy_dataset.py)
 	$(PY) scripts/01_data_collator.py $(FLAGS)
 
-train: setup ## 02 train the adapter
+train: setup $(TOY) ## 02 train the adapter
 	$(call parse,$(PY) scripts/02_train_qlora.py)
 	$(call need,scripts/01_data_collator.py,data)
 	$(PY) scripts/02_train_qlora.py $(FLAGS)
@@ -82,23 +88,23 @@ train: setup ## 02 train the adapter
 tensorboard: setup ## watch the curves of all runs in a browser, at http://127.0.0.1:6006
 	.venv/bin/tensorboard --logdir $${LOCKSTEP_HOME:-.}/outputs --host 127.0.0.1 $(ARGS)
 
-merge: setup ## 03 merge the adapter, and measure that nothing changed
+merge: setup $(TOY) ## 03 merge the adapter, and measure that nothing changed
 	$(call parse,$(PY) scripts/03_merge_lora.py)
 	$(if $(findstring --adapter.path,$(ARGS)),$(call need,scripts/01_data_collator.py,data),$(call need,scripts/02_train_qlora.py,train))
 	$(PY) scripts/03_merge_lora.py $(FLAGS)
 
-serve: setup ## serve the merged model with vLLM, in the foreground
+serve: setup $(TOY) ## serve the merged model with vLLM, in the foreground
 	$(call parse,PYTHON=$(PY) scripts/serve_vllm.sh)
 	$(call need,scripts/03_merge_lora.py,merge)
 	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh $(FLAGS)
 
-serve-lora: setup ## serve base + adapter with vLLM, in the foreground
+serve-lora: setup $(TOY) ## serve base + adapter with vLLM, in the foreground
 	$(call parse,PYTHON=$(PY) scripts/serve_vllm.sh)
 	$(if $(findstring --adapter.path,$(ARGS)),$(call need,scripts/01_data_collator.py,data),$(call need,scripts/02_train_qlora.py,train))
 	$(PY) scripts/03_merge_lora.py --base $(UPSTREAM)
 	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh --serve.mode lora $(FLAGS)
 
-serve-detached: setup ## the same in the background: returns once the endpoint is open; see status, stop
+serve-detached: setup $(TOY) ## the same in the background: returns once the endpoint is open; see status, stop
 	$(call parse,PYTHON=$(PY) scripts/serve_vllm.sh)
 	$(call need,scripts/03_merge_lora.py,merge)
 	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh --detach $(FLAGS)
@@ -116,7 +122,7 @@ curl: setup ## the same with curl, in Chinese
 	@set -e; line=$$($(PY) scripts/04_client_openai.py $(FLAGS) --curl "请以沈清漪的口吻回答。" --input "你是谁？"); \
 	    echo "$$line"; eval "$$line"; echo
 
-evaluate: setup ## 05 base and tuned model on the test rows: verdict and report
+evaluate: setup $(TOY) ## 05 base and tuned model on the test rows: verdict and report
 	$(call parse,$(PY) scripts/05_evaluate.py)
 	$(call need,scripts/03_merge_lora.py,merge)
 	ACCEL=$(ACCEL) $(PY) scripts/05_evaluate.py $(FLAGS)
@@ -134,7 +140,7 @@ demo: setup ## the whole pipeline on the embedded model, with base and tuned ans
 	$(if $(ARGS),$(error make demo takes no ARGS: run the stages one by one, with CONFIG=$(CONFIG)))
 	ACCEL=$(ACCEL) $(PY) scripts/demo.py
 
-bench: setup ## put the server under load, merged and as base + adapter: tokens/s, TTFT, ITL, latency
+bench: setup $(TOY) ## put the server under load, merged and as base + adapter: tokens/s, TTFT, ITL, latency
 	$(call need,scripts/03_merge_lora.py,merge)
 	$(PY) scripts/03_merge_lora.py --base $(UPSTREAM)
 	ACCEL=$(ACCEL) $(PY) benchmarks/serve.py $(FLAGS)

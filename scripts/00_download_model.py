@@ -24,6 +24,7 @@ from pathlib import Path
 from lockstep import paths
 from lockstep.artifacts import filenames, manifest
 from lockstep.artifacts.stage import Stage
+from lockstep.data import user_files
 from lockstep.download import hub
 from lockstep.errors import UserError
 from lockstep.model import inspection
@@ -101,11 +102,7 @@ def convert_gguf(gguf: Path, work: Path) -> None:
 
 def local_files(model: Model) -> list[Path]:
     """The allowed files of a local Hugging Face model folder. Raises UserError."""
-    if model.path is None:
-        raise UserError("--model.source local needs --model.path, a Hugging Face model folder")
-    source = paths.data_file(model.path)
-    if not source.is_dir():
-        raise UserError(f"no folder {model.path}: set --model.path to a Hugging Face model folder")
+    source = user_files.model_folder(model)
     if source.resolve() == model.folder.resolve():
         raise UserError(f"--model.path is {paths.label(model.folder)} itself: move the files elsewhere first")
     found = {path.name: path for path in source.iterdir()}
@@ -143,7 +140,7 @@ def main() -> None:
     settings = cli.settings_from(options)
     model = settings.model
     if options.check:
-        sys.exit(0 if manifest.looks_complete(model.folder) else 3)
+        sys.exit(user_files.check_exit_code(settings, "download", model.folder))
     sources = local_files(model) if model.source == "local" else []
     stage = Stage("download", model.folder, settings.sections("model"), sources, options.force, keep_partial=True)
     if found := stage.finished():

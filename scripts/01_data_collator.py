@@ -34,6 +34,7 @@ from lockstep.data import (
     preview,
     readers,
     sources,
+    user_files,
 )
 from lockstep.data.cleaning import Change
 from lockstep.data.conversation_row import Row
@@ -240,7 +241,8 @@ def main() -> None:
     settings = cli.settings_from(options)
     folder = settings.run_dir / filenames.DATA
     if options.check:
-        sys.exit(0 if manifest.looks_complete(folder) else 3)
+        sys.exit(user_files.check_exit_code(settings, "data", folder))
+    user_files.check(settings, "data")
 
     # --- inputs ---
     base = manifest.require(settings.model.folder, "download")

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.artifacts.stage import Stage
+from lockstep.data import user_files
 from lockstep.errors import UserError, disk_errors
 from lockstep.model import vllm_support
 from lockstep.processes import distributed
@@ -133,7 +134,7 @@ def main() -> None:
     run_dir = settings.run_dir
     check(settings)
     if options.check:
-        sys.exit(0 if manifest.looks_complete(run_dir / filenames.ADAPTER) else 3)
+        sys.exit(user_files.check_exit_code(settings, "train", run_dir / filenames.ADAPTER))
 
     # --- inputs ---
     data = manifest.require(run_dir / filenames.DATA, "data")

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.artifacts.stage import Stage
+from lockstep.data import user_files
 from lockstep.errors import UserError
 from lockstep.merging import serving_route
 from lockstep.settings import cli
@@ -164,7 +165,8 @@ def main() -> None:
     run_dir = settings.run_dir
     folder = run_dir / ("base" if options.base else "merged")
     if options.check:
-        sys.exit(0 if manifest.looks_complete(folder) else 3)
+        sys.exit(user_files.check_exit_code(settings, "merge", folder))
+    user_files.check(settings, "merge")
 
     # --- inputs ---
     if settings.adapter.path:

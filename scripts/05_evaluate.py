@@ -25,6 +25,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.client.batch_file import AnswerRecord
+from lockstep.data import user_files
 from lockstep.endpoint import address
 from lockstep.errors import Terminated, UserError
 from lockstep.evaluation import contestants
@@ -272,9 +273,10 @@ def main() -> None:
     run_dir = settings.run_dir
     folder = run_dir / filenames.EVALUATION
     if chosen.check:
-        sys.exit(0 if manifest.looks_complete(folder) else 3)
+        sys.exit(user_files.check_exit_code(settings, "evaluate", folder))
     if chosen.report:
         return rebuild(settings)
+    user_files.check(settings, "evaluate")
 
     # --- inputs ---
     merged = manifest.require(run_dir / filenames.MERGED, "merge")

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import tiny
 from support.programs import ROOT
 
 
-def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = ["make", *words, f"PYTHON={sys.executable}", "ACCEL=cpu"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")} | environment
     return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, check=False)
 
 
@@ -65,3 +66,59 @@ def test_earlier_stages_get_the_arguments_that_they_read(
     assert all("|--base|" in line for line in merges) == (goal == "serve-lora")  # which serves what may not be merged
     wanted = "|".join(words.replace("'", "").split(" ", 1)) + "|"
     assert all((wanted in line) == handed_on and "--config|c.yaml|" in line for line in ran)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The real scripts without any output, and an environment that make takes for set up."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (
+        ROOT / "Makefile",
+        *ROOT.glob("requirements*"),
+        *(ROOT / "configs").glob("*.yaml"),
+        ROOT / "data/build_toy_dataset.py",
+    ):
+        place = folder / file.relative_to(ROOT)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy(file, place)
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (folder / ".venv/cpu.stamp").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("goal", "words", "message"),
+    [
+        ("data", "--data.train_file absent.jsonl", "no file absent.jsonl: data/README.md shows what goes there"),
+        ("train", "--data.template absent.jinja", "--data.template absent.jinja: absent.jinja is not there"),
+        ("train", "--lora.start_from absent", "absent holds no adapter"),
+        ("merge", "--adapter.path absent", "absent holds no adapter"),
+        ("serve", "--data.test_file 'absent-*.jsonl'", "no file absent-*.jsonl"),
+        ("evaluate", "--evaluate.panel absent.json", "--evaluate.panel: no file absent.json"),
+        ("bench", "", "no file data/rows.jsonl"),
+    ],
+)
+def test_a_wrong_path_is_found_before_a_download(checkout: Path, goal: str, words: str, message: str) -> None:
+    (checkout / "mine.yaml").write_text("run: mine\ndata: {train_file: data/rows.jsonl}\n")
+    if words:
+        tiny.rows(checkout / "data/rows.jsonl", 3)
+    answer = make(checkout, goal, "CONFIG=mine.yaml", f"ARGS={words}", HF_HUB_OFFLINE="1")
+    errors = [line for line in answer.stderr.splitlines() if not line.startswith("make")]
+    assert answer.returncode == 2 and len(errors) == 1 and errors[0].startswith("error: "), answer.stderr
+    assert message in errors[0].replace(f"{checkout}/", "")
+    assert not (checkout / "models").exists() and not (checkout / "outputs").exists()
+
+
+def test_the_demos_own_rows_are_written_before_its_paths_are_checked(checkout: Path) -> None:
+    answer = make(checkout, "train", PIP_NO_INDEX="1")
+    assert "data/toy/test.jsonl: 86 rows" in answer.stdout and answer.stdout.count("build_toy_dataset.py") == 1
+    assert "the package index did not deliver" in answer.stderr  # as far as it gets without a network
+    written = [(checkout / f"data/toy/{split}.jsonl").stat().st_mtime_ns for split in ("train", "validation", "test")]
+    (checkout / "data/toy/train.jsonl").unlink()
+    again = make(checkout, "data", PIP_NO_INDEX="1")
+    assert again.stdout.count("build_toy_dataset.py") == 1
+    assert min(file.stat().st_mtime_ns for file in (checkout / "data/toy").iterdir()) > max(written)

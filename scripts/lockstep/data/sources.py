@@ -1,6 +1,5 @@
 """The files that rows are read from: the user's own, or a data set of a hub, downloaded if need be."""
 
-import glob
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -9,6 +8,7 @@ from pathlib import Path
 from lockstep import paths
 from lockstep.artifacts import filenames, manifest
 from lockstep.artifacts.stage import Stage
+from lockstep.data import user_files
 from lockstep.data.splits import SPLITS, data_files, pick_splits
 from lockstep.download import hub
 from lockstep.download.hub import PLACES, Repository
@@ -41,7 +41,7 @@ def resolve(settings: Settings, say: Callable[[str], None]) -> tuple[Settings, d
             picked = pick_splits(manifest.read(root).files)
             names |= {split: tuple(picked[split]) for split in SPLITS if f"data.{split}_file" not in settings.explicit}
             settings = settings.replace("data", {f"{split}_file": names[split] for split in SPLITS})
-    files = {split: [path for name in names[split] for path in expand(root, name)] for split in SPLITS}
+    files = {split: [path for name in names[split] for path in user_files.files_of(root, name)] for split in SPLITS}
     everything = [path.resolve() for found in files.values() for path in found]
     if twice := next((path for path in everything if everything.count(path) > 1), None):
         raise UserError(f"{paths.label(twice)} is named twice: rows must stand in one split, and once")
@@ -54,19 +54,6 @@ def resolve(settings: Settings, say: Callable[[str], None]) -> tuple[Settings, d
 def _within(path: Path, folders: Iterable[Path]) -> bool:
     """Whether a folder's own hash covers the file."""
     return any(Path(os.path.normpath(path)).is_relative_to(folder) for folder in folders)
-
-
-def expand(root: Path, name: str) -> Iterable[Path]:
-    """The file of a name, or the files of a pattern, in order."""
-    path = root / name
-    if path.is_file():
-        return [path]
-    # Path.glob would read a pattern in the root's own name, and takes no absolute ones
-    names = glob.glob(name, root_dir=root, recursive=True) if glob.has_magic(name) else []  # noqa: PTH207
-    found = [root / one for one in sorted(names) if (root / one).is_file()]
-    if not found:
-        raise UserError(f"no file {paths.label(path)}: data/README.md shows what goes there")
-    return found
 
 
 def dataset(source: str, id: str, revision: str | None, say: Callable[[str], None] = lambda text: None) -> Path:

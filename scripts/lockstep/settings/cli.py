@@ -92,7 +92,9 @@ def stage_options(made: argparse.ArgumentParser) -> None:
     """--force and --check, which every stage that writes a folder has."""
     made.add_argument("--force", action="store_true", help="make the output again, replacing what is there")
     made.add_argument(
-        "--check", action="store_true", help="only say by the exit code (0, 3) whether the output is there"
+        "--check",
+        action="store_true",
+        help="only say by the exit code whether the output is there (0) or not (3); 2: a path is wrong",
     )
 
 
