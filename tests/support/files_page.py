@@ -65,11 +65,12 @@ class Key:
     def unseen(self, where: str) -> Iterator[str]:
         """Keys that the page promises and no value had."""
         for name, key in self.children.items():
-            if not key.optional:
-                if not key.seen:
-                    yield f"{where}.{name}"
-                else:
-                    yield from key.unseen(f"{where}.{name}")
+            if key.optional or (name == "[]" and not key.children):  # a list of plain values may be empty
+                continue
+            if not key.seen:
+                yield f"{where}.{name}"
+            else:
+                yield from key.unseen(f"{where}.{name}")
 
 
 def files(page: Path = PAGE) -> list[str]:
