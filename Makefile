@@ -146,13 +146,13 @@ bench: setup $(TOY) ## put the server under load, merged and as base + adapter: 
 	ACCEL=$(ACCEL) $(PY) benchmarks/serve.py $(FLAGS)
 
 test: .venv/dev.stamp ## the tests (CPU, no network)
-	CUDA_VISIBLE_DEVICES= $(PY) -m pytest --numprocesses 2 --dist loadfile -m "not slow and not e2e and not gpu and not faults" $(ARGS)
+	CUDA_VISIBLE_DEVICES= $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not e2e and not gpu and not faults" $(ARGS)
 
 test-e2e: .venv/dev.stamp ## a tiny model through all stages and the real vLLM server
 	$(PY) -m pytest -m e2e $(ARGS)
 
 test-faults: .venv/dev.stamp ## tests that kill and starve stages on purpose, beyond those of make test
-	$(PY) -m pytest --numprocesses 2 --dist loadfile -m faults $(ARGS)
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m faults $(ARGS)
 
 test-gpu: .venv/dev.stamp ## what only an NVIDIA GPU can show
 	$(PY) -m pytest -m gpu $(ARGS)

