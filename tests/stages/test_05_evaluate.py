@@ -165,7 +165,7 @@ def test_a_report_is_not_made_of_another_models_figures(home: Home, tmp_path: Pa
     changed = home.copy(tmp_path / "home")
     reseal(changed.run / "merged", {"outputs/r/adapter": "0" * 64})  # as a merge of another adapter would be
     answer = evaluate(changed, "--report")
-    assert answer.returncode == 2 and "is of another model or data than what is there now" in answer.stderr
+    assert answer.returncode == 2 and "was made from another model or other data than what is there now" in answer.stderr
     (changed.run / "eval/predictions.jsonl").write_text("{}\n")
     assert "has another size than when it was made" in evaluate(changed, "--report").stderr
     taken = evaluate(changed, "--evaluate.runs", "base")

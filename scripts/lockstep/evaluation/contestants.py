@@ -1,7 +1,7 @@
-"""Models that answer the same questions: who they are, where they answer, and their answers on disk.
+"""The models that are compared: who they are, which server answers for them, what they are asked, and their answers.
 
-Answers are kept in `outputs/<run>/answers/` under a name that holds the hash of all that they depend
-on: model, question, sampling. What is there is not asked again, and a stopped evaluation goes on.
+Answers are kept in `outputs/<run>/answers/` under a name that contains the hash of everything they depend
+on: model, questions, sampling. What is on disk is not asked again, so a stopped evaluation goes on where it was.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +24,8 @@ from lockstep.serving import temporary_server
 from lockstep.settings.schema import Evaluate, Sampling
 from lockstep.text import json_text
 
-Progress = Callable[
-    [str, int, int, Iterator[AnswerRecord]], Iterator[AnswerRecord]
-]  # (what, all rows, rows there, rows to come)
+# (description, rows in all, rows on disk, records to come) → the same records, shown as they come
+Progress = Callable[[str, int, int, Iterator[AnswerRecord]], Iterator[AnswerRecord]]
 
 
 @dataclass(frozen=True)
@@ -35,24 +34,26 @@ class Case:
 
     Attributes:
         name: file and line.
-        messages: what is asked; tools: what it may call.
-        wanted: the answer that the row holds.
-        input_ids, places: the whole row, and where in it tokens are supervised.
-        start: where the wanted answer begins.
+        messages: what is asked.
+        tools: what the model may call.
+        reference: the answer that the row holds.
+        input_ids: tokens of the whole row, prompt and reference.
+        places: where in them the supervised tokens are.
+        start: where in them the reference begins.
     """
 
     name: str
     messages: list[Message]
     tools: list[Any] | None
-    wanted: str
+    reference: str
     input_ids: list[int]
     places: list[int]
     start: int
 
     @property
     def pair(self) -> Pair:
-        """What is asked, and the wanted answer."""
-        return _text(self.messages), self.wanted
+        """What is asked, and the reference."""
+        return _text(self.messages), self.reference
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,11 @@ class Contestant:
     Args:
         name: base, tuned, or a run's name.
         model: the name that requests send.
-        identity: hash of its weights and template, or its address where it is someone else's server.
-        mode: of serve.mode, for a server of our own.
-        words: the settings of that server, as words of a command line.
-        url: of a server that runs already.
+        identity: what tells it from other models: hashes of weights and template, and the settings of its server;
+            before them its address where somebody else's server answers.
+        mode: the serve.mode of a server that the evaluation starts.
+        words: that server's settings, as words of a command line.
+        url: of a server that is running already.
     """
 
     name: str
@@ -77,7 +79,7 @@ class Contestant:
 
     @contextmanager
     def endpoint(self, say: Callable[[str], None]) -> Iterator[Endpoint]:
-        """Its server; one of our own lives as long as the block."""
+        """Its server; one that is started here lives as long as the block."""
         with ExitStack() as stack:
             url = self.url or stack.enter_context(temporary_server.served(self.words, self.mode, say))
             yield Endpoint(url, notice=say)
@@ -88,10 +90,10 @@ class Task:
     """Something that is asked of a contestant, row by row.
 
     Args:
-        kind: answers, likelihood … part of the file's name.
-        parts: all that the result depends on beside the model, as JSON values.
-        rows: how many.
-        work: endpoint, model's name, row's number → the row's record.
+        kind: answers, likelihood …; part of the file's name.
+        parts: everything the result depends on besides the model, as JSON values.
+        rows: how many rows there are.
+        work: (endpoint, the model's name, the row's number) → the row's record.
     """
 
     kind: str
@@ -101,51 +103,53 @@ class Task:
 
 
 def cases(data: Path, most: int | None) -> list[Case]:
-    """The test split's rows.
+    """The rows of the test split, at most so many.
 
     Raises:
-        UserError: it is empty.
+        UserError: the split is empty.
     """
     from datasets import load_from_disk
-    from transformers import AutoTokenizer
 
     split = load_from_disk(str(data / "test"))
     if not len(split):
         raise UserError("the test split has no rows: set --data.test_file or --data.test_share and make the data again")
+    rows = split.select(range(min(len(split), most or len(split))))
     tokenizer = None
-    found = []
-    for row in split.select(range(min(len(split), most or len(split)))):
-        last = row["messages"][-1]
+    asked = []
+    for row in rows:
+        *_, answer = row["messages"]
         places = [place for place, label in enumerate(row["labels"]) if label != IGNORE and place]
         start = len(row["input_ids"]) - row["answer"]
-        if start - 1 in places:  # the prompt was trained, too, and is no answer
+        if start - 1 in places:  # the prompt is supervised, too, and is not part of the answer
             places = [place for place in places if place >= start]
-        wanted = last["content"]
-        if last.get("extra"):  # calls of tools: what the model must say is what its template writes
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(
-                data.parent / filenames.ADAPTER, local_files_only=True
-            )
-            wanted = tokenizer.decode(row["input_ids"][start : places[-1] + 1], skip_special_tokens=True)
+        reference = answer["content"]
+        if answer.get("extra"):  # tool calls: the model must write them as its template does
+            tokenizer = tokenizer or _tokenizer(data.parent / filenames.ADAPTER)
+            reference = tokenizer.decode(row["input_ids"][start : places[-1] + 1], skip_special_tokens=True)
         messages, tools = unpacked(row)
-        found.append(Case(row["row"], messages[:-1], tools, wanted, row["input_ids"], places, start))
-    return found
+        asked.append(Case(row["row"], messages[:-1], tools, reference, row["input_ids"], places, start))
+    return asked
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def question(text: str) -> Case:
-    """A question by itself."""
+    """A single question, without a reference."""
     return Case("", [{"role": "user", "content": text}], None, "", [], [], 0)
 
 
 def encoded(folder: Path, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of plain texts, as the tokenizer of a folder begins and ends them."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    """Token ids of plain texts, with the special tokens that a folder's tokenizer puts around any text."""
+    tokenizer = _tokenizer(folder)
     return [list(tokenizer(text)["input_ids"]) for text in texts]
 
 
 def pairs(split: Path) -> Iterator[Pair]:
-    """(what is asked, the wanted answer) of each row of a split on disk."""
+    """(what is asked, the reference) of each row of a split on disk."""
     from datasets import load_from_disk
 
     for row in load_from_disk(str(split)):
@@ -154,51 +158,70 @@ def pairs(split: Path) -> Iterator[Pair]:
 
 
 def _text(messages: Sequence[Message]) -> str:
-    return "\n".join(one["content"] or "" for one in messages)
+    return "\n".join(message["content"] or "" for message in messages)
 
 
-def answers(asked: Sequence[Case], sampling: Sampling, evaluate: Evaluate, longest: int, kind: str = "answers") -> Task:
-    """Have each row answered.
+def answers(
+    questions: Sequence[Case], sampling: Sampling, evaluate: Evaluate, longest: int, kind: str = "answers"
+) -> Task:
+    """Have each question answered.
 
     Args:
-        longest: tokens of prompt and answer that the server takes.
+        longest: how many tokens of prompt and answer together the server takes.
     """
 
     def body(model: str, case: Case) -> dict[str, Any]:
-        made = openai_client.request(sampling, model, case.messages)
-        made |= {"max_tokens": max(1, min(evaluate.max_tokens, longest - case.start))}
-        return made | ({"tools": case.tools, "tool_choice": "none"} if case.tools else {})
+        request = openai_client.request(sampling, model, case.messages)
+        request["max_tokens"] = max(1, min(evaluate.max_tokens, longest - case.start))
+        if case.tools:
+            request |= {"tools": case.tools, "tool_choice": "none"}
+        return request
 
     def work(server: Endpoint, model: str, number: int) -> AnswerRecord:
-        return server.record(body(model, asked[number]))
+        return server.record(body(model, questions[number]))
 
-    return Task(kind, [body("", case) for case in asked], len(asked), work)
+    return Task(kind, [body("", case) for case in questions], len(questions), work)
 
 
 def likelihoods(ids: Sequence[Sequence[int]], places: Sequence[Sequence[int]], kind: str) -> Task:
-    """Have the log-probability of each row's tokens at some places summed: `nats` (of −log p) and `tokens`."""
+    """Have −log p summed over tokens of each row: `nats`, and over how many `tokens`.
+
+    Args:
+        ids: token ids of each row.
+        places: of each row, the positions whose tokens count; none of them is 0, which nothing predicts.
+    """
 
     def work(server: Endpoint, model: str, number: int) -> AnswerRecord:
         try:
-            found = server.prompt_log_probs(model, ids[number])
+            log_probs = server.prompt_log_probs(model, ids[number])  # of the second token on
         except NoAnswer as error:
-            if error.scope != "request":
+            if error.scope != "request":  # only a row that the server refuses is left out
                 raise
             return {"nats": 0.0, "tokens": 0, "refused": str(error)}
-        chosen = [found[place - 1] for place in places[number]]
+        chosen = [log_probs[place - 1] for place in places[number]]
         return {"nats": -sum(chosen), "tokens": len(chosen)}
 
     return Task(kind, [list(map(list, ids)), list(map(list, places))], len(ids), work)
 
 
 def collect(
-    contestant: Contestant, tasks: Sequence[Task], folder: Path, concurrency: int, say: Callable[[str], None],
+    contestant: Contestant,
+    tasks: Sequence[Task],
+    folder: Path,
+    concurrency: int,
+    say: Callable[[str], None],
     progress: Progress,
-) -> dict[str, list[AnswerRecord]]:  # fmt: skip
-    """Everything that is asked of a contestant, by kind, from disk where it is there already.
+) -> dict[str, list[AnswerRecord]]:
+    """Everything that is asked of a contestant, by kind of task; from disk where it is there already.
+
+    Args:
+        folder: where the answers are kept.
+        concurrency: how many rows are asked at a time.
+        say: where notices go.
+        progress: shows the rows as they come.
 
     Raises:
-        UserError: its server does not start, or fails beyond patience; what it answered is kept.
+        UserError: its server does not start, or fails for longer than the client waits; what it answered is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -208,7 +231,7 @@ def collect(
             name = f"{contestant.name}-{task.kind}-{key[:12]}.jsonl"
             files[task.kind] = stack.enter_context(BatchFile(folder / name, key, task.rows))
         waiting = [task for task in tasks if not files[task.kind].finished]
-        if waiting:
+        if waiting:  # no server is started when everything is on disk
             server = stack.enter_context(contestant.endpoint(say))
         for task in waiting:
             file = files[task.kind]
@@ -216,9 +239,8 @@ def collect(
             def work(number: int, task: Task = task) -> AnswerRecord:
                 return task.work(server, contestant.model, number)
 
-            for _ in progress(
-                f"{contestant.name}: {task.kind}", task.rows, len(file.done), file.fill(work, concurrency)
-            ):
+            records = file.fill(work, concurrency)
+            for _ in progress(f"{contestant.name}: {task.kind}", task.rows, len(file.done), records):
                 pass
             file.publish()
     return {kind: [row for _, row in json_text.json_lines(file.output)] for kind, file in files.items()}

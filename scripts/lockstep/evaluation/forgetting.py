@@ -1,8 +1,8 @@
 """What a model must not forget while it learns: short questions of general knowledge, and plain prose.
 
-The panel is small: it shows that something broke, not by how much. A file of one's own in the same
-form can take its place: {"questions": [{"question", "accepted": […], "language"}], "prose": [{"text",
-"language"}]}, where each language is optional.
+The panel is small: it shows that something broke, not by how much. A file of the user's in the same
+form can replace it: {"questions": [{"question", "accepted": […], "language"}], "prose": [{"text",
+"language"}]}, where every language is optional.
 """
 
 import json
@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lockstep import paths
 from lockstep.errors import UserError
 from lockstep.evaluation import measures
+from lockstep.evaluation.catalogue import scale
 from lockstep.evaluation.measures import Measure
 from lockstep.text import cjk, normalise
 
 PANEL = Path(__file__).with_name("forgetting.json")
-LETTER = rf"[^\W{cjk.HAN}{cjk.KANA}]"  # of a word that has spaces around it, or a digit
+LETTER = rf"[^\W{cjk.HAN}{cjk.KANA}]"  # a letter of a script that separates words by spaces, or a digit
 
 
 class Question(BaseModel):
@@ -33,7 +34,7 @@ class Question(BaseModel):
 
 
 class Prose(BaseModel):
-    """A paragraph, for the perplexity of a model that was not asked anything."""
+    """A paragraph, for the perplexity of a model without any question."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -51,10 +52,10 @@ class Panel(BaseModel):
 
 
 def load(path: Path = PANEL) -> Panel:
-    """The panel of a file, ours by default.
+    """The panel of a file, by default the one that comes with Lockstep.
 
     Raises:
-        UserError: no such file, not of this form, empty, or a question that contains its own answer.
+        UserError: the file is missing, has another form or is empty, or a question contains its own answer.
     """
     name = paths.label(path)
     try:
@@ -69,31 +70,44 @@ def load(path: Path = PANEL) -> Panel:
         raise UserError(f"{name} is no JSON: {error}") from error
     if not panel.questions and not panel.prose:
         raise UserError(f"{name} has neither questions nor prose")
-    for number, one in enumerate(panel.questions):
-        if not all(normalise.normalise(text) for text in one.accepted):
+    for number, question in enumerate(panel.questions):
+        if not all(normalise.normalise(text) for text in question.accepted):
             raise UserError(f"{name}: questions[{number}].accepted holds an empty text, which every answer contains")
-        if is_right(one.question, one.accepted):
-            raise UserError(f"{name}: questions[{number}] contains an accepted answer: repeating it would be right")
+        if is_right(question.question, question.accepted):
+            raise UserError(
+                f"{name}: questions[{number}] contains an accepted answer: repeating the question would count as right"
+            )
     return panel
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether an answer contains an accepted string, both normalised, as whole words and whole numbers.
+    """Whether an answer contains an accepted string as whole words and whole numbers, both normalised.
 
-    CJK text has no spaces around words, so there any place counts. An answer that says more than
-    what was asked is right, too, and so is one that names it to deny it.
+    CJK text has no spaces around words, so any place in it counts. An answer that says more than was
+    asked is right as well, and so is one that names the accepted string only to deny it.
     """
-    said = normalise.normalise(answer)
-    return any(_pattern(normalise.normalise(text)).search(said) for text in accepted)
+    normalised = normalise.normalise(answer)
+    return any(_pattern(normalise.normalise(text)).search(normalised) for text in accepted)
 
 
 def _pattern(text: str) -> re.Pattern[str]:
+    # neither inside a longer word nor inside a longer number: 12 is not in 12.5 or 1,12
     before = rf"(?<!{LETTER})(?<!\d[.,])" if re.match(LETTER, text) else ""
     after = rf"(?!{LETTER})(?![.,]\d)" if re.match(LETTER, text[-1:]) else ""
     return re.compile(before + re.escape(text) + after)
 
 
-def measure(questions: Sequence[Question], answers: Sequence[str]) -> Measure:
-    """The share of questions answered right, to be compared as any other measure; one answer for each question."""
+def share_right(questions: Sequence[Question], answers: Sequence[str]) -> Measure:
+    """The share of questions that are answered correctly.
+
+    Raises:
+        ValueError: not one answer for each question.
+    """
     pairs = zip(questions, answers, strict=True)
-    return measures.share([is_right(answer, one.accepted) for one, answer in pairs])
+    correct = [is_right(answer, question.accepted) for question, answer in pairs]
+    return measures.share(correct, *scale("general_questions"))
+
+
+def prose_perplexity(nats: Sequence[float], tokens: Sequence[float]) -> Measure:
+    """The perplexity of the panel's paragraphs: for each the sum of −log p, and over how many tokens."""
+    return measures.perplexity(nats, tokens, *scale("prose_perplexity"))

@@ -1,4 +1,4 @@
-"""Answers that are JSON objects: whether they parse, and which fields are right, wrong, missing or too many."""
+"""Answers that are JSON objects: whether they parse, and which fields are right, wrong, missing or extra."""
 
 import json
 from collections import Counter
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lockstep.evaluation import measures
-from lockstep.evaluation.measures import HIGHER, LOWER, Measure
+from lockstep.evaluation.catalogue import scale
+from lockstep.evaluation.measures import Measure
 from lockstep.text import json_text
 
 Fields = dict[str, str]  # path → value, written as JSON
@@ -14,11 +15,11 @@ RIGHT, WRONG, MISSING, EXTRA = "right", "wrong", "missing", "extra"
 
 
 def fields(text: str) -> Fields | None:
-    """The fields of a text that is a JSON object and nothing else (a fence around it is something else).
+    """The fields of a text that is a JSON object and nothing else (a code fence around it is something else).
 
-    A nested field's name is its path, as `address.city` or `items[0].name`; an empty object or list
+    A nested field is named by its path, such as `address.city` or `items[0].name`; an empty object or list
     is a field of its own. Values are compared as JSON writes them: 1, 1.0, true and "1" differ, and
-    so do an absent field and null. None where it is no object, or says a key twice.
+    so do an absent field and null. None where the text is not an object, or repeats a key.
     """
     try:
         value = json_text.loads(text)
@@ -32,6 +33,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
         raise ValueError(value.duplicate_key)
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
+            # a key that holds a separator must not look like a path
             name = key.replace("\\", "\\\\").replace(".", "\\.").replace("[", "\\[")
             yield from _leaves(inner, f"{path}.{name}" if path else name)
     elif isinstance(value, list) and value:
@@ -41,43 +43,42 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def compare(said: Fields | None, wanted: Fields) -> dict[str, str]:
-    """path → RIGHT, WRONG, MISSING or EXTRA. Of what is no object all is missing."""
-    said = {} if said is None else said
-    found = {path: MISSING if path not in said else RIGHT if said[path] == value else WRONG
-             for path, value in wanted.items()}  # fmt: skip
-    return found | {path: EXTRA for path in said if path not in wanted}
+def compare(predicted: Fields | None, expected: Fields) -> dict[str, str]:
+    """path → RIGHT, WRONG, MISSING or EXTRA. Where the answer is not an object (None), every field is missing."""
+    predicted = predicted or {}
+    kinds = {}
+    for path, value in expected.items():
+        if path not in predicted:
+            kinds[path] = MISSING
+        else:
+            kinds[path] = RIGHT if predicted[path] == value else WRONG
+    return kinds | {path: EXTRA for path in predicted if path not in expected}
 
 
-def measure(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
-    """json_valid; field_accuracy and field_missing, shares of the wanted fields; field_extra, of the fields said.
+def score_fields(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
+    """json_valid; field_accuracy and field_missing, shares of the references' fields; field_extra, of the answers'.
 
-    Nothing where a wanted answer is no JSON object.
+    Empty where one of the references is not a JSON object.
     """
-    wanted = [fields(text) for text in references]
-    if not wanted or any(one is None for one in wanted):
+    expected = []
+    for text in references:
+        reference = fields(text)
+        if reference is None:
+            return {}
+        expected.append(reference)
+    if not expected:
         return {}
-    said = [fields(text) for text in predictions]
-    counts = [Counter(compare(one, other or {}).values()) for one, other in zip(said, wanted, strict=True)]
-    wants = [len(other or {}) for other in wanted]
-    says = [len(one or {}) for one in said]
+    predicted = [fields(text) for text in predictions]
+    counts = [Counter(compare(*pair).values()) for pair in zip(predicted, expected, strict=True)]
+    sizes_expected = [len(reference) for reference in expected]
+    sizes_predicted = [len(prediction or {}) for prediction in predicted]
 
-    def part(kind: str, of: list[int], better: int) -> Measure:
-        return measures.ratio([count[kind] for count in counts], of, better)
+    def part(name: str, kind: str, sizes: list[int]) -> Measure:
+        return measures.ratio([count[kind] for count in counts], sizes, *scale(name))
 
     return {
-        "json_valid": measures.share([one is not None for one in said]),
-        "field_accuracy": part(RIGHT, wants, HIGHER),
-        "field_missing": part(MISSING, wants, LOWER),
-        "field_extra": part(EXTRA, says, LOWER),
+        "json_valid": measures.share([prediction is not None for prediction in predicted], *scale("json_valid")),
+        "field_accuracy": part("field_accuracy", RIGHT, sizes_expected),
+        "field_missing": part("field_missing", MISSING, sizes_expected),
+        "field_extra": part("field_extra", EXTRA, sizes_predicted),
     }
-
-
-def by_field(predictions: Sequence[str], references: Sequence[str]) -> dict[str, dict[str, int]]:
-    """path → how often it was right, wrong, missing and extra, over all rows whose wanted answer is an object."""
-    found: dict[str, Counter[str]] = {}
-    for said, reference in zip(predictions, references, strict=True):
-        if (wanted := fields(reference)) is not None:
-            for path, kind in compare(fields(said), wanted).items():
-                found.setdefault(path, Counter())[kind] += 1
-    return {path: dict(counts) for path, counts in found.items()}

@@ -1,81 +1,56 @@
-"""One self-contained page on a run: the verdict first, then everything that it rests on.
+"""One self-contained page about a run: the verdict first, then everything it rests on.
 
-Built from the files of the run's folder alone; what is not there is left out and said so.
+Built from the files in the run's folder alone; where one is missing, the page says so.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, jsonl_log, manifest
-from lockstep.evaluation import text_diff
+from lockstep.artifacts.manifest import Manifest
+from lockstep.evaluation import catalogue, text_diff
 from lockstep.serving import gate_report
+from lockstep.training import loss_plot
 
 PAGE = Path(__file__).with_name("report_page.html")
 ROWS = 300  # answers on the page
 CHARACTERS = 4000  # of one text
-# In this order, with what a reader may not know. Other measures follow by name.
-NAMES = {
-    "exact_match": "answers equal to the wanted one",
-    "exact_match_normalised": "the same, but for case, width, spaces and punctuation at the ends",
-    "field_accuracy": "fields of JSON answers that are right",
-    "json_valid": "answers that are JSON",
-    "accuracy": "right labels",
-    "macro_f1": "mean F1 of the labels",
-    "token_f1": "tokens shared with the wanted answer",
-    "rouge_l": "longest common subsequence of words",
-    "chrf": "character n-grams shared",
-    "bleu": "word n-grams shared",
-    "perplexity": "of the wanted answers; lower is better",
-    "stop_rate": "answers that ended by themselves",
-    "repetition_rate": "repeated 4-grams; lower is better",
-    "loop_rate": "answers that are mostly one phrase; lower is better",
-    "distinct_2": "different word pairs among all",
-    "output_tokens": "length of an answer",
-    "latency": "seconds for an answer, under load",
-}
+SIDES = ("base", "tuned")
+STAGES = (filenames.DATA, filenames.ADAPTER, filenames.MERGED)  # whose commands and versions the page shows
+# (base is right, tuned is right) → the name by which the page filters and sorts
+OUTCOMES = {(True, True): "both", (False, True): "gained", (True, False): "lost", (False, False): "neither"}
 
 
 def write(run_dir: Path, evaluation: Path | None, file: Path) -> None:
-    """The page.
+    """Write the page.
 
     Args:
         run_dir: the run's folder.
-        evaluation: the folder of metrics.json and predictions.jsonl, or None where there is none.
+        evaluation: the folder with metrics.json and predictions.jsonl; None where nothing was evaluated.
         file: where the page goes.
     """
     from jinja2 import Environment
 
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        PAGE.read_text(encoding="utf-8")
-    )
-    metrics = _json(evaluation / filenames.METRICS) if evaluation else None
-    answers = list(_answers(evaluation / filenames.PREDICTIONS)) if evaluation else []
-    stages = {
-        name: manifest.read(run_dir / name)
-        for name in ("data", "adapter", "merged")
-        if (run_dir / name / filenames.MANIFEST).exists()
-    }
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(PAGE.read_text(encoding="utf-8"))
+    stages = {name: manifest.read(run_dir / name) for name in STAGES if (run_dir / name / filenames.MANIFEST).exists()}
+    gate, log_file = gate_report.read(run_dir / filenames.SERVE), run_dir / filenames.TRAINING_LOG
     text = page.render(
         run=run_dir.name,
-        made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        metrics=metrics,
-        table=_table(metrics) if metrics else [],
-        verdict=_verdict(metrics) if metrics else None,
-        forgotten=_table(metrics["forgetting"]) if metrics else [],
-        answers=answers[:ROWS],
-        left_out=max(0, len(answers) - ROWS),
-        curve=_curve(run_dir / filenames.TRAINING_LOG),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        loss_curve=loss_plot.svg(log_file, "loss by step"),
+        final_losses=_final_losses(log_file),
         ledger=_json(run_dir / filenames.DATA / filenames.LEDGER),
         merge=_json(run_dir / filenames.MERGED / filenames.MERGE_REPORT),
-        gate=(proved := gate_report.read(run_dir / filenames.SERVE)),
-        replaced=gate_report.replaced(proved) if proved else [],
-        training=_json(run_dir / filenames.ADAPTER / filenames.METRICS),
+        gate=gate,
+        replaced=gate_report.replaced(gate) if gate else [],
         stages=stages,
-        command=_command(stages),
+        commands=_commands(stages),
+        **(_evaluation(evaluation) if evaluation else {}),
     )
     file.write_text(text, encoding="utf-8")
 
@@ -84,78 +59,89 @@ def _json(file: Path) -> Any:
     return atomic.read_json(file) if file.exists() else None
 
 
-def _table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def _evaluation(folder: Path) -> dict[str, Any]:
+    """What the page shows of an evaluation."""
+    metrics = atomic.read_json(folder / filenames.METRICS)
+    answers = list(_answers(folder / filenames.PREDICTIONS))
+    return {
+        "metrics": metrics,
+        "table": _table(metrics),
+        "forgotten": _table(metrics["forgetting"]),
+        "verdict": _verdict(metrics),
+        "answers": answers[:ROWS],
+        "left_out": max(0, len(answers) - ROWS),
+    }
+
+
+def _table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A line for each measure: both sides with their intervals, the difference, the verdict."""
-    names = [name for name in NAMES if name in metrics["base"]] + sorted(metrics["base"].keys() - NAMES.keys())
     lines = []
-    for name in names:
-        base, tuned, change = metrics["base"][name], metrics["tuned"][name], metrics["difference"][name]
+    for name in catalogue.in_order(set(metrics["base"])):
+        base, tuned = metrics["base"][name], metrics["tuned"][name]
         if base["value"] is None and tuned["value"] is None:
             continue
-        ends = [
-            value for side in (base, tuned) for value in [side["value"], *(side["ci95"] or [])] if value is not None
-        ]
-        low, high = min(0.0, *ends), max([*ends, 1e-9])
-        high = 1.0 if low >= 0 and high <= 1 else high
-        lines.append({
-            "name": name, "meaning": NAMES.get(name, ""), "base": base, "tuned": tuned, "difference": change,
-            "verdict": metrics["verdict"].get(name), "scale": (low, high),
-        })  # fmt: skip
+        entry = catalogue.CATALOGUE.get(name)
+        lines.append(
+            {
+                "name": name,
+                "meaning": entry.meaning if entry else "",
+                "base": base,
+                "tuned": tuned,
+                "difference": metrics["difference"][name],
+                "verdict": metrics["verdict"].get(name),
+                "scale": _scale(base, tuned),
+            }
+        )
     return lines
 
 
-def _verdict(metrics: dict[str, Any]) -> dict[str, list[str]]:
-    """The measures that got better, worse, or cannot be told."""
-    found: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+def _scale(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[float, float]:
+    """The ends of a measure's bar: 0 to 1 where everything fits, otherwise as far as values and intervals reach."""
+    ends = []
+    for side in (base, tuned):
+        ends += [side["value"], *(side["ci95"] or [])]
+    ends = [end for end in ends if end is not None]
+    low, high = min(0.0, *ends), max([*ends, 1e-9])  # never of width 0
+    return low, 1.0 if low >= 0 and high <= 1 else high
+
+
+def _verdict(metrics: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The measures in which tuned is better, worse, or not known to be either."""
+    names: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
     for name, verdict in metrics["verdict"].items():
-        if verdict in found:
-            found[verdict].append(name)
-    return found
+        names[verdict].append(name)
+    return names
 
 
 def _answers(file: Path) -> Iterator[dict[str, Any]]:
-    """Each row with its answers, and where they differ from the wanted one."""
+    """Each row of predictions.jsonl, with who is right and how the answers differ from the reference."""
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             row = json.loads(line)
-            said = {name: row[name].get("answer") for name in ("base", "tuned")}
-            right = {name: text is not None and text.strip() == row["wanted"].strip() for name, text in said.items()}
-            if number < ROWS:
-                wanted = row["wanted"][:CHARACTERS]
-                row["spans"] = {name: text_diff.spans(wanted, (text or "")[:CHARACTERS]) for name, text in said.items()}
-            row["right"] = right
-            row["kind"] = (
-                ("both" if right["base"] else "gained") if right["tuned"] else ("lost" if right["base"] else "neither")
-            )
-            row["number"] = number
+            texts = {side: row[side].get("answer") for side in SIDES}
+            right = {side: texts[side] is not None and texts[side].strip() == row["wanted"].strip() for side in SIDES}
+            row |= {"number": number, "right": right, "outcome": OUTCOMES[right["base"], right["tuned"]]}
+            if number < ROWS:  # later rows are only counted
+                reference = row["wanted"][:CHARACTERS]
+                row["spans"] = {side: text_diff.spans(reference, (texts[side] or "")[:CHARACTERS]) for side in SIDES}
             yield row
 
 
-def _curve(file: Path) -> dict[str, Any] | None:
-    """The losses as points of an SVG of 720 × 240."""
-    logs = jsonl_log.read(file)
-    series = {
-        key: [(log["step"], log[key]) for log in logs if key in log and "step" in log] for key in ("loss", "eval_loss")
-    }
-    values = [value for points in series.values() for _, value in points]
-    last = max((step for points in series.values() for step, _ in points), default=0)
-    if not values or not last:
-        return None
-    top = max(values)
-
-    def place(step: float, value: float) -> str:
-        return f"{50 + 650 * step / last:.1f},{210 - 190 * value / top:.1f}"
-
-    lines = {key: " ".join(place(*point) for point in points) for key, points in series.items() if points}
-    ends = {key: points[-1][1] for key, points in series.items() if points}
-    ticks = [(210 - 190 * part, top * part) for part in (0, 0.25, 0.5, 0.75, 1)]
-    return {"lines": lines, "ends": ends, "ticks": ticks, "last": last}
+def _final_losses(log_file: Path) -> dict[str, float]:
+    """Label → the last loss of that kind in a metrics.jsonl."""
+    records = jsonl_log.read(log_file)
+    losses = {}
+    for key, label in (("loss", "training loss"), ("eval_loss", "held-out loss")):
+        values = [record[key] for record in records if key in record]
+        if values:
+            losses[label] = values[-1]
+    return losses
 
 
-def _command(stages: dict[str, Any]) -> list[str]:
-    """The commands of the stages, as they were given."""
-    found = []
+def _commands(stages: Mapping[str, Manifest]) -> list[str]:
+    """The stages' commands, as they were given."""
+    commands = []
     for record in stages.values():
-        words = [paths.label(Path(record.argv[0]).resolve()) if record.argv else "", *record.argv[1:]]
-        found.append("python " + " ".join(words))
-    return found
+        script = paths.label(Path(record.argv[0]).resolve()) if record.argv else ""
+        commands.append(" ".join(["python", script, *record.argv[1:]]))
+    return commands

@@ -2,9 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from itertools import groupby
 from typing import Literal
 
 from lockstep.text import cjk
@@ -15,54 +14,69 @@ Spans = list[tuple[Kind, str]]
 SAME: Kind = "same"
 LEFT: Kind = "left"  # only in the first text
 RIGHT: Kind = "right"  # only in the second
+# CJK characters, words and single signs, each with the spaces before it; spaces at the end are a piece of their own
 PIECES = re.compile(rf"\s*(?:[{cjk.HAN}{cjk.KANA}]|[^\W{cjk.HAN}{cjk.KANA}]+|\S)|\s+")
 MOST = 1_500  # pieces of each text that are compared one by one
-EQUAL = 100_000  # pairs of equal pieces, above which frequent ones are no place to begin at: loops take cubic time
+EQUAL = 100_000  # pairs of equal pieces beyond which matches must not start at frequent ones: loops take cubic time
 
 
 def spans(left: str, right: str) -> Spans:
     """The pieces of both texts, in order: SAME in both, LEFT only in the first, RIGHT only in the second.
 
-    SAME and LEFT pieces in a row are the first text again, SAME and RIGHT ones the second. Pieces are
-    CJK characters, words and single signs, each with the spaces before it. What both texts begin and end with is
-    the same, whatever its length; of what is between, the first MOST pieces of each are compared,
-    and the rest counts as different, so that a text of any length takes about a second at most.
+    SAME and LEFT pieces joined are the first text, SAME and RIGHT ones the second. Between two SAME
+    pieces stand at most one LEFT and one RIGHT. The beginning and the end that both texts share are SAME,
+    however long they are; of what lies between, the first MOST pieces of each text are compared and the
+    rest counts as different, so that texts of any length take about a second at most.
     """
     ours, theirs = PIECES.findall(left), PIECES.findall(right)
-    start = _alike(ours, theirs)
-    end = _alike(ours[start:][::-1], theirs[start:][::-1])
-    found: Spans = [(SAME, "".join(ours[:start]))]
-    ours, theirs, last = ours[start : len(ours) - end], theirs[start : len(theirs) - end], ours[len(ours) - end :]
-    counts = Counter(ours[:MOST]), Counter(theirs[:MOST])
-    loops = sum(count * counts[1][piece] for piece, count in counts[0].items()) > EQUAL
-    matcher = SequenceMatcher(None, ours[:MOST], theirs[:MOST], autojunk=loops)
-    for kind, i, j, k, m in matcher.get_opcodes():
-        one, other = "".join(ours[i:j]), "".join(theirs[k:m])
-        found += [(SAME, one)] if kind == "equal" else [(LEFT, one), (RIGHT, other)]
-    found += [(LEFT, "".join(ours[MOST:])), (RIGHT, "".join(theirs[MOST:])), (SAME, "".join(last))]
-    return _joined(found)
+    start = _common_prefix(ours, theirs)
+    end = _common_prefix(ours[start:][::-1], theirs[start:][::-1])
+    head, tail = ours[:start], ours[len(ours) - end :]
+    ours, theirs = ours[start : len(ours) - end], theirs[start : len(theirs) - end]
+    middle = [*_compared(ours[:MOST], theirs[:MOST]), (LEFT, "".join(ours[MOST:])), (RIGHT, "".join(theirs[MOST:]))]
+    return _joined([(SAME, "".join(head)), *middle, (SAME, "".join(tail))])
 
 
-def against(wanted: str, answers: Sequence[str]) -> list[Spans]:
-    """For each answer what differs from the wanted one: LEFT is missing in it, RIGHT too much."""
-    return [spans(wanted, answer) for answer in answers]
-
-
-def _alike(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many pieces both begin with."""
+def _common_prefix(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    """With how many equal pieces both begin."""
     count = 0
-    for ours, theirs in zip(one, other, strict=False):
-        if ours != theirs:
+    for left, right in zip(ours, theirs, strict=False):
+        if left != right:
             break
         count += 1
     return count
 
 
-def _joined(found: Spans) -> Spans:
+def _compared(ours: Sequence[str], theirs: Sequence[str]) -> Iterator[tuple[Kind, str]]:
+    counts, other_counts = Counter(ours), Counter(theirs)
+    equal_pairs = sum(count * other_counts[piece] for piece, count in counts.items())
+    matcher = SequenceMatcher(None, ours, theirs, autojunk=equal_pairs > EQUAL)
+    for operation, left_start, left_end, right_start, right_end in matcher.get_opcodes():
+        if operation == "equal":
+            yield SAME, "".join(ours[left_start:left_end])
+        else:
+            yield LEFT, "".join(ours[left_start:left_end])
+            yield RIGHT, "".join(theirs[right_start:right_end])
+
+
+def _joined(pieces: Sequence[tuple[Kind, str]]) -> Spans:
     """Without empty pieces; between two SAME pieces at most one LEFT and then one RIGHT."""
     joined: Spans = []
-    for same, group in groupby((piece for piece in found if piece[1]), lambda piece: piece[0] == SAME):
-        pieces = list(group)
-        for kind in (SAME,) if same else (LEFT, RIGHT):
-            joined.append((kind, "".join(text for one, text in pieces if one == kind)))
-    return [piece for piece in joined if piece[1]]
+    pending: dict[Kind, str] = {
+        SAME: "",
+        LEFT: "",
+        RIGHT: "",
+    }  # since the kind last changed between SAME and the others
+
+    def flush(*kinds: Kind) -> None:
+        for kind in kinds:
+            if pending[kind]:
+                joined.append((kind, pending[kind]))
+                pending[kind] = ""
+
+    for kind, text in pieces:
+        if text:
+            flush(*((LEFT, RIGHT) if kind == SAME else (SAME,)))
+            pending[kind] += text
+    flush(SAME, LEFT, RIGHT)
+    return joined

@@ -1,115 +1,140 @@
-"""What the answers of an evaluation are worth: everything that eval/metrics.json and predictions.jsonl hold."""
+"""From answers to figures: everything that eval/metrics.json and predictions.jsonl hold."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lockstep.client.batch_file import AnswerRecord
-from lockstep.evaluation import bootstrap, contestants, forgetting, measures, scores, train_test_overlap
+from lockstep.evaluation import bootstrap, contestants, forgetting, scores, train_test_overlap
 from lockstep.evaluation.contestants import Case
 from lockstep.evaluation.forgetting import Panel
 from lockstep.evaluation.measures import Measure
 from lockstep.settings.schema import Sampling
 
-Found = dict[str, list[AnswerRecord]]  # what a contestant answered, by the kind of task
+Answers = dict[str, list[AnswerRecord]]  # of one contestant: kind of task → a record for each row
+# measures that say what a way of sampling does
 SAMPLED = ("repetition_rate", "loop_rate", "distinct_2", "stop_rate", "output_characters", "exact_match", "rouge_l")
 
 
 def metrics(
-    asked: Sequence[Case], found: dict[str, Found], panel: Panel, recorded: Sequence[Any], train: Path, seed: int
+    cases: Sequence[Case], answers: Mapping[str, Answers], panel: Panel, recorded: Sequence[Any], train: Path, seed: int
 ) -> dict[str, Any]:
-    """eval/metrics.json, but for what says how it was asked.
+    """eval/metrics.json, except for what says how the questions were asked.
 
     Args:
-        found: by contestant, `base` and `tuned` among them.
+        cases: the test rows.
+        answers: by contestant, `base` and `tuned` among them.
         recorded: rows of reference.json, in the order in which `tuned` was asked for its `reference`.
         train: the split that test rows must not overlap with.
+        seed: of the resampling.
     """
-    figures = {name: _measures(asked, one, _known(found, "likelihood")) for name, one in found.items()}
-    both = {name: found[name] for name in ("base", "tuned")}
+    comparable = _in_all(answers, "likelihood")
+    figures = {name: _of_contestant(cases, own, comparable) for name, own in answers.items()}
+    base, tuned = answers["base"], answers["tuned"]
+    # a question counts only where both models answered it
     answered = [
-        not any("error" in row for row in rows) for rows in zip(*(one["general"] for one in both.values()), strict=True)
+        "error" not in base_row and "error" not in tuned_row
+        for base_row, tuned_row in zip(base["general"], tuned["general"], strict=True)
     ]
-    kept = {name: _remembered(panel, one, answered, _known(found, "prose")) for name, one in both.items()}
-    result = bootstrap.report(figures["base"], figures["tuned"], seed) | {
-        "rows": len(asked),
-        "errors": {name: sum("error" in row for row in one["answers"]) for name, one in found.items()},
-        "unanswered": {name: _unanswered(one) for name, one in found.items()},
-        "forgetting": bootstrap.report(kept["base"], kept["tuned"], seed),
-        "overlap": train_test_overlap.find(contestants.pairs(train), [case.pair for case in asked]).summary(),
-        "serving": _served_against_trained(recorded, found["tuned"]["reference"]),
+    paragraphs = _in_all(answers, "prose")
+    base_memory, tuned_memory = (_of_panel(panel, own, answered, paragraphs) for own in (base, tuned))
+    result = bootstrap.compare(figures["base"], figures["tuned"], seed) | {
+        "rows": len(cases),
+        "errors": {name: sum("error" in row for row in own["answers"]) for name, own in answers.items()},
+        "unanswered": {name: _unanswered(own) for name, own in answers.items()},
+        "forgetting": bootstrap.compare(base_memory, tuned_memory, seed),
+        "overlap": train_test_overlap.find(contestants.pairs(train), [case.pair for case in cases]).summary(),
+        "serving": _served_against_trained(recorded, tuned["reference"]),
     }
-    if others := [name for name in found if name not in ("base", "tuned")]:
-        result["runs"] = {name: bootstrap.report(figures["tuned"], figures[name], seed)["tuned"] for name in others}
+    if others := [name for name in answers if name not in ("base", "tuned")]:
+        result["runs"] = {name: bootstrap.compare(figures["tuned"], figures[name], seed)["tuned"] for name in others}
     return result
 
 
-def of_sampling(asked: Sequence[Case], way: Sampling, rows: Sequence[AnswerRecord]) -> dict[str, Any]:
-    """What a way of sampling does to repetition, length and correctness of the first rows' answers, where there is one."""
-    pairs = [(case, row) for case, row in zip(asked, rows, strict=False) if "error" not in row]
-    found = _of_texts([case for case, _ in pairs], [row for _, row in pairs])
-    settings = way.model_dump(exclude_none=True, exclude={"seed", "max_tokens"})
-    return {"sampling": settings} | {name: found[name].value for name in SAMPLED}
+def of_sampling(cases: Sequence[Case], sampling: Sampling, rows: Sequence[AnswerRecord]) -> dict[str, Any]:
+    """What a way of sampling does to repetition, length and correctness, over the first rows that have an answer."""
+    answered = [(case, row) for case, row in zip(cases, rows, strict=False) if "error" not in row]
+    figures = _of_texts([case for case, _ in answered], [row for _, row in answered])
+    settings = sampling.model_dump(exclude_none=True, exclude={"seed", "max_tokens"})
+    return {"sampling": settings} | {name: figures[name].value for name in SAMPLED}
 
 
-def predictions(asked: Sequence[Case], found: dict[str, Found]) -> Iterator[dict[str, Any]]:
-    """One line for each test row, with what every contestant made of it."""
-    for number, case in enumerate(asked):
-        row: dict[str, Any] = {"row": case.name, "messages": case.messages, "wanted": case.wanted}
-        for name, one in found.items():
-            said = {key: value for key, value in one["answers"][number].items() if key != "row"}
-            row[name] = said | {"nats": one["likelihood"][number]["nats"]}
-        yield row
+def predictions(cases: Sequence[Case], answers: Mapping[str, Answers]) -> Iterator[dict[str, Any]]:
+    """One line of predictions.jsonl for each test row, with what every contestant answered."""
+    for number, case in enumerate(cases):
+        line: dict[str, Any] = {"row": case.name, "messages": case.messages, "wanted": case.reference}
+        for name, own in answers.items():
+            record = {key: value for key, value in own["answers"][number].items() if key != "row"}
+            line[name] = record | {"nats": own["likelihood"][number]["nats"]}
+        yield line
 
 
-def _known(found: dict[str, Found], kind: str) -> list[bool]:
-    """Rows whose likelihood all contestants have that were asked: only those can be compared."""
-    return [all(row["tokens"] for row in rows) for rows in zip(*(one[kind] for one in found.values()), strict=True)]
+def _in_all(answers: Mapping[str, Answers], kind: str) -> list[bool]:
+    """For each row, whether every contestant has its likelihood: only such rows can be compared."""
+    records_by_row = zip(*(own[kind] for own in answers.values()), strict=True)
+    return [all(record["tokens"] for record in records) for records in records_by_row]
 
 
-def _perplexity(rows: Sequence[AnswerRecord], known: Sequence[bool]) -> dict[str, list[float]]:
-    """Nats and tokens of each row; none of those that are not known."""
-    return {key: [row[key] * there for row, there in zip(rows, known, strict=True)] for key in ("nats", "tokens")}
+def _nats_and_tokens(rows: Sequence[AnswerRecord], comparable: Sequence[bool]) -> dict[str, list[float]]:
+    """Nats and tokens of each row; 0 of both where the row cannot be compared, so that it adds nothing."""
+    return {
+        "nats": [row["nats"] if counts else 0.0 for row, counts in zip(rows, comparable, strict=True)],
+        "tokens": [row["tokens"] if counts else 0 for row, counts in zip(rows, comparable, strict=True)],
+    }
 
 
-def _of_texts(asked: Sequence[Case], rows: Sequence[AnswerRecord], **more: Any) -> dict[str, Measure]:
+def _of_texts(cases: Sequence[Case], rows: Sequence[AnswerRecord], **more: Any) -> dict[str, Measure]:
     """The measures of answers; a row without an answer counts as an empty one."""
-    return scores.measure(
+    return scores.score_answers(
         [row.get("answer", "") for row in rows],
-        [case.wanted for case in asked],
+        [case.reference for case in cases],
         finish_reasons=[row.get("finish_reason") for row in rows],
         **more,
     )
 
 
-def _measures(asked: Sequence[Case], found: Found, known: Sequence[bool]) -> dict[str, Measure]:
-    rows = found["answers"]
-    tokens, seconds = ([row.get(key) for row in rows] for key in ("completion_tokens", "seconds"))
-    return _of_texts(asked, rows, output_tokens=tokens, seconds=seconds, **_perplexity(found["likelihood"], known))
+def _of_contestant(cases: Sequence[Case], own: Answers, comparable: Sequence[bool]) -> dict[str, Measure]:
+    """All measures of what one contestant answered to the test rows."""
+    rows = own["answers"]
+    return _of_texts(
+        cases,
+        rows,
+        output_tokens=[row.get("completion_tokens") for row in rows],
+        seconds=[row.get("seconds") for row in rows],
+        **_nats_and_tokens(own["likelihood"], comparable),
+    )
 
 
-def _unanswered(found: Found) -> dict[str, int]:
-    """How many questions of each kind have no answer, or no likelihood."""
-    counts = {kind: sum("error" in row or "refused" in row for row in rows) for kind, rows in found.items()}
-    return {kind: count for kind, count in counts.items() if count}
+def _of_panel(panel: Panel, own: Answers, answered: Sequence[bool], comparable: Sequence[bool]) -> dict[str, Measure]:
+    """The measures of what must not be forgotten.
 
-
-def _remembered(panel: Panel, found: Found, answered: Sequence[bool], known: Sequence[bool]) -> dict[str, Measure]:
-    """The measures of what must not be forgotten; of questions those that both models have answered."""
-    rows = [row for row, there in zip(found["general"], answered, strict=True) if there]
-    questions = [one for one, there in zip(panel.questions, answered, strict=True) if there]
+    Args:
+        answered: for each question of the panel, whether both models answered it.
+        comparable: for each of its paragraphs, whether every contestant has its likelihood.
+    """
+    questions = [question for question, both in zip(panel.questions, answered, strict=True) if both]
+    texts = [row["answer"] for row, both in zip(own["general"], answered, strict=True) if both]
     return {
-        "general_questions": forgetting.measure(questions, [row["answer"] for row in rows]),
-        "prose_perplexity": measures.perplexity(**_perplexity(found["prose"], known)),
+        "general_questions": forgetting.share_right(questions, texts),
+        "prose_perplexity": forgetting.prose_perplexity(**_nats_and_tokens(own["prose"], comparable)),
     }
+
+
+def _unanswered(own: Answers) -> dict[str, int]:
+    """How many rows of each kind of task have no answer, or no likelihood; kinds without such rows are left out."""
+    counts = {kind: sum("error" in row or "refused" in row for row in rows) for kind, rows in own.items()}
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def _served_against_trained(recorded: Sequence[Any], served: Sequence[AnswerRecord]) -> dict[str, Any]:
     """Whether serving changes the score: perplexity on held-out rows, of the trained model on record and as served."""
-    pairs = [(row, one) for row, one in zip(recorded, served, strict=True) if one["tokens"]]
-    tokens = sum(one["tokens"] for _, one in pairs)
+    pairs = [(trained, row) for trained, row in zip(recorded, served, strict=True) if row["tokens"]]
+    tokens = sum(row["tokens"] for _, row in pairs)
     if not tokens:
         return {"tokens": 0, "perplexity": None}
-    nats = {"trained": -sum(sum(row["trained"]) for row, _ in pairs), "served": sum(one["nats"] for _, one in pairs)}
+    nats = {
+        "trained": -sum(sum(trained["trained"]) for trained, _ in pairs),
+        "served": sum(row["nats"] for _, row in pairs),
+    }
     return {"tokens": tokens, "perplexity": {side: math.exp(value / tokens) for side, value in nats.items()}}

@@ -35,10 +35,10 @@ def svg(log_file: Path, title: str) -> str | None:
 
 
 def _save(figure: "Figure", target: Path | io.StringIO, kind: str) -> None:
-    """Write a figure without what would differ between equal ones: dates, versions, random ids."""
+    """Write a figure without metadata and random ids, so that equal figures give equal bytes."""
     import matplotlib
 
-    stable = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    stable = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else {"Software": None}
     # text stays text, so that the reader's fonts are used
     with matplotlib.rc_context({"svg.hashsalt": "lockstep", "svg.fonttype": "none"}):
         figure.savefig(target, format=kind, metadata=stable)
