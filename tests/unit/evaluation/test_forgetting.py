@@ -13,12 +13,13 @@ PANEL = forgetting.load()
 
 
 def test_the_panel_is_half_chinese_and_every_question_can_be_checked() -> None:
-    assert [one.language for one in PANEL.questions] == ["en"] * 10 + ["zh"] * 10
-    assert [one.language for one in PANEL.prose] == ["en"] * 4 + ["zh"] * 4
+    assert [question.language for question in PANEL.questions] == ["en"] * 10 + ["zh"] * 10
+    assert [paragraph.language for paragraph in PANEL.prose] == ["en"] * 4 + ["zh"] * 4
     assert len(PANEL.prose) >= bootstrap.FEWEST  # or no difference of their perplexity could be decided
-    for one in [*PANEL.questions, *PANEL.prose]:
-        text = one.question if isinstance(one, forgetting.Question) else one.text
-        assert bool(cjk.HAN_OR_KANA.search(text)) == (one.language == "zh")
+    texts = [(question.question, question.language) for question in PANEL.questions]
+    texts += [(paragraph.text, paragraph.language) for paragraph in PANEL.prose]
+    for text, language in texts:
+        assert bool(cjk.HAN_OR_KANA.search(text)) == (language == "zh")
     for question in PANEL.questions:
         for accepted in question.accepted:
             assert is_right(f"I think it is {accepted}.", question.accepted)
@@ -39,13 +40,16 @@ def test_answers_are_found_as_whole_words_and_numbers() -> None:
 
 
 def test_the_share_of_right_answers_can_be_compared() -> None:
-    good = [one.accepted[0] for one in PANEL.questions]
-    base, tuned = forgetting.measure(PANEL.questions, good), forgetting.measure(PANEL.questions, ["no idea"] * 20)
+    good = [question.accepted[0] for question in PANEL.questions]
+    base, tuned = (
+        forgetting.share_right(PANEL.questions, good),
+        forgetting.share_right(PANEL.questions, ["no idea"] * 20),
+    )
     assert (base.value, tuned.value) == (1.0, 0.0)
     assert bootstrap.difference(base, tuned).verdict == "worse"
-    assert forgetting.measure(PANEL.questions, [good[0], *[""] * 19]).value == pytest.approx(0.05)
+    assert forgetting.share_right(PANEL.questions, [good[0], *[""] * 19]).value == pytest.approx(0.05)
     with pytest.raises(ValueError):
-        forgetting.measure(PANEL.questions, good[:3])
+        forgetting.share_right(PANEL.questions, good[:3])
 
 
 def write(folder: Path, value: Any) -> Path:
@@ -57,7 +61,7 @@ def write(folder: Path, value: Any) -> Path:
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     mine = forgetting.load(write(tmp_path, {"questions": [{"question": "谁写了《史记》？", "accepted": ["司马迁"]}]}))
     assert mine.questions[0].language == "" and not mine.prose
-    assert forgetting.measure(mine.questions, ["司马迁写的"]).value == 1
+    assert forgetting.share_right(mine.questions, ["司马迁写的"]).value == 1
 
 
 @pytest.mark.parametrize(("value", "message"), [

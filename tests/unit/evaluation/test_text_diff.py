@@ -3,7 +3,6 @@ from itertools import pairwise
 
 import pytest
 
-from lockstep.evaluation import text_diff
 from lockstep.evaluation.text_diff import LEFT, RIGHT, SAME, spans
 
 
@@ -23,22 +22,23 @@ def test_chinese_differs_by_characters_and_english_by_words() -> None:
 def test_equal_and_empty_texts() -> None:
     assert spans("same", "same") == [(SAME, "same")]
     assert spans("", "") == []
+    assert spans("北京", "我不知道") == [(LEFT, "北京"), (RIGHT, "我不知道")]
     assert spans("", "new") == [(RIGHT, "new")] and spans("old", "") == [(LEFT, "old")]
     assert spans("aaaa", "aa a") == [(LEFT, "aaaa"), (RIGHT, "aa a")]
     assert spans("啊啊啊", "啊啊") == [(SAME, "啊啊"), (LEFT, "啊")]
 
 
-def test_answers_are_marked_against_the_wanted_one() -> None:
-    base, tuned = text_diff.against("北京", ["我不知道", "北京"])
-    assert base == [(LEFT, "北京"), (RIGHT, "我不知道")] and tuned == [(SAME, "北京")]
-
-
 def restored(left: str, right: str) -> list[str]:
-    found = spans(left, right)
-    assert all(text for _, text in found)
-    assert all(one != other for (one, _), (other, _) in pairwise(found))
-    assert not any(one == RIGHT and other == LEFT for (one, _), (other, _) in pairwise(found))
-    return ["".join(text for kind, text in found if kind != other) for other in (RIGHT, LEFT)]
+    """Both texts, put together again from their pieces."""
+    pieces = spans(left, right)
+    kinds = [kind for kind, _ in pieces]
+    assert all(text for _, text in pieces)
+    for kind, following in pairwise(kinds):
+        assert kind != following and (kind, following) != (RIGHT, LEFT)
+    return [
+        "".join(text for kind, text in pieces if kind in (SAME, LEFT)),
+        "".join(text for kind, text in pieces if kind in (SAME, RIGHT)),
+    ]
 
 
 def test_the_pieces_are_both_texts_again() -> None:

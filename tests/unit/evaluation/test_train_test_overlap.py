@@ -32,8 +32,8 @@ def test_a_leaked_test_set_is_found_and_an_honest_one_is_not() -> None:
 
 def test_spelling_does_not_hide_a_leak() -> None:
     training = [("  What IS the capital of France? ", "Ｐａｒｉｓ。"), ("法国的首都是哪里？", "巴黎。")]
-    found = find(training, [("what is the capital of france", "paris"), ("法国的首都是哪里", "巴黎")])
-    assert found.prompts == found.answers == found.pairs == {0: 0, 1: 1}
+    overlap = find(training, [("what is the capital of france", "paris"), ("法国的首都是哪里", "巴黎")])
+    assert overlap.prompts == overlap.answers == overlap.pairs == {0: 0, 1: 1}
 
 
 def test_rows_with_one_other_character_or_more_around_them_are_near() -> None:
@@ -48,17 +48,18 @@ def test_rows_with_one_other_character_or_more_around_them_are_near() -> None:
     longer = [
         (f"请回答下面的问题。Please answer: {prompt} ——谢谢！", f"{answer} 以上。") for prompt, answer in test[20:30]
     ]
-    found = find([*training, *planted, *longer], test)
-    assert sorted(found.near_pairs) == list(range(30)) and not found.pairs
-    assert {row: hit[0] for row, hit in found.near_pairs.items()} == {row: 300 + row for row in range(30)}
+    overlap = find([*training, *planted, *longer], test)
+    assert sorted(overlap.near_pairs) == list(range(30)) and not overlap.pairs
+    nearest = {row: training_row for row, (training_row, _) in overlap.near_pairs.items()}
+    assert nearest == {row: 300 + row for row in range(30)}
 
 
 def test_prompt_and_answer_count_apart() -> None:
     question, other = "今天的天气怎么样，适合去公园散步吗？", "请把下面这句话翻译成英文，并且解释每个词。"
     answer = "今天晴，气温二十度，适合散步，记得带上水。"
-    found = find([(question, "不知道"), (other, answer)], [(question, answer)])
-    assert found.prompts == {0: 0} and found.answers == {0: 1}
-    assert not found.pairs and not found.near_pairs and found.leaked == [0]
+    overlap = find([(question, "不知道"), (other, answer)], [(question, answer)])
+    assert overlap.prompts == {0: 0} and overlap.answers == {0: 1}
+    assert not overlap.pairs and not overlap.near_pairs and overlap.leaked == [0]
     labels = find([(text, "positive") for text, _ in pairs(6, 20)], [(text, "positive") for text, _ in pairs(7, 20)])
     assert len(labels.answers) == 20 and not labels.leaked  # equal labels are no leak
 
@@ -69,18 +70,15 @@ def test_the_quick_look_misses_no_near_text() -> None:
     body = ["".join(chance.choices("天气好去公园买水果", k=14)) for _ in range(60)]
     texts = [text[: chance.randrange(9, 15)] + chance.choice(["", "吗", "春江"]) for text in body for _ in range(3)]
     known, training = texts[::2], texts[1::2]
-    index = train_test_overlap._Known(known, 0.75)
+    index = train_test_overlap._Index(known, 0.75)
     for text in training:
         grams = train_test_overlap.shingles(text)
-        every = {
-            row: len(other & grams) / len(other) for row, other in enumerate(map(train_test_overlap.shingles, known))
-        }
-        wanted = {
-            row: part
-            for row, part in every.items()
-            if part >= 0.75 and len(index.grams[row]) >= train_test_overlap.SHORTEST
-        }
-        assert index.near(text) == wanted
+        expected = {}
+        for row, other in enumerate(map(train_test_overlap.shingles, known)):
+            part = len(other & grams) / len(other)
+            if part >= 0.75 and len(other) >= train_test_overlap.SHORTEST:
+                expected[row] = part
+        assert index.near(text) == expected
 
 
 def test_training_rows_are_read_once_and_may_be_none() -> None:
