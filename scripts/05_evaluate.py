@@ -156,9 +156,9 @@ def evaluate(settings: Settings, work: Path) -> dict[str, Any]:
     """Ask, measure, and write everything into `work`; returns what metrics.json holds."""
     from lockstep.evaluation import forgetting, human_sheet, report_page, verdict
 
-    run_dir, options = settings.run_dir, settings.evaluate
-    cases = contestants.cases(run_dir / filenames.DATA, options.rows)
-    panel = forgetting.load(paths.data_file(options.panel)) if options.panel else forgetting.load()
+    run_dir, section = settings.run_dir, settings.evaluate
+    cases = contestants.cases(run_dir / filenames.DATA, section.rows)
+    panel = forgetting.load(paths.data_file(section.panel)) if section.panel else forgetting.load()
     recorded = atomic.read_json(run_dir / filenames.ADAPTER / filenames.REFERENCE)["rows"]
     recorded = [row for row in recorded if len(row["input_ids"]) < settings.serve.max_model_len]
 
@@ -167,10 +167,10 @@ def evaluate(settings: Settings, work: Path) -> dict[str, Any]:
     for who in contestants_of(settings):
         tasks = common + more if who.name == "tuned" else common
         answers[who.name] = contestants.collect(
-            who, tasks, run_dir / filenames.ANSWERS, options.concurrency, print, progress_bar
+            who, tasks, run_dir / filenames.ANSWERS, section.concurrency, print, progress_bar
         )
 
-    metrics = verdict.metrics(cases, answers, panel, recorded, run_dir / filenames.DATA / "train", options.seed)
+    metrics = verdict.metrics(cases, answers, panel, recorded, run_dir / filenames.DATA / "train", section.seed)
     metrics["sampling"] = sampling_of(settings).model_dump(exclude_none=True)
     metrics["samplings"] = [
         verdict.of_sampling(cases, sampling, answers["tuned"][f"sampling-{number}"])
@@ -180,7 +180,7 @@ def evaluate(settings: Settings, work: Path) -> dict[str, Any]:
     with predictions.open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in verdict.predictions(cases, answers))
     metrics["people"] = human_sheet.read(sheet, predictions)
-    human_sheet.write(sheet, predictions, options.sheet_rows, options.seed)
+    human_sheet.write(sheet, predictions, section.sheet_rows, section.seed)
     atomic.write_json(work / filenames.METRICS, metrics)
     report_page.write(run_dir, work, work / filenames.REPORT)
     return metrics
@@ -273,17 +273,17 @@ def options() -> argparse.Namespace:
 
 def inputs_of(settings: Settings) -> list[Path]:
     """What the evaluation is made from; settings that contradict each other are refused."""
-    run_dir, options = settings.run_dir, settings.evaluate
-    if taken := RESERVED & set(options.runs):
+    run_dir, section = settings.run_dir, settings.evaluate
+    if taken := RESERVED & set(section.runs):
         raise UserError(
             f"--evaluate.runs: the name {min(taken)} has a meaning of its own in the metrics: give the run another name"
         )
-    if options.rows is not None and options.sampling_rows > options.rows:
+    if section.rows is not None and section.sampling_rows > section.rows:
         raise UserError("--evaluate.sampling_rows is more than --evaluate.rows")
     inputs = [run_dir / filenames.DATA, run_dir / filenames.ADAPTER, run_dir / filenames.MERGED]
-    inputs += [paths.run_dir(run) / filenames.MERGED for run in options.runs]
-    if options.panel:
-        inputs.append(paths.data_file(options.panel))
+    inputs += [paths.run_dir(run) / filenames.MERGED for run in section.runs]
+    if section.panel:
+        inputs.append(paths.data_file(section.panel))
     return inputs
 
 
