@@ -18,7 +18,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+WITH_PACKAGE = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}  # for programs that use the project's modules
 FIGURES = {
     "output_tokens_per_second": "output_throughput",
     **{f"{ours}_{p}": f"{p}_{theirs}_ms" for ours, theirs in (("ttft_ms", "ttft"), ("itl_ms", "itl"), ("latency_ms", "e2el"))
@@ -45,6 +45,18 @@ main(parser.parse_args())
 RUN_DIR = """
 from lockstep.settings import cli
 cli.run(lambda: print(cli.settings_from(cli.parser("").parse_args()).run_dir))
+"""
+# A server as stage 05 starts it: its note as a line of JSON, and its end once standard input is closed.
+SERVER = """
+import sys
+from lockstep.serving import temporary_server
+from lockstep.settings import cli
+def main():
+    mode, *words = sys.argv[1:]
+    with temporary_server.served(words, mode, lambda line: None) as note:
+        print(note.model_dump_json(), flush=True)
+        sys.stdin.read()
+cli.run(main)
 """
 QUESTIONS = """
 import json
@@ -65,9 +77,8 @@ cli.run(main)
 
 def python(code: str, *words: str) -> str:
     """What a few lines of Python print, with the project's modules at hand."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
     answer = subprocess.run(
-        [sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *words], env=WITH_PACKAGE, capture_output=True, text=True, check=False
     )
     if answer.returncode:
         print(answer.stderr.strip()[-3000:], file=sys.stderr)
@@ -76,23 +87,21 @@ def python(code: str, *words: str) -> str:
 
 
 @contextmanager
-def served(words: list[str]) -> Iterator[tuple[str, str]]:
-    """(model's name, address) of a server, for as long as the block lasts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [str(ROOT / "scripts/serve_vllm.sh"), *words, "--serve.port", port]
+def served(mode: str, words: list[str]) -> Iterator[tuple[str, str]]:
+    """(model's name, address without /v1) of a server, for as long as the block lasts."""
     server = subprocess.Popen(
-        command, env=os.environ | {"PYTHON": sys.executable}, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert server.stdout
+        [sys.executable, "-c", SERVER, mode, *words],
+        env=WITH_PACKAGE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stdin and server.stdout
     try:
-        line = next((line for line in server.stdout if line.startswith("serving ")), "")
+        line = server.stdout.readline()
         if not line:
-            raise SystemExit(f"the server did not start: {shlex.join(command)}")
-        yield line.split()[1], f"http://127.0.0.1:{port}"
+            raise SystemExit(f"the server for mode {mode} did not start with {shlex.join(words)}")
+        note = json.loads(line)
+        yield note["model"], note["url"].removesuffix("/v1")
     finally:
-        server.send_signal(signal.SIGTERM)
+        server.stdin.close()
         server.wait(timeout=120)
 
 
@@ -127,7 +136,7 @@ def measure(options: argparse.Namespace, settings: list[str], folder: Path) -> I
         tokenizer = folder.parent / ("merged" if mode == "merged" else "adapter")
         for flags in ["", *options.flags]:
             print(f"{mode} {flags or '(as configured)'}: starting the server …", flush=True)
-            with served([*settings, "--serve.mode", mode, *shlex.split(flags)]) as (model, url):
+            with served(mode, [*settings, *shlex.split(flags)]) as (model, url):
                 for concurrency in map(int, options.concurrency.split(",")):
                     figures = load(model, url, tokenizer, questions, concurrency, options)
                     yield {"mode": mode, "flags": flags, **figures}

@@ -28,12 +28,13 @@ from typing import Any
 
 from lockstep import paths
 from lockstep.artifacts import filenames, manifest
-from lockstep.client import loop_removal, openai_client, question_file
+from lockstep.client import loop_removal, openai_client, question_file, server_wait
 from lockstep.client.batch_file import AnswerRecord, BatchFile, key_of
 from lockstep.client.conversation import Conversation
 from lockstep.client.openai_client import Answer, Endpoint
 from lockstep.client.question_file import Question
 from lockstep.client.request_errors import NoAnswer
+from lockstep.client.server_wait import ServerWait
 from lockstep.endpoint import address, server_note
 from lockstep.errors import INTERRUPTED, UserError
 from lockstep.prompts import template
@@ -242,6 +243,8 @@ def options() -> argparse.Namespace:
                         help=f"tries after the first, while nothing of an answer is shown [{openai_client.RETRIES}]")  # fmt: skip
     parser.add_argument("--timeout", type=float, default=openai_client.TIMEOUT, metavar="SECONDS",
                         help=f"silence after which the server counts as hung [{openai_client.TIMEOUT:g}]")  # fmt: skip
+    parser.add_argument("--wait", type=float, default=server_wait.SECONDS, metavar="SECONDS",
+                        help=f"for a server that is starting or being checked; 0: do not wait [{server_wait.SECONDS:g}]")  # fmt: skip
     parser.add_argument("--model", help="the served model's name [the run's name]")
     parser.add_argument("--base-url", help="the endpoint, ending in /v1 [from serve.host and serve.port]")
     parser.add_argument("--curl", action="store_true", help="print the request as a curl command and send nothing")
@@ -260,8 +263,8 @@ def check(chosen: argparse.Namespace) -> None:
         raise UserError("--batch needs --output FILE, and --output needs --batch FILE")
     if chosen.force and not chosen.batch:
         raise UserError("--force belongs to --batch")
-    if chosen.concurrency < 1 or chosen.retries < 0 or not 0 < chosen.timeout < 1e6:
-        raise UserError("--concurrency must be at least 1, --retries at least 0, and --timeout above 0")
+    if chosen.concurrency < 1 or chosen.retries < 0 or not 0 < chosen.timeout < 1e6 or not 0 <= chosen.wait < 1e6:
+        raise UserError("--concurrency must be at least 1, --retries and --wait at least 0, and --timeout above 0")
     if chosen.batch and (chosen.output.is_dir() or chosen.output.absolute() == chosen.batch.absolute()):
         raise UserError(f"--output {chosen.output} must be a new file")
 
@@ -286,20 +289,22 @@ def main() -> int | None:
     check(chosen)
     style = question_file.style_of(settings)
     talk = Conversation(settings.sampling, chosen.system, chosen.stats)
-    connect = partial(Endpoint, url, chosen.retries, chosen.timeout)
+    own = [] if chosen.base_url else [settings.run_dir / name for name in address.FOLDERS]
+    wait = ServerWait(url, chosen.wait, own, note)
+    server = Endpoint(url, chosen.retries, chosen.timeout, seldom(note) if chosen.batch else note, wait)
 
     if chosen.batch:
-        answer_batch(connect(seldom(note)), settings, model, style, chosen)
+        answer_batch(server, settings, model, style, chosen)
         return None
     if chosen.chat:
-        chat(connect(note), talk, model, chosen.post)
+        chat(server, talk, model, chosen.post)
         return None
     question = template.fold(chosen.question, chosen.input, style)
     body = openai_client.request(settings.sampling, model, talk.ask(question))
     if chosen.curl:
         return print(as_curl(url, body))
     try:
-        answer(connect(note), body, chosen.stream, chosen.post, chosen.stats)
+        answer(server, body, chosen.stream, chosen.post, chosen.stats)
     except KeyboardInterrupt:
         note("\n[stopped: the answer is incomplete]")
         return INTERRUPTED

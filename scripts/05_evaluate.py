@@ -57,11 +57,11 @@ def contestants_of(settings: Settings) -> list[Contestant]:
     template = manifest.sha256_of(run_dir / filenames.ADAPTER / filenames.CHAT_TEMPLATE)
     has_manifest = (settings.model.folder / filenames.MANIFEST).exists()
     base_digest = manifest.read(settings.model.folder).digest if has_manifest else ""
-    own_name = address.model_name(settings)
+    own_name = address.tuned_name(settings)
 
     base = contestant("base", settings, settings.run, f"{base_digest} {template}", "base")
     if evaluate.base_url:  # a server of the adapter offers its base as well
-        base = on_server(base, evaluate.base_url, f"{own_name}-base", own_name)
+        base = on_server(base, evaluate.base_url, address.base_name(settings), own_name)
     tuned = contestant("tuned", settings, settings.run, merged_digest(settings.run), "merged")
     if evaluate.tuned_url:
         tuned = on_server(tuned, evaluate.tuned_url, own_name)
@@ -74,7 +74,8 @@ def contestants_of(settings: Settings) -> list[Contestant]:
 def contestant(name: str, settings: Settings, run: str, weights: str, mode: str) -> Contestant:
     """A contestant on a server of its own. All share the engine's settings; the rest is in the run's manifests."""
     serve = cli.words_for(settings, "serve", without=("mode", "host", "port", "adapters", "served_model_name"))
-    return Contestant(name, run, f"{weights} {json.dumps(engine_of(settings))}", mode, ("--run", run, *serve))
+    model = run + address.BASE_SUFFIX if mode == "base" else run
+    return Contestant(name, model, f"{weights} {json.dumps(engine_of(settings))}", mode, ("--run", run, *serve))
 
 
 def merged_digest(run: str) -> str:

@@ -19,7 +19,7 @@ import time
 
 from lockstep.client import health, vllm_metrics
 from lockstep.client.vllm_metrics import Rates, Snapshot
-from lockstep.endpoint import address, server_note
+from lockstep.endpoint import address
 from lockstep.errors import UserError
 from lockstep.settings import cli
 from lockstep.settings.tree import Settings
@@ -35,8 +35,7 @@ HOME, CLEAR = "\x1b[H", "\x1b[J"  # of terminals: to the top, and forget what is
 
 def look(url: str, settings: Settings) -> Snapshot | str:
     """The server's figures, or why there are none."""
-    status, body = health.fetch(f"{url.removesuffix('/v1')}/metrics")
-    kind = health.kind_of(status, body, server_note.is_starting(address.serve_dir(settings)))
+    kind, body = health.kind_of(url, "/metrics", address.serve_dir(settings))
     if kind != "ready":
         return SAID[kind]
     try:

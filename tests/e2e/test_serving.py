@@ -12,7 +12,9 @@ import pytest
 from support import files_page
 from support.serving import Home, ask, finished_run, free_port, launch, refused, reseal, served
 
-from lockstep.serving import gate, probe
+from lockstep.endpoint import server_note
+from lockstep.serving import gate_tokens, probe
+from lockstep.serving.gate_findings import Findings
 
 pytestmark = pytest.mark.e2e
 
@@ -51,10 +53,9 @@ def test_merged(home: Home) -> None:
             assert ask(server.url + CHAT, small)[0] == (200 if fits else 400), one["name"]
 
         assert found["ordinary_tokens"] > 10
-        judged = gate.Findings()  # had training another end, the gate would see it in this server
-        gate._stops(
-            probe.Server(server.url + "/v1", ""), "r", contract | {"stop_ids": [300]}, contract["stop_ids"], judged
-        )
+        judged = Findings()  # had training another end, the gate would see it in this server
+        other, asker = contract | {"stop_ids": [300]}, probe.Server(server.url + "/v1", "")
+        gate_tokens.check_stops(asker, "r", other, contract["stop_ids"], judged)
         assert [reason.split(" ", 2)[:2] for reason in judged.reasons] == [["stop", "token"], ["token", "2"]]
 
         assert only_loopback(server.family)
@@ -144,7 +145,7 @@ def test_nobody_is_let_in_before_the_gate_opens_and_nobody_without_the_key_after
     port, key = free_port(), "k" * 24
     url = f"http://127.0.0.1:{port}"
     supervisor = launch(home, "--serve.host", "0.0.0.0", port=port, LOCKSTEP_API_KEY=key)
-    assert supervisor.stdout and supervisor.stderr
+    assert supervisor.stderr
     seen: set[int] = set()
     opened = threading.Event()
 
@@ -167,14 +168,11 @@ def test_nobody_is_let_in_before_the_gate_opens_and_nobody_without_the_key_after
     knocking = threading.Thread(target=knock)
     knocking.start()
     try:
-        for line in supervisor.stdout:
-            if line.startswith("in lockstep"):
-                opened.set()
-                break
-        assert opened.is_set(), supervisor.stderr.read()
+        note = server_note.wait_until_open(home.run / "serve", supervisor)
+        assert note and note.url == f"http://0.0.0.0:{port}/v1", supervisor.stderr.read()
+        opened.set()
         knocking.join()
         assert seen == {503}
-        assert any(line.startswith("serving r at") for line in supervisor.stdout)
         body = {"messages": ASK, "max_tokens": 2}
         paths = (*vllm_routes(), "/nothing", f"//{CHAT}", f"{CHAT}/")
         record_property("cases", 6 * len(paths))

@@ -5,14 +5,14 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from support.programs import ROOT, script_environment
 from support.serving import Home, ask, free_port, launch, served
 from test_flood import Connection, asked, judged
+
+from lockstep.endpoint import server_note
 
 pytestmark = [
     pytest.mark.faults,
@@ -31,12 +31,11 @@ def home(finished: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 def reach(home: Home, supervisor: subprocess.Popen[str], phase: str) -> None:
     """Wait until the supervisor's note says so."""
-    note: Path = home.run / "serve/server.json"
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert supervisor.poll() is None, supervisor.communicate()
-        known: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
-        if known.get("pid") == supervisor.pid and known["state"] == phase:
+        note = server_note.read(home.run / "serve")
+        if note and note.pid == supervisor.pid and note.state == phase:
             return
         time.sleep(0.02)
     raise AssertionError(f"not {phase} in time")
@@ -103,8 +102,10 @@ def test_an_evaluation_whose_engine_is_killed_says_so(home: Home) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert work.stdout
-    assert any(line.startswith("in lockstep") for line in work.stdout)
+    deadline = time.monotonic() + 300
+    while not ((note := server_note.current(home.run / "serve-base")) and note.state == "open"):
+        assert work.poll() is None and time.monotonic() < deadline, work.communicate()
+        time.sleep(0.1)
     engine = [one for one in psutil.Process(work.pid).children(recursive=True) if one.cmdline()[0].startswith("VLLM::")]
     assert engine
     for process in engine:

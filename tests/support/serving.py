@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -21,6 +20,8 @@ from support.nursery import Nursery
 from support.programs import ROOT, script_environment
 
 from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.endpoint import server_note
+from lockstep.serving.temporary_server import free_port
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,6 @@ def reseal(folder: Path, inputs: dict[str, str] | None = None) -> str:
     return changed.digest
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def launch(home: Home, *words: str, port: int = 0, **environment: str) -> subprocess.Popen[str]:
     port = port or free_port()
     return subprocess.Popen(
@@ -115,13 +110,14 @@ class Served:
 @contextmanager
 def served(home: Home, *words: str, **environment: str) -> Iterator[Served]:
     """A server that was let through the gate; at the end it stops as with Ctrl-C, and leaves nothing behind."""
-    port = free_port()
-    supervisor = launch(home, *words, port=port, **environment)
-    assert supervisor.stdout and supervisor.stderr
+    supervisor = launch(home, *words, **environment)
+    assert supervisor.stderr
+    folder = home.run / (filenames.SERVE_BASE if "base" in words else filenames.SERVE)
     try:
-        if not any(line.startswith("serving r at") for line in supervisor.stdout):
+        note = server_note.wait_until_open(folder, supervisor)
+        if note is None:
             raise AssertionError(supervisor.stderr.read())
-        server = Served(f"http://127.0.0.1:{port}", supervisor)
+        server = Served(note.url.removesuffix("/v1"), supervisor)
         family = server.family
         yield server
         if supervisor.poll() is None:

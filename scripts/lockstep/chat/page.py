@@ -18,6 +18,7 @@ from lockstep.chat.side_by_side import Talk, Voice
 from lockstep.chat.view import View
 from lockstep.client.health import Watch
 from lockstep.client.openai_client import Endpoint
+from lockstep.endpoint import address
 from lockstep.errors import UserError
 from lockstep.settings.schema import Sampling
 from lockstep.settings.tree import Settings
@@ -53,7 +54,8 @@ class Page:
 
     def _label(self, view: View, voice: Voice) -> str:
         names = {other.model for other in self.known.values() if other.endpoint is voice.endpoint}
-        if voice.model.endswith("-base") and voice.model.removesuffix("-base") in names:
+        suffix = address.BASE_SUFFIX
+        if voice.model.endswith(suffix) and voice.model.removesuffix(suffix) in names:
             # beneath an adapter of a QLoRA run lie the dequantized weights
             return f"{voice.model} · {view.say('dequantized' if self.settings.method == 'qlora' else 'base')}"
         if voice.endpoint is not self.endpoints[0]:

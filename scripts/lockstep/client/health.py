@@ -1,17 +1,13 @@
 """Whether an endpoint answers, and if not, what it is doing; for programs that watch one."""
 
-import http.client
 import json
 import threading
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lockstep.endpoint import address, protocol, server_note
-
-TIMEOUT = 5.0  # seconds
+from lockstep.endpoint import protocol, server_note
+from lockstep.endpoint.http_client import HttpClient, NoResponse, Response
 
 Kind = Literal["ready", "starting", "checked", "locked", "down"]
 
@@ -30,43 +26,32 @@ class Health:
     models: tuple[str, ...] = ()
 
 
-def fetch(url: str, timeout: float = TIMEOUT) -> tuple[int, str]:
-    """(HTTP status, body) of a GET with the endpoint's key; status 0 where nothing answers. Raises UserError: see the key."""
-    key = protocol.key()
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-    # Loopback is reached directly, whatever proxy the environment names.
-    proxies = [urllib.request.ProxyHandler({})] if address.is_local(url) else []
-    try:
-        try:
-            answer = urllib.request.build_opener(*proxies).open(request, timeout=timeout)
-        except urllib.error.HTTPError as error:
-            answer = error
-        with answer:
-            return answer.status, answer.read().decode("utf-8", errors="replace")
-    except (OSError, ValueError, http.client.HTTPException):  # refused, silent, broken off, or no HTTP
-        return 0, ""
-
-
-def kind_of(status: int, body: str, starting: bool = False) -> Kind:
-    """What an answer to `fetch` says about the endpoint."""
-    if status == 200:
-        return "ready"
-    if status in (401, 403):
-        return "locked"
-    if status == 503 and protocol.reason_of(body) == protocol.BEING_CHECKED:
-        return "checked"
-    return "starting" if starting else "down"
-
-
-def look(url: str, folder: Path | None = None) -> Health:
-    """How an endpoint is now.
+def kind_of(url: str, path: str, folder: Path | None = None) -> tuple[Kind, str]:
+    """What an endpoint is doing, as one of its paths tells, and the body where it is ready.
 
     Args:
         url: ends in /v1.
-        folder: where the supervisor of this machine keeps its notes, if it is the one that serves there.
+        folder: where the supervisor of this machine keeps its note, if it is the one that serves there.
+
+    Raises:
+        UserError: the environment's key is none that a header can carry.
     """
-    status, body = fetch(f"{url}/models")
-    kind = kind_of(status, body, folder is not None and server_note.is_starting(folder))
+    try:
+        response = HttpClient(url).request(path)
+    except NoResponse:
+        response = Response(0, "")
+    if response.status == 200:
+        return "ready", response.text
+    if response.status in (401, 403):
+        return "locked", ""
+    if response.status == 503 and protocol.reason_of(response.text) == protocol.BEING_CHECKED:
+        return "checked", ""
+    return ("starting" if folder and server_note.is_starting(folder) else "down"), ""
+
+
+def look(url: str, folder: Path | None = None) -> Health:
+    """How an endpoint is now; arguments and errors as of `kind_of`."""
+    kind, body = kind_of(url, "/v1/models", folder)
     if kind != "ready":
         return Health(kind)
     try:

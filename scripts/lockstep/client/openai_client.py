@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from lockstep.client import request_errors
 from lockstep.client.request_errors import PATIENCE, NoAnswer
+from lockstep.client.server_wait import ServerWait
 from lockstep.endpoint import address, protocol
 from lockstep.errors import UserError
 from lockstep.prompts.template import Message
@@ -52,6 +53,7 @@ class Endpoint:
         retries: how often a request is sent again that failed before anything of its answer was shown.
         timeout: seconds without a byte after which the server counts as hung.
         notice: is told before each retry, in one line.
+        wait: for a server that is about to open; not at all where none is given.
 
     Raises:
         UserError: a key that no header can carry, or an address or proxy that cannot be asked.
@@ -63,12 +65,14 @@ class Endpoint:
         retries: int = RETRIES,
         timeout: float = TIMEOUT,
         notice: Callable[[str], None] = lambda line: None,
+        wait: ServerWait | None = None,
     ) -> None:
         import httpx2
         from openai import DefaultHttpxClient, OpenAI, Timeout
 
         key = protocol.key() or "EMPTY"
         self.url, self.retries, self.timeout, self.notice = url, retries, timeout, notice
+        self.wait = wait or ServerWait(url, seconds=0)
         patience = Timeout(timeout, connect=min(timeout, 10.0))
         # Loopback is reached directly, whatever proxy the environment names; retries are made here.
         try:
@@ -129,17 +133,22 @@ class Endpoint:
 
     def _again(self, work: Callable[[], T]) -> T:
         """Do the work, and again after a pause where it may succeed then."""
-        for attempt in range(self.retries + 1):
+        attempt = 0
+        while True:
             try:
-                return work()
+                answer = work()
+                self.wait.answered()
+                return answer
             except NoAnswer as error:
+                if not error.shown and self.wait.pause(error):  # it opens soon: that is no attempt
+                    continue
                 if error.shown or error.scope != "moment" or attempt == self.retries or (error.pause or 0) > PATIENCE:
                     raise
                 backoff = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.8, 1.2)
                 pause = max(backoff, error.pause or 0)  # many that were sent away come back one by one
-                self.notice(f"{error}; trying again in {pause:.1f} s ({attempt + 1} of {self.retries})")
+                attempt += 1
+                self.notice(f"{error}; trying again in {pause:.1f} s ({attempt} of {self.retries})")
                 time.sleep(pause)
-        raise AssertionError("the last attempt answers or raises")
 
     def record(self, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to one of many requests, or its `error`, as JSON.

@@ -81,7 +81,7 @@ class Contestant:
     def endpoint(self, say: Callable[[str], None]) -> Iterator[Endpoint]:
         """Its server; one that is started here lives as long as the block."""
         with ExitStack() as stack:
-            url = self.url or stack.enter_context(temporary_server.served(self.words, self.mode, say))
+            url = self.url or stack.enter_context(temporary_server.served(self.words, self.mode, say)).url
             yield Endpoint(url, notice=say)
 
 

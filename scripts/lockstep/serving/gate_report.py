@@ -20,6 +20,13 @@ def summary(report: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def outcome(folder: Path) -> str:
+    """What to tell of a server that passed: `summary` of its report, and where that lies."""
+    report = read(folder)
+    where = paths.label(folder / filenames.GATE_REPORT)
+    return f"in lockstep: {summary(report)} ({where})" if report else f"in lockstep; {where} is gone, or damaged"
+
+
 def read(folder: Path) -> dict[str, Any] | None:
     """The report that lies in a server's folder; None where there is none, or a damaged one."""
     try:
@@ -29,10 +36,14 @@ def read(folder: Path) -> dict[str, Any] | None:
     return report if isinstance(report, dict) else None
 
 
-def replaced(about: dict[str, Any]) -> list[str]:
-    """Labels of folders that were made anew since they were served; `about` is a report, or the supervisor's note."""
+def replaced(served: dict[str, str]) -> list[str]:
+    """Labels of folders that were made anew since they were served.
+
+    Args:
+        served: label → digest, as a report and the supervisor's note hold it.
+    """
     labels = []
-    for label, digest in about.get("served", {}).items():
+    for label, digest in served.items():
         try:
             same = manifest.read(paths.resolve_label(label)).digest == digest
         except UserError:

@@ -11,8 +11,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 from lockstep import paths
+from lockstep.endpoint import address, server_note
+from lockstep.endpoint.server_note import Note
 from lockstep.errors import UserError
 from lockstep.processes import child_processes
+from lockstep.serving import gate_report
+from lockstep.settings import cli
 
 SCRIPT = paths.SCRIPTS / "serve_vllm.sh"
 PATIENCE = 60  # seconds for what is in flight when it is told to stop
@@ -20,42 +24,37 @@ PATIENCE = 60  # seconds for what is in flight when it is told to stop
 
 def free_port() -> int:
     """A port of loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 @contextmanager
-def served(words: Sequence[str], mode: str, say: Callable[[str], None]) -> Iterator[str]:
-    """The address, ending in /v1, of a server that passed the gate.
+def served(words: Sequence[str], mode: str, say: Callable[[str], None]) -> Iterator[Note]:
+    """The note of a server that passed the gate, for as long as the block lasts.
 
     Args:
         words: the settings as words of a command line.
         mode: of serve.mode.
-        say: is told the command, and what the server says of itself.
+        say: is told the command, and the outcome of the gate.
 
     Raises:
         UserError: it did not start, did not pass, or ended too soon; it has said why on stderr.
     """
-    port = free_port()
-    command = [str(SCRIPT), *words, "--serve.mode", mode, "--serve.port", str(port), "--serve.host", "127.0.0.1"]
-    say(f"$ {shlex.join([paths.label(SCRIPT), *command[1:]])}")
-    environment = os.environ | {"PYTHON": sys.executable}
+    settings = [*words, "--serve.mode", mode, "--serve.port", str(free_port()), "--serve.host", "127.0.0.1"]
+    folder = address.serve_dir(cli.settings_from(cli.parser("").parse_args(settings)))
+    say(f"$ {shlex.join([paths.label(SCRIPT), *settings])}")
     server = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=partial(child_processes.die_with_parent, os.getpid()),
+        [str(SCRIPT), *settings], env=os.environ | {"PYTHON": sys.executable}, stdout=subprocess.DEVNULL,
+        start_new_session=True, preexec_fn=partial(child_processes.die_with_parent, os.getpid()),
     )  # fmt: skip
-    assert server.stdout is not None
     try:
-        for line in server.stdout:
-            if line.startswith("in lockstep"):
-                say(line.rstrip())
-            if line.startswith("serving "):
-                break
-        else:
+        note = server_note.wait_until_open(folder, server)
+        if note is None:
             raise UserError(f"the server for mode {mode} did not start: its own message stands above")
+        say(gate_report.outcome(folder))
         try:
-            yield f"http://127.0.0.1:{port}/v1"
+            yield note
         except UserError as error:
             if server.poll() is None:
                 raise

@@ -60,13 +60,10 @@ def test_a_key_that_no_header_can_carry_is_one_line_that_does_not_tell_it(
 
 def test_a_server_that_loads_is_starting_and_one_that_died_is_down(tmp_path: Path) -> None:
     me = psutil.Process()
-    note = dict.fromkeys(server_note.NOTED, "") | {
-        "pid": me.pid,
-        "since_boot": me.create_time() - psutil.boot_time(),
-        "state": "starting",
-    }
-    (tmp_path / "server.json").write_text(json.dumps(note))
+    server_note.write(tmp_path, "starting", url=NOWHERE, model="r", mode="merged", served={}, grace=1)
     assert look(NOWHERE, tmp_path).kind == "starting"
+    note = json.loads((tmp_path / "server.json").read_text())
+    assert note["pid"] == me.pid
     (tmp_path / "server.json").write_text(json.dumps(note | {"since_boot": 1.0}))
     assert look(NOWHERE, tmp_path).kind == "down"
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.serving import gate
-from lockstep.serving.gate import Bounds, Findings
+from lockstep.serving import gate, gate_log_probs, gate_tokens
+from lockstep.serving.gate import Claim
+from lockstep.serving.gate_findings import Bounds, Findings
 from lockstep.serving.probe import Server
 
 draw = random.Random(3)
@@ -21,7 +22,7 @@ def judged(effect: float, noise: float = 0.01) -> Findings:
         base + effect * (trained - base) + draw.gauss(0, noise) for base, trained in zip(BASE, TRAINED, strict=True)
     ]
     found = Findings()
-    gate._against_base(served, TRAINED, BASE, found)
+    gate_log_probs.check_effect(served, TRAINED, BASE, found)
     return found
 
 
@@ -43,21 +44,28 @@ def test_an_effect_lost_in_noise_is_not_taken_for_one() -> None:
     lost = judged(1.0, noise=8.0)
     assert lost.reasons and lost.report["adapter_effect_error"] > 0.25
     found = Findings()
-    gate._against_base(BASE, BASE, BASE, found)
+    gate_log_probs.check_effect(BASE, BASE, BASE, found)
     assert found.report["differs_from_base"] is False and "changed nothing" in found.reasons[0]
     after_full_training = Findings()
-    gate._against_base(BASE, TRAINED, None, after_full_training)
+    gate_log_probs.check_effect(BASE, TRAINED, None, after_full_training)
     assert after_full_training.report["differs_from_base"] is None and not after_full_training.reasons
 
 
 def test_places_are_spread_over_the_rows_and_hold_every_chosen_rows_end() -> None:
     rows = [{"places": list(range(5, 5 + length))} for length in (1, 2, 3, 4, 50, 400)] * 20
-    chosen = gate._chosen(rows, 24)
+    chosen = gate_log_probs.chosen_positions(rows, 24)
     assert {row for row, _ in chosen} == set(range(0, 120, 5))
     for row in {row for row, _ in chosen}:
         places = [place for number, place in chosen if number == row]
-        assert places[-1] == rows[row]["places"][-1] and len(set(places)) == len(places) <= gate.PER_ROW + 1
-    assert gate._chosen([], 24) == []
+        assert places[-1] == rows[row]["places"][-1] and len(set(places)) == len(places) <= gate_log_probs.PER_ROW + 1
+    assert gate_log_probs.chosen_positions([], 24) == []
+
+
+def leave_to_the_real_server(monkeypatch: pytest.MonkeyPatch, *proofs: str) -> None:
+    """Proofs that need a server's answers, where those are not at stake."""
+    for proof in proofs:
+        module = gate_tokens if proof in ("check_prompts", "check_stops") else gate_log_probs
+        monkeypatch.setattr(module, proof, lambda *_: None)
 
 
 @pytest.mark.parametrize(("mode", "passes"), [("merged", False), ("base", True)])
@@ -67,8 +75,7 @@ def test_a_bound_on_stops_is_the_tuned_models(
     (tmp_path / "contract.json").write_text(json.dumps({"conversations": [], "stop_ids": []}))
     row = {"input_ids": [1] * 9, "start": 5, "base": None}
     (tmp_path / "reference.json").write_text(json.dumps({"rows": [row], "golden": []}))
-    for proof in ("_tokens", "_stops", "_probabilities", "_chats"):
-        monkeypatch.setattr(gate, proof, lambda *_: None)
+    leave_to_the_real_server(monkeypatch, "check_prompts", "check_stops", "check_rows", "check_chats")
     asked: list[list[int]] = []
 
     def complete(self: Server, model: str, prompt: list[int], **_: object) -> dict[str, str]:
@@ -77,7 +84,8 @@ def test_a_bound_on_stops_is_the_tuned_models(
 
     monkeypatch.setattr(Server, "complete", complete)
     server = Server("http://127.0.0.1:9/v1", "s")
-    report = gate.prove(server, mode, {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, False, 0.9, 64, 512))
+    claim = Claim(mode, {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, False, 0.9, 64, 512))
+    report = gate.prove(server, claim)
     assert report["passed"] == passes and report["stop_rate"] == 0 and asked == [[1] * 5]
 
 
@@ -95,7 +103,7 @@ def test_stop_tokens_end_an_answer_and_what_answers_consist_of_does_not(
     ]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     agreed = {"conversations": [{"prompt_ids": [1]}], "stop_ids": [2]}
-    within = gate._within_answers(tmp_path, agreed, [{"input_ids": [9, 9, 5, 4, 5, 2], "start": 2}], 50)
+    within = gate_tokens.ordinary_tokens(tmp_path, agreed, [{"input_ids": [9, 9, 5, 4, 5, 2], "start": 2}], 50)
     assert within == [7, 5, 4]
     monkeypatch.setattr(
         Server,
@@ -104,7 +112,7 @@ def test_stop_tokens_end_an_answer_and_what_answers_consist_of_does_not(
             "finish_reason": "stop" if allowed_token_ids[0] in ends else "length"
         },
     )
-    gate._stops(Server("http://127.0.0.1:9/v1", "s"), "r", agreed, within, found := Findings())
+    gate_tokens.check_stops(Server("http://127.0.0.1:9/v1", "s"), "r", agreed, within, found := Findings())
     assert found.report == {"ordinary_tokens": 3}
     assert (found.reasons == []) if says is None else (len(found.reasons) == 1 and says in found.reasons[0])
 
@@ -112,15 +120,9 @@ def test_stop_tokens_end_an_answer_and_what_answers_consist_of_does_not(
 def test_a_length_into_which_no_held_out_row_fits_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "contract.json").write_text(json.dumps({"conversations": [], "stop_ids": []}))
     (tmp_path / "reference.json").write_text(json.dumps({"rows": [{"input_ids": [1] * 99, "start": 98}], "golden": []}))
-    for proof in ("_tokens", "_stops"):  # those need a server's answers, which are not at stake here
-        monkeypatch.setattr(gate, proof, lambda *_: None)
-    report = gate.prove(
-        Server("http://127.0.0.1:9/v1", "s"),
-        "merged",
-        {"r": (tmp_path, tmp_path)},
-        None,
-        Bounds(0.05, False, None, 64, 512),
-    )
+    leave_to_the_real_server(monkeypatch, "check_prompts", "check_stops")
+    claim = Claim("merged", {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, False, None, 64, 512))
+    report = gate.prove(Server("http://127.0.0.1:9/v1", "s"), claim)
     assert (
         report["reasons"] == ["no held-out row fits into --serve.max_model_len 64: raise it"] and not report["passed"]
     )
@@ -138,7 +140,7 @@ def test_a_bound_that_somebody_set_is_the_bound(monkeypatch: pytest.MonkeyPatch)
     for gap, given in ((0.15, False), (0.15, True), (0.08, True)):
         found[gap, given] = judged = Findings()
         bounds = Bounds(gap, given, None, 64, 512)
-        gate._probabilities(Server("http://127.0.0.1:9/v1", "s"), "r", None, [row] * 24, bounds, judged)
+        gate_log_probs.check_rows(Server("http://127.0.0.1:9/v1", "s"), "r", None, [row] * 24, bounds, judged)
         assert judged.report["logprob_gap"] == pytest.approx(0.1) and judged.report["differs_from_base"]
     assert not found[0.15, True].reasons and found[0.15, False].report["bound"] == pytest.approx(0.05)
     for case in ((0.15, False), (0.08, True)):

@@ -112,7 +112,10 @@ def test_an_adapter_trained_without_quantization_is_served_on_the_base_itself(ho
 def test_auto_takes_the_adapter_where_vllm_can_serve_it(home: Path) -> None:
     build(home)
     plan = launch_plan.plan(settings(serve__mode="auto"))
-    assert (plan.mode, plan.route) == ("lora", "mode lora: plain LoRA of rank 24, which vLLM adds to LlamaForCausalLM")
+    assert (plan.claim.mode, plan.route) == (
+        "lora",
+        "mode lora: plain LoRA of rank 24, which vLLM adds to LlamaForCausalLM",
+    )
     file = home / "outputs/r/adapter/adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"bias": "all"}))
     reseal(home / "outputs/r/adapter")
@@ -120,7 +123,7 @@ def test_auto_takes_the_adapter_where_vllm_can_serve_it(home: Path) -> None:
     shutil.rmtree(home / "outputs/r/base")
     build(home)
     plan = launch_plan.plan(settings(serve__mode="auto"))
-    assert (plan.mode, plan.route) == ("merged", "mode merged: it has bias all, which vLLM does not serve")
+    assert (plan.claim.mode, plan.route) == ("merged", "mode merged: it has bias all, which vLLM does not serve")
     with pytest.raises(
         UserError, match=r"vLLM cannot serve the adapter r as one: it has bias all, .*take --serve\.mode merged"
     ):
@@ -131,6 +134,9 @@ def test_the_base_is_served_with_the_runs_template(home: Path) -> None:
     build(home)
     plan = launch_plan.plan(settings(serve__mode="base"))
     assert flag(plan, "--model") == str(home / "models/m")
+    assert plan.model == flag(plan, "--served-model-name") == "r-base"  # a name that says what answers
+    named = launch_plan.plan(settings(serve__mode="base", serve__served_model_name="x"))
+    assert named.model == flag(named, "--served-model-name") == "x"
     assert flag(plan, "--chat-template") == str(home / "outputs/r/adapter/chat_template.jinja")
 
 

@@ -15,6 +15,8 @@ import pytest
 from support.programs import ROOT, script_environment
 from support.serving import free_port
 
+from lockstep.endpoint import server_note
+
 SERVER = """
 import http.server, os, subprocess, sys, time
 port, mode = int(sys.argv[1]), sys.argv[2]
@@ -48,18 +50,19 @@ http.server.ThreadingHTTPServer(("127.0.0.1", port), Healthy).serve_forever()
 START = """
 import sys
 from pathlib import Path
-from lockstep.serving import launch_plan, request_rules, supervisor
+from lockstep.serving import gate, gate_findings, launch_plan, request_rules, supervisor
 from lockstep.settings import cli
 home, port, mode, timeout, passes, folder = sys.argv[1], *sys.argv[3:]
 report = {"passed": passes == "yes", "reasons": ["the adapter is not in it"], "warnings": [], "prompts": 43,
           "logprob_gap": None, "adapter_effect": None, "stop_rate": None}
 plan = launch_plan.LaunchPlan(
     command=[sys.executable, "-c", sys.argv[2], port, mode], environment={}, folder=Path(home, "outputs/r", folder),
-    url=f"http://127.0.0.1:{port}/v1", model="r", mode="merged", route="",
-    rules=request_rules.Rules("t", [], 1, 1, 1024, 1, True, True), prove=lambda server: report, canary=[1], foresee=lambda: None, served={},
-    timeout=float(timeout), grace=1, pause=0.3, patience=0.3,
+    url=f"http://127.0.0.1:{port}/v1", model="r", route="", served={},
+    claim=gate.Claim("merged", {}, None, gate_findings.Bounds(0.05, False, None, 64, 512)),
+    rules=request_rules.Rules("t", [], 1, 1, 1024, 1, True, True), canary=[1],
+    timing=launch_plan.Timing(float(timeout), grace=1, pause=0.3, patience=0.3),
 )
-cli.run(lambda: supervisor.start(plan))
+cli.run(lambda: supervisor.start(plan, prove=lambda server, claim: report))
 """
 
 
@@ -86,9 +89,9 @@ def launch(
     )  # fmt: skip
 
 
-def wait_until_serving(supervisor: subprocess.Popen[str]) -> list[psutil.Process]:
-    assert supervisor.stdout
-    assert any(line.startswith("serving r at") for line in supervisor.stdout)
+def wait_until_serving(home: Path, supervisor: subprocess.Popen[str], folder: str = "serve") -> list[psutil.Process]:
+    note = server_note.wait_until_open(home / "outputs/r" / folder, supervisor, timeout=60)
+    assert note and note.model == "r"
     for _ in range(100):
         family = psutil.Process(supervisor.pid).children(recursive=True)
         if len(family) == 3:
@@ -115,7 +118,7 @@ def stop(home: Path) -> str:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_no_process_behind(tmp_path: Path, port: int, number: int) -> None:
     supervisor = launch(tmp_path, port)
-    family = wait_until_serving(supervisor)
+    family = wait_until_serving(tmp_path, supervisor)
     supervisor.send_signal(number)
     assert supervisor.wait(timeout=30) == (0 if number == signal.SIGTERM else 128 + number)
     assert gone(family)
@@ -124,7 +127,7 @@ def test_a_signal_leaves_no_process_behind(tmp_path: Path, port: int, number: in
 
 def test_stop_ends_it_and_then_finds_nothing(tmp_path: Path, port: int) -> None:
     supervisor = launch(tmp_path, port)
-    family = wait_until_serving(supervisor)
+    family = wait_until_serving(tmp_path, supervisor)
     assert "stopped the server at" in stop(tmp_path)
     assert gone(family)
     assert "no server of outputs/r is running" in stop(tmp_path)
@@ -133,7 +136,7 @@ def test_stop_ends_it_and_then_finds_nothing(tmp_path: Path, port: int) -> None:
 
 def test_what_both_processes_of_a_server_leave_when_they_are_killed_is_ended_by_stop(tmp_path: Path, port: int) -> None:
     supervisor = launch(tmp_path, port)
-    server, *left = sorted(wait_until_serving(supervisor), key=lambda one: one.create_time())
+    server, *left = sorted(wait_until_serving(tmp_path, supervisor), key=lambda one: one.create_time())
     supervisor.kill()
     supervisor.wait()
     with contextlib.suppress(psutil.NoSuchProcess):  # it hears of it
@@ -152,7 +155,7 @@ def test_what_answers_at_its_address_and_does_not_know_its_secret_is_not_taken_f
 
 def test_status_says_where_the_model_was_made_anew_and_where_notes_are_damaged(tmp_path: Path, port: int) -> None:
     supervisor = launch(tmp_path, port)
-    wait_until_serving(supervisor)
+    wait_until_serving(tmp_path, supervisor)
     assert supervisor_says(tmp_path, "status")[0] == 0
     note = tmp_path / "outputs/r/serve/server.json"
     whole = note.read_text()
@@ -174,7 +177,9 @@ def test_status_says_where_the_model_was_made_anew_and_where_notes_are_damaged(t
 
 def test_the_base_is_served_beside_the_run(tmp_path: Path, port: int) -> None:
     first, base = launch(tmp_path, port), launch(tmp_path, free_port(), folder="serve-base")
-    families = [wait_until_serving(one) for one in (first, base)]
+    families = [
+        wait_until_serving(tmp_path, server, folder) for server, folder in ((first, "serve"), (base, "serve-base"))
+    ]
     code, said = supervisor_says(tmp_path, "status")
     assert code == 0 and said.count(": open; process") == 2
     assert stop(tmp_path).count("stopped the server at") == 2
@@ -190,7 +195,7 @@ def test_a_key_that_is_none_leaves_no_process_behind(tmp_path: Path, port: int) 
 
 def test_a_second_server_of_the_run_is_refused_by_name(tmp_path: Path, port: int) -> None:
     supervisor = launch(tmp_path, port)
-    wait_until_serving(supervisor)
+    wait_until_serving(tmp_path, supervisor)
     second = launch(tmp_path, port + 1)
     assert second.wait(timeout=20) == 2
     assert (
@@ -221,7 +226,7 @@ def test_a_server_that_is_never_healthy_is_ended(tmp_path: Path, port: int) -> N
 def test_even_a_killed_supervisor_takes_its_server_along(tmp_path: Path, port: int) -> None:
     supervisor = launch(tmp_path, port)
     server = psutil.Process(supervisor.pid).children()
-    wait_until_serving(supervisor)
+    wait_until_serving(tmp_path, supervisor)
     server = psutil.Process(supervisor.pid).children()
     everyone = psutil.Process(supervisor.pid).children(recursive=True)
     os.kill(supervisor.pid, signal.SIGKILL)
@@ -245,7 +250,7 @@ def test_what_the_gate_does_not_pass_is_never_opened(tmp_path: Path, port: int) 
 
 def test_a_server_that_hangs_is_closed_until_it_answers(tmp_path: Path, port: int) -> None:
     supervisor = launch(tmp_path, port)
-    wait_until_serving(supervisor)
+    wait_until_serving(tmp_path, supervisor)
     door = tmp_path / "outputs/r/serve/open"
     assert door.exists() and supervisor_says(tmp_path, "status")[0] == 0
     (tmp_path / "hang").touch()

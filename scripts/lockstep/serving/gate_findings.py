@@ -1,0 +1,44 @@
+"""What the gate's proofs have in common: the bounds that they judge by, and the findings that they add to."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+AT_ONCE = 16  # requests
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far the served model may be from the trained one.
+
+    Args:
+        logprob_gap: nats a token, on the mean.
+        as_given: somebody set that bound; otherwise it shrinks where the training itself changed little.
+        min_stop_rate: share of answers that must end by themselves; None: few of them are only a warning.
+        max_model_len: tokens of prompt and answer that the server takes.
+        vocabulary: how many token ids the model has.
+    """
+
+    logprob_gap: float
+    as_given: bool
+    min_stop_rate: float | None
+    max_model_len: int
+    vocabulary: int
+
+
+@dataclass
+class Findings:
+    """What the proofs find about a served name: fields of the report, reasons not to serve it, and warnings."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def ask_all(question: Callable[[T], R], subjects: Iterable[T]) -> list[R]:
+    """The answers to a question about each subject, in order; several are asked at once."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(question, subjects))

@@ -1,0 +1,128 @@
+"""The gate's first two proofs: prompts become the tokens of training, and answers end at its stop tokens."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lockstep.artifacts import atomic, filenames
+from lockstep.prompts import contract, template
+from lockstep.serving.gate_findings import Findings, ask_all
+from lockstep.serving.probe import Server
+
+ORDINARY = 64  # tokens of each kind that must not end an answer: enough to tell, at one short request each
+
+
+def foresee(folder: Path, adapter: Path) -> dict[str, Any]:
+    """What both proofs will find, as far as files tell it.
+
+    Args:
+        folder: with the tokenizer and template that are served.
+        adapter: with the contract.
+
+    Returns:
+        fields of the report, `reasons` among them.
+    """
+    agreed = atomic.read_json(adapter / filenames.CONTRACT)
+    chat = template.load(folder, (folder / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8"))
+    conversations = agreed["conversations"]
+    wrong = [c["name"] for c in conversations if chat.prompt_ids(c["messages"], c.get("tools")) != c["prompt_ids"]]
+    reasons = [_other_tokens(folder, agreed, wrong)] if wrong else _other_ends(folder, agreed, chat)
+    return {"prompts": len(conversations), "token_mismatches": len(wrong), "reasons": reasons}
+
+
+def check_prompts(server: Server, name: str, folder: Path, agreed: dict[str, Any], findings: Findings) -> None:
+    """Proof 1: the server tokenizes the golden conversations to the ids that training rendered.
+
+    Args:
+        name: that clients send.
+        agreed: the contract.
+    """
+
+    def is_same(conversation: dict[str, Any]) -> bool:
+        body: dict[str, Any] = {key: conversation[key] for key in ("messages", "tools") if key in conversation}
+        return bool(server.ask("/tokenize", body | {"model": name})["tokens"] == conversation["prompt_ids"])
+
+    conversations = agreed["conversations"]
+    sameness = zip(conversations, ask_all(is_same, conversations), strict=True)
+    wrong = [conversation["name"] for conversation, same in sameness if not same]
+    findings.report |= {"prompts": len(conversations), "token_mismatches": len(wrong)}
+    if len(conversations) < contract.FEWEST:
+        findings.reasons.append(f"{filenames.CONTRACT} holds only {len(conversations)} conversations: it was cut")
+    if wrong:
+        findings.reasons.append(_other_tokens(folder, agreed, wrong))
+
+
+def check_stops(server: Server, name: str, agreed: dict[str, Any], ordinary: list[int], findings: Findings) -> None:
+    """Proof 2: made to give a stop token, the server ends the answer there, and it goes on after ordinary tokens.
+
+    Args:
+        ordinary: from `ordinary_tokens`.
+    """
+    prompt = agreed["conversations"][0]["prompt_ids"]
+
+    def ends_at(token: int) -> bool:
+        return bool(server.complete(name, prompt, max_tokens=2, allowed_token_ids=[token])["finish_reason"] == "stop")
+
+    for token, ended in zip(agreed["stop_ids"], ask_all(ends_at, agreed["stop_ids"]), strict=True):
+        if not ended:
+            findings.reasons.append(
+                f"stop token {token} does not end an answer: special tokens, or the eos_token_id of "
+                f"{filenames.GENERATION_CONFIG}, differ"
+            )
+    findings.report["ordinary_tokens"] = len(ordinary)
+    for token, ended in zip(ordinary, ask_all(ends_at, ordinary), strict=True):
+        if ended:
+            findings.reasons.append(
+                f"token {token} ends an answer, which in training went on after it: another eos_token_id"
+            )
+
+
+def ordinary_tokens(folder: Path, agreed: dict[str, Any], rows: list[Any], vocabulary: int) -> list[int]:
+    """Tokens after which an answer goes on.
+
+    They are of two kinds: those that the tokenizer adds and does not call special, such as <tool_call>, which another
+    configuration may take for ends, and the most frequent ones of held-out answers.
+
+    Args:
+        rows: of the reference.
+    """
+    file = folder / filenames.TOKENIZER
+    added = atomic.read_json(file)["added_tokens"] if file.exists() else []
+    frequency = Counter(token for row in rows for token in row["input_ids"][row["start"] :])
+    kinds = (
+        [token["id"] for token in added if not token["special"]],
+        [token for token, _ in frequency.most_common()],
+    )
+    tokens: list[int] = []
+    for kind in kinds:
+        tokens += [token for token in kind if token not in agreed["stop_ids"] and token < vocabulary][:ORDINARY]
+    return list(dict.fromkeys(tokens))
+
+
+def _other_tokens(folder: Path, agreed: dict[str, Any], wrong: list[str]) -> str:
+    """The reason where the conversations of these names become other tokens."""
+    file = folder / filenames.CHAT_TEMPLATE
+    text = file.read_bytes() if file.exists() else b""
+    same_text = hashlib.sha256(text).hexdigest() == agreed["template_sha256"]
+    return (
+        f"{len(wrong)} of {len(agreed['conversations'])} golden conversations become other tokens than in training "
+        f"(first {wrong[0]!r}): the {'tokenizer' if same_text else 'chat template'} differs"
+    )
+
+
+def _other_ends(folder: Path, agreed: dict[str, Any], chat: template.Template) -> list[str]:
+    """The reasons where special tokens are others than in training, or answers would end at ordinary ones."""
+    reasons = [
+        f"the tokenizer's {name} token is {chat.special_ids[name]}, and was {token} in training"
+        for name, token in agreed["special_ids"].items()
+        if chat.special_ids[name] != token
+    ]
+    file = folder / filenames.GENERATION_CONFIG
+    file = file if file.exists() else folder / filenames.CONFIG  # as vLLM does
+    ends = atomic.read_json(file).get("eos_token_id") if file.exists() else None
+    added = chat.tokenizer.added_tokens_decoder
+    for token in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+        if token not in agreed["stop_ids"] and not (token in added and added[token].special):
+            reasons.append(f"{file.name} ends answers at token {token}, which is an ordinary one")
+    return reasons

@@ -1,0 +1,99 @@
+"""What can be done to a server by the folder that it serves from: one at a time, its state, its end, what it left."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import psutil
+
+from lockstep import paths
+from lockstep.artifacts import filenames
+from lockstep.endpoint import protocol, server_note
+from lockstep.errors import UserError
+from lockstep.serving import gate_report, process_tree
+
+NOT_RUNNING = 3  # exit code of `status`: nothing that is in lockstep is served
+RULES = "rules.json"  # for the middleware; its path marks all processes of a server
+MARGIN = 15  # seconds beside its own grace that a server has to end in
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a server's folder for as long as the block lasts. Raises UserError where another process holds it."""
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        note = server_note.read(folder)
+        where = f" at {note.url} by process {note.pid}" if note else ""
+        raise UserError(f"{paths.label(folder.parent)} is already served{where}: run `make stop` first") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clear(folder: Path) -> str:
+    """Kill what a server of this folder has left behind; returns what to tell the user, nothing where nothing was left.
+
+    One whose supervisor and API server were both killed leaves an engine that waits for ever, and holds its memory. It is
+    known by what its environment says.
+
+    Raises:
+        UserError: a server runs there.
+    """
+    if not folder.exists() or sys.platform != "linux":
+        return ""
+    with alone(folder):
+        count = process_tree.kill_marked(protocol.RULES, str(folder / RULES))
+    return f"ended {count} processes that a server of {paths.label(folder.parent)} left behind" if count else ""
+
+
+def stop(folder: Path) -> str:
+    """Stop the server that serves from a folder; returns what to tell the user, nothing where there is none.
+
+    Raises:
+        UserError: it is another user's, or its note is damaged.
+    """
+    note = server_note.read(folder)
+    supervisor = note and server_note.supervisor_of(note)
+    if not note or not supervisor:
+        try:
+            return clear(folder)
+        except UserError as error:
+            raise UserError(
+                f"{paths.label(folder.parent)} is served, or about to be, by a process that "
+                f"{paths.label(folder / filenames.SERVER_NOTE)} does not tell: stop it with Ctrl-C"
+            ) from error
+    try:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            supervisor.terminate()
+    except psutil.AccessDenied as error:
+        raise UserError(f"process {note.pid} at {note.url} is another user's: it is not yours to stop") from error
+    deadline = time.monotonic() + note.grace + MARGIN
+    while time.monotonic() < deadline:
+        if not server_note.supervisor_of(note):
+            return f"stopped the server at {note.url}"
+        time.sleep(0.1)
+    process_tree.kill(supervisor)
+    return f"killed the server at {note.url}, which did not stop by itself"
+
+
+def status(folder: Path) -> tuple[int, str]:
+    """(exit code, what to tell the user) about the server that serves from a folder; no words where there is none."""
+    note = server_note.current(folder)
+    if not note:
+        return NOT_RUNNING, ""
+    minutes = (time.time() - note.created) / 60
+    text = f"{note.model} ({note.mode}) at {note.url}: {note.state}; process {note.pid}, {minutes:.0f} min"
+    if note.state != "open":
+        return NOT_RUNNING, f"{text}; its log is {paths.label(folder / filenames.SERVER_LOG)}"
+    report = gate_report.read(folder)
+    if not report:
+        return NOT_RUNNING, f"{text}\n{paths.label(folder / filenames.GATE_REPORT)} is gone, or damaged"
+    if anew := gate_report.replaced(note.served):
+        return NOT_RUNNING, f"{text}\n{', '.join(anew)} was made anew since: `make stop`, and serve again"
+    return 0, f"{text}\nin lockstep: {gate_report.summary(report)}"
