@@ -10,6 +10,9 @@ Only safetensors, JSON, tokenizer and template files are taken: no pickle, no Py
 HF_TOKEN, HF_ENDPOINT, MODELSCOPE_API_TOKEN and MODELSCOPE_ENDPOINT are honoured.
 """
 
+import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
+
+# isort: split
 import fnmatch
 import hashlib
 import re

@@ -13,6 +13,9 @@ is encoded apart and followed by the end-of-turn token; both are supervised. Bat
 later, by lockstep/data/collator.py.
 """
 
+import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
+
+# isort: split
 import hashlib
 import json
 import shutil

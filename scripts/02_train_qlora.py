@@ -13,6 +13,9 @@ Run     make train
 An interrupted training goes on from its last checkpoint when the same command runs again.
 """
 
+import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
+
+# isort: split
 import os
 import shutil
 import sys

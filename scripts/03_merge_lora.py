@@ -14,6 +14,9 @@ ones that the adapter saw. Both are compared with the trained model; the closer 
 After full training nothing is merged: the weights become bfloat16, and are compared all the same.
 """
 
+import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
+
+# isort: split
 import os
 import shutil
 import sys

@@ -12,6 +12,9 @@ A batch that was stopped, in whatever way, goes on when the same command runs ag
 that asks the rows again that have an error. A server with a key wants LOCKSTEP_API_KEY in the environment.
 """
 
+import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
+
+# isort: split
 import argparse
 import contextlib
 import json

@@ -11,6 +11,9 @@ Run     make evaluate
 Both models run under the same engine settings, template and sampling: greedy, unless asked otherwise.
 """
 
+import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
+
+# isort: split
 import argparse
 import json
 import os

@@ -11,6 +11,9 @@ goes from this program to the endpoint and never to a browser. Any --ui.host oth
 login: its password is LOCKSTEP_UI_PASSWORD in the environment.
 """
 
+import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
+
+# isort: split
 import argparse
 import contextlib
 import logging

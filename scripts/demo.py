@@ -7,6 +7,9 @@ Writes  outputs/demo/demo.json
 Run     make demo          (a second run skips what is done)
 """
 
+import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
+
+# isort: split
 import argparse
 import shlex
 import subprocess

@@ -10,6 +10,9 @@ Every figure is of the last interval. The supervisor's own request for one token
 them. What the door turns away (401, 429 and the like) never reaches vLLM, and is not.
 """
 
+import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
+
+# isort: split
 import argparse
 import contextlib
 import json

@@ -3,8 +3,10 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 USER_ERROR = 2  # exit code: something that the user can put right
 TERMINATED = 75  # exit code: SIGTERM; unfinished, and the same command goes on (EX_TEMPFAIL)
@@ -79,6 +81,34 @@ def disk_errors() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or the machine ran out of memory; torch, oneDNN, Python's threads and imports only say so in words."""
+    """Whether a GPU or the machine ran out of memory; torch, oneDNN and Python's threads say so in words only."""
     of_a_gpu = type(error).__name__ == "OutOfMemoryError"  # by name: this module must not load torch
     return isinstance(error, MemoryError) or of_a_gpu or any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
+
+
+def missing_package(error: BaseException) -> str | None:
+    """What to run where this Python lacks a package that Lockstep needs; None for any other error."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name or error.name.split(".")[0] == "lockstep":
+        return None
+    package = error.name.split(".")[0]
+    return (
+        f"{sys.executable} lacks the package {package}: run `make setup`, and start the scripts with .venv/bin/python"
+    )
+
+
+def report_missing_packages_in_one_line() -> None:
+    """Let a script that still imports what it needs end in one line where this Python lacks a package.
+
+    Later on `settings.cli.run` reports errors. Any other one keeps its traceback.
+    """
+    previous = sys.excepthook
+
+    def report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        message = missing_package(error)
+        if message is None or os.environ.get("LOCKSTEP_DEBUG") == "1":
+            previous(kind, error, traceback)
+            return
+        sys.stderr.write(f"error: {message}\n")
+        raise SystemExit(USER_ERROR)  # with which Python then ends
+
+    sys.excepthook = report

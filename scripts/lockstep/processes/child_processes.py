@@ -1,7 +1,8 @@
-"""Processes that are started for a piece of work, and what Linux can do about those whose parent is gone."""
+"""Processes that are started for a piece of work, and that must not outlive who started them (on Linux)."""
 
 import ctypes
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -16,15 +17,18 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 @contextmanager
 def fresh(work: Callable[..., None], *arguments: Any) -> Iterator[tuple[BaseProcess, Connection]]:
-    """A new process that runs work(sender, *arguments), and the end of a pipe where it answers. It ends with the block.
+    """A new process that runs work(sender, *arguments), and the end of a pipe that receives what it sends.
+
+    The process is killed when the block ends.
 
     Args:
-        work: a function of a module.
+        work: a function at the top level of a module, as `spawn` needs it.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_run, args=(os.getpid(), work, sender, *arguments), daemon=True)
-    child.start()
+    with _no_ctrl_c():
+        child.start()
     sender.close()
     try:
         yield child, receiver
@@ -33,22 +37,39 @@ def fresh(work: Callable[..., None], *arguments: Any) -> Iterator[tuple[BaseProc
         child.join()
 
 
+@contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """Hold SIGINT back in this thread; a process that is started here never gets it, not even while it imports.
+
+    A terminal sends Ctrl-C to all processes. The parent answers it, and ends the child.
+    """
+    # It starts with the first child otherwise, and would let SIGINT through again.
+    multiprocessing.resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run(parent: int, work: Callable[..., None], *arguments: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(parent)
     work(*arguments)
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGTERM to this process when its parent ends, in whatever way. Where it has ended already, this process does, too:
-    nobody must go on writing where the next run begins."""
+    """Have this process terminated when its parent ends, in whatever way.
+
+    If the parent has ended already, this process ends at once: it must not go on writing where the next run begins.
+    """
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def become_subreaper() -> None:
-    """Descendants that lose their parent become children of this process, where they can be found."""
+    """Make descendants that lose their parent children of this process, so that it can find them."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 

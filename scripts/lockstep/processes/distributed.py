@@ -7,24 +7,28 @@ from lockstep.errors import UserError
 
 
 def _number(name: str, default: int) -> int:
-    """What a launcher wrote; anything else there is not ours."""
+    """A number that a launcher wrote into the environment; any other text there is not meant for us."""
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else default
 
 
-LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR")  # what a launcher sets beside WORLD_SIZE
+LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR")  # a launcher sets these together with WORLD_SIZE
 PROCESSES = _number("WORLD_SIZE", 1) if all(os.environ.get(name) for name in LAUNCHED) else 1
 RANK = _number("RANK", 0) if PROCESSES > 1 else 0
 LOCAL_RANK = _number("LOCAL_RANK", 0) if PROCESSES > 1 else 0
 FIRST = RANK == 0
-# Each process holds only a part of every weight: FSDP, DeepSpeed's ZeRO.
+# Whether each process holds only a part of every weight, as under FSDP or DeepSpeed's ZeRO.
 SHARDED = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
 
 Value = TypeVar("Value")
 
 
 def check() -> None:
-    """Refuse half of a launch, as clusters make it that set WORLD_SIZE themselves: which part of the rows is whose?"""
+    """Refuse an incomplete launch, as on clusters that set WORLD_SIZE by themselves: no process would know its part.
+
+    Raises:
+        UserError: names the variable that is not set.
+    """
     missing = [name for name in LAUNCHED if not os.environ.get(name)]
     if _number("WORLD_SIZE", 1) > 1 and missing:
         raise UserError(
@@ -34,17 +38,17 @@ def check() -> None:
 
 
 def join(on_cpu: bool) -> None:
-    """Let the processes find each other; nothing where there is one. Raises UserError where they do not."""
+    """Let the processes find each other, if there are several. Raises UserError where they do not."""
     if PROCESSES > 1:
         from accelerate import PartialState
 
-        found = PartialState(cpu=on_cpu).num_processes
-        if found != PROCESSES:
-            raise UserError(f"WORLD_SIZE is {PROCESSES}, and {found} processes found each other: look at the launcher")
+        joined = PartialState(cpu=on_cpu).num_processes
+        if joined != PROCESSES:
+            raise UserError(f"WORLD_SIZE is {PROCESSES}, and {joined} processes found each other: look at the launcher")
 
 
 def from_first(value: Value) -> Value:
-    """The first process's value, in all of them. They wait here for it."""
+    """The value of the first process, in all of them. They wait here for it."""
     if PROCESSES == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -54,7 +58,7 @@ def from_first(value: Value) -> Value:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes are here."""
     if PROCESSES > 1:
         from accelerate import PartialState
 

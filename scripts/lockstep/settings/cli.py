@@ -1,4 +1,4 @@
-"""The command line that all stages share, and the one place where an error becomes a message."""
+"""The command line that all stages share, and the place where errors become messages."""
 
 import argparse
 import contextlib
@@ -6,10 +6,12 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from lockstep import paths
 from lockstep.errors import (
@@ -21,10 +23,13 @@ from lockstep.errors import (
     UserError,
     is_full_disk,
     is_out_of_memory,
+    missing_package,
 )
 from lockstep.processes import distributed
-from lockstep.settings import schema, tree, yaml_file
+from lockstep.settings import tree, yaml_file
 from lockstep.settings.tree import Settings
+
+INTERRUPTION = "interrupted; run the same command again to go on"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,18 +44,20 @@ def parser(description: str, *sections: str) -> argparse.ArgumentParser:
 
     Args:
         description: the script's docstring.
-        sections: the settings to show in --help; all are accepted.
+        sections: those whose settings --help shows; the settings of all sections are accepted.
     """
-    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    made.add_argument("--config", metavar="FILE", type=Path, help="YAML with what differs from the defaults")
-    group = made.add_argument_group("settings (the same names as in the YAML file)")
+    arguments = _Parser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    arguments.add_argument("--config", metavar="FILE", type=Path, help="YAML file with what differs from the defaults")
+    group = arguments.add_argument_group("settings (the same names as in the YAML file)")
     for name, field in tree.leaves():
         shown = name.split(".")[0] in {"run", *sections}
         value = field.get_default(call_default_factory=True)
         default = "" if value in (None, (), {}) else f" [{_spell(value)}]"
         text = f"{field.description}{default}".replace("%", "%%") if shown else argparse.SUPPRESS
         group.add_argument(f"--{name}", metavar=tree.type_name(field), default=argparse.SUPPRESS, help=text)
-    return made
+    return arguments
 
 
 def _spell(value: object) -> str:
@@ -58,57 +65,55 @@ def _spell(value: object) -> str:
 
 
 def settings_from(options: argparse.Namespace) -> Settings:
-    """The settings that parsed options ask for. File paths typed by hand start where the user is."""
+    """The settings that parsed options ask for. File paths on the command line are relative to where the user is."""
     known = dict(tree.leaves())
     overrides = {key: text for key, text in vars(options).items() if key in known}
-    settings = yaml_file.load(options.config, overrides)
-    for key, text in overrides.items():
-        is_path = key in schema.FILE_KEYS or (key == "data.template" and text.endswith(".jinja"))
-        in_data_set = settings.data.source != "files" and key.startswith("data.") and key != "data.template"
-        if is_path and not in_data_set and text not in ("", *tree.NULLS):
-            names = [text] if key == "data.template" or Path(text).exists() else text.split(",")
-            overrides[key] = ",".join(str(Path(name).absolute()) for name in names if name)
-    return yaml_file.load(options.config, overrides)
+    return yaml_file.load(options.config, overrides, Path.cwd())
 
 
 def words_for(settings: Settings, section: str, without: tuple[str, ...] = ()) -> list[str]:
-    """What differs from the defaults in a section, as words of a command line."""
-    tree, plain = settings.sections(section)[section], Settings().sections(section)[section]
+    """The settings of a section that differ from their defaults, as words of a command line."""
+    given, defaults = settings.sections(section)[section], Settings().sections(section)[section]
     words: list[str] = []
-    for key, value in tree.items():
-        if key not in without and value != plain[key]:
-            text = (
-                json.dumps(value)
-                if isinstance(value, dict | bool)
-                else ",".join(value)
-                if isinstance(value, list)
-                else str(value)
-            )
-            words += [f"--{section}.{key}", "null" if value is None else text]
+    for key, value in given.items():
+        if key not in without and value != defaults[key]:
+            words += [f"--{section}.{key}", _as_word(value)]
     return words
 
 
-def stage_options(made: argparse.ArgumentParser) -> None:
+def _as_word(value: Any) -> str:
+    """A JSON value of a setting as the command line takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict | bool):
+        return json.dumps(value)
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def stage_options(arguments: argparse.ArgumentParser) -> None:
     """--force and --check, which every stage that writes a folder has."""
-    made.add_argument("--force", action="store_true", help="make the output again, replacing what is there")
-    made.add_argument(
+    arguments.add_argument("--force", action="store_true", help="make the output again, replacing what is there")
+    arguments.add_argument(
         "--check",
         action="store_true",
-        help="only say by the exit code whether the output is there (0) or not (3); 2: a path is wrong",
+        help="do nothing; the exit code is 0 if the output is there, 3 if not, and 2 if a path is wrong",
     )
 
 
 def run(work: Callable[[], int | None]) -> NoReturn:
-    """Run a script's main and turn what went wrong into one line and an exit code.
+    """Run a script's main, and turn an error into one line and an exit code.
 
-    0 done · 2 something that the user can put right · 75 SIGTERM, unfinished · 130 Ctrl-C. LOCKSTEP_DEBUG=1 shows tracebacks.
+    0 done · 2 something that the user can put right · 75 SIGTERM, unfinished · 130 Ctrl-C.
+    LOCKSTEP_DEBUG=1 shows tracebacks.
     """
     _stand_in_for_closed_streams()
     _hold_packages()
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):  # not where it is ignored
+        signal.signal(signal.SIGINT, _on_ctrl_c)
     # a terminal or locale that is not UTF-8 shows \u4f60 for what it cannot; work must not end over that
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    # By default torch's threads spin for milliseconds where they wait for each other. With one program more than
-    # cores that takes most of the time, several times over; with none, sleeping earlier costs nothing.
+    # By default torch's threads spin for milliseconds while they wait for each other. With more programs than cores
+    # that takes most of the time; otherwise sleeping earlier costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel is no news
     try:
@@ -117,36 +122,54 @@ def run(work: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # `… | head` closed the pipe: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except KeyboardInterrupt:
-        code = _report("interrupted; run the same command again to go on", INTERRUPTED)
     except Terminated as error:
         code = _report(str(error), TERMINATED)
     except UserError as error:
         code = _report(str(error), USER_ERROR)
-    except OSError as error:
-        code = _report(f"{error.strerror or error}{_where(error)}; nothing was published", USER_ERROR)
-    except Exception as error:
-        code = _report(_explained(error), USER_ERROR)
+    except KeyboardInterrupt as error:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C, while libraries tidy up, ends at once
+        code = _report(str(error) or INTERRUPTION, INTERRUPTED)
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of a library of Rust's, and no Exception
+        explanation = _explained(error)
+        if explanation is None:
             raise
-        code = _report(f"a library broke down ({error}); nothing was published", USER_ERROR)
+        code = _report(explanation, USER_ERROR)
     sys.exit(code)
 
 
-def _explained(error: Exception) -> str:
-    """What an error of a library means. Raises it where that is not known."""
+def _on_ctrl_c(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; but where a module is being imported, end the program at once.
+
+    Packages that are written in Rust or C++ break down over an exception in the middle of their import. Outputs do not
+    mind: a stage that is killed has published nothing.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os.write(sys.stderr.fileno(), f"error: {INTERRUPTION}\n".encode())
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _explained(error: BaseException) -> str | None:
+    """What an error of the system or of a library means, or None where that is not known."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{_where(error)}; nothing was published"
     if is_full_disk(error):
         return f"{DISK_FULL}; nothing was published"
     if is_out_of_memory(error):
         return f"out of memory ({error}): stop other programs and run again; nothing was published"
-    raise error
+    if missing := missing_package(error):
+        return missing
+    if type(error).__name__ == "PanicException":  # of a library of Rust's, and not an Exception
+        return f"a library broke down ({error}); nothing was published"
+    return None
 
 
 def _stand_in_for_closed_streams() -> None:
-    """Standard streams that the caller closed lead nowhere: else the next file opened would take such a number."""
+    """Open standard streams that the caller closed to nowhere: else the next opened file would take their number."""
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:
-        os.set_inheritable(number, True)  # for programs started from here, too
+        os.set_inheritable(number, True)  # also for programs started from here
     os.close(number)
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
@@ -154,9 +177,9 @@ def _stand_in_for_closed_streams() -> None:
 
 
 def _hold_packages() -> None:
-    """As long as a stage runs, `make setup` must not clear the environment that it runs in."""
+    """Hold a lock, so that `make setup` does not clear the environment that this stage runs in."""
     if sys.prefix != sys.base_prefix:
-        with contextlib.suppress(OSError):  # it is being made anew, or its disk has no locks
+        with contextlib.suppress(OSError):  # it is being rebuilt, or its file system has no locks
             fcntl.flock(os.open(sys.prefix, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
@@ -168,8 +191,7 @@ def _where(error: OSError) -> str:
 def _report(message: str, code: int) -> int:
     if os.environ.get("LOCKSTEP_DEBUG") == "1":
         raise  # noqa: PLE0704 - called from an except block, to show its traceback
-    of_one = (
-        "" if distributed.FIRST else f"process {distributed.RANK}: "
-    )  # of several processes each may have an error of its own
-    print(f"{of_one}error: {' '.join(message.split())}", file=sys.stderr)
+    # with several processes, each may have an error of its own
+    which = "" if distributed.FIRST else f"process {distributed.RANK}: "
+    print(f"{which}error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -1,7 +1,7 @@
-"""All settings: command line > YAML file > default. `lockstep.settings.schema` says what each is.
+"""All settings as one tree. `lockstep.settings.schema` says what each of them means.
 
-`Settings.explicit` remembers which keys somebody set, so that a later stage can refuse a setting
-that differs from what an earlier stage was run with.
+The command line overrides the YAML file, which overrides the defaults. `Settings.explicit` remembers which keys
+somebody set, so that a later stage can refuse a setting that differs from what an earlier stage was run with.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import Field, PrivateAttr
+from pydantic.fields import FieldInfo
 
 from lockstep import paths
 from lockstep.errors import UserError
+from lockstep.settings.fields import Name, Section
 from lockstep.settings.schema import (
     Adapter,
     Data,
@@ -19,22 +21,22 @@ from lockstep.settings.schema import (
     Lora,
     Merge,
     Model,
-    Name,
     Quantization,
     Sampling,
-    Section,
     Serve,
     Train,
     Ui,
 )
 
-# The settings of a finished stage that travel with its output to the next ones.
-TRAVELLING = ("model", "data", "method", "lora", "quantization")
+# The settings that later stages take from the manifest of a finished one.
+INHERITED = ("model", "data", "method", "lora", "quantization")
 
-NULLS = ("null", "none")  # on the command line, what clears an optional setting
+NULLS = ("null", "none")  # clear an optional setting on the command line
 
 
 class Settings(Section):
+    """All sections, and where each setting that is not a default was given."""
+
     run: Name = Field("default", description="folder under outputs/")
     model: Model = Field(default_factory=Model)
     data: Data = Field(default_factory=Data)
@@ -59,6 +61,12 @@ class Settings(Section):
         """Dotted names of the settings that somebody gave → where: a file, or the command line."""
         return self._explicit
 
+    def with_explicit(self, explicit: Mapping[str, str]) -> "Settings":
+        """A copy of these settings with another `explicit`."""
+        settings = self.model_copy()
+        settings._explicit = dict(explicit)
+        return settings
+
     @property
     def run_dir(self) -> Path:
         """The run's folder under outputs/."""
@@ -69,14 +77,13 @@ class Settings(Section):
         return self.model_dump(mode="json", include=set(names))
 
     def replace(self, section: str, changes: Mapping[str, Any]) -> "Settings":
-        """These settings with some of a section in another form."""
-        tree = self.model_dump(mode="json")
-        made = Settings.model_validate(tree | {section: tree[section] | changes})
-        made._explicit = self._explicit
-        return made
+        """These settings with other values for some fields of a section."""
+        values = self.model_dump(mode="json")
+        changed = values | {section: values[section] | changes}
+        return Settings.model_validate(changed).with_explicit(self.explicit)
 
     def inherit(self, config: Mapping[str, Any], origin: str) -> "Settings":
-        """These settings with the travelling sections of a finished stage in place of their own.
+        """These settings with the inherited sections as a finished stage was run with them.
 
         Args:
             config: the `config` of that stage's manifest.
@@ -85,17 +92,15 @@ class Settings(Section):
         Raises:
             UserError: an explicit setting differs from what the stage was run with.
         """
-        travelling = {key: config[key] for key in TRAVELLING if key in config}
+        inherited = {key: config[key] for key in INHERITED if key in config}
         own = flatten(self.model_dump(mode="json"))
-        for key, theirs in flatten(travelling).items():
+        for key, theirs in flatten(inherited).items():
             if key in self.explicit and own[key] != theirs:
                 raise UserError(
-                    f"{key} is {own[key]!r} {self.explicit[key]}, but {origin} was made with {theirs!r}: give "
-                    f"that again (best in a config of your own), or make the stage with this one (--force, or another --run)"
+                    f"{key} is {own[key]!r} {self.explicit[key]}, but {origin} was made with {theirs!r}: give that "
+                    f"again (best in a config of your own), or make the stage with this one (--force, or another --run)"
                 )
-        merged = Settings.model_validate(self.model_dump(mode="json") | travelling)
-        merged._explicit = self._explicit
-        return merged
+        return Settings.model_validate(self.model_dump(mode="json") | inherited).with_explicit(self.explicit)
 
 
 SECTIONS = [name for name, field in Settings.model_fields.items() if field.default_factory]
@@ -112,8 +117,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def leaves() -> Iterator[tuple[str, Any]]:
-    """Every setting's dotted name and pydantic field, in the order of the file."""
+def leaves() -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted name, pydantic field) of every setting, in the order of the schema."""
     for name, field in Settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             for inner, inner_field in field.annotation.model_fields.items():
@@ -122,8 +127,8 @@ def leaves() -> Iterator[tuple[str, Any]]:
             yield name, field
 
 
-def type_name(field: Any) -> str:
-    """A field's type as help texts show it: `a|b`, `INT`, `FLOAT` …"""
+def type_name(field: FieldInfo) -> str:
+    """The type of a field as help texts show it: `a|b`, `INT`, `FLOAT` …"""
     if get_origin(field.annotation) is Literal:
         return "|".join(get_args(field.annotation))
     text = str(field.annotation)

@@ -1,4 +1,4 @@
-"""Settings from a YAML file and the command line, with errors that name the key, where it stands and the right one."""
+"""Settings from a YAML file and the command line. Errors name the key, where it was given, and the nearest one."""
 
 import difflib
 from collections.abc import Mapping
@@ -9,10 +9,12 @@ import yaml
 from pydantic import ValidationError
 
 from lockstep.errors import UserError
+from lockstep.settings.fields import holds_file_paths
 from lockstep.settings.tree import NULLS, SECTIONS, Settings, flatten, leaves
 from lockstep.text.unicode import printable
 
 TYPED = "on the command line"  # where a setting was given, if not in a file
+FILE_KEYS = frozenset(name for name, field in leaves() if holds_file_paths(field))
 
 
 def suggest(key: str) -> str:
@@ -27,7 +29,7 @@ def suggest(key: str) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's own loader lets the second of two equal keys win without a word, and reads `on` as a key True."""
+    """YAML's own loader silently keeps the second of two equal keys, and reads a key `on` as True."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
@@ -39,24 +41,24 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """The same, but what is no date, number or flag after all (2024-13-45) is YAML's error, with its place."""
+        """The same, but what only looks like a date or a number (2024-13-45) is an error of YAML's, with its place."""
         try:
             return super().construct_object(node, deep=deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{node.value!r:.80} cannot be read ({error}): put text in quotes", node.start_mark
+                None, None, f"{node.value!r:.80} cannot be read ({error}): put texts in quotes", node.start_mark
             ) from error
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The settings in a YAML file.
+    """The content of a YAML file with settings, not validated yet.
 
     Raises:
-        UserError: no such file, not UTF-8, not YAML, or no mapping of names to values.
+        UserError: no such file, not UTF-8, not YAML, or not a mapping of names to values.
     """
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
-        flatten(tree if isinstance(tree, dict) else {})  # an anchor that holds itself has no end
+        flatten(tree if isinstance(tree, dict) else {})  # RecursionError: an anchor that contains itself
     except OSError as error:
         raise UserError(f"cannot read the config {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -75,16 +77,17 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return {k: {} if v is None and k in SECTIONS else v for k, v in tree.items()}
 
 
-def load(file: Path | None, overrides: Mapping[str, str]) -> Settings:
+def load(file: Path | None, overrides: Mapping[str, str], base: Path | None = None) -> Settings:
     """Settings from a YAML file and command-line overrides.
 
     Args:
         file: a YAML file with what differs from the defaults, or None.
         overrides: dotted name → text, such as {"lora.r": "8"}; "null" clears an optional setting.
+        base: the folder to which file paths among the overrides are relative; None: the repository's root,
+            as in YAML files.
 
     Raises:
-        UserError: an unknown, missing or ill-typed key; names the key, where it came from, and
-            the nearest right key.
+        UserError: an unknown, missing or ill-typed key; names the key, where it was given, and the nearest right key.
     """
     tree = read_yaml(file) if file else {}
     explicit = dict.fromkeys(flatten(tree), f"in {file}") | dict.fromkeys(overrides, TYPED)
@@ -98,12 +101,27 @@ def load(file: Path | None, overrides: Mapping[str, str]) -> Settings:
             if not isinstance(place, dict):
                 raise UserError(f"{section} in {file} must be a section, not {place!r}")
         place[leaf] = None if text in NULLS else text
+    if base is not None:
+        _make_absolute(tree, overrides, base)
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error, file, overrides)) from error
-    settings._explicit = explicit
-    return settings
+    return settings.with_explicit(explicit)
+
+
+def _make_absolute(tree: dict[str, Any], overrides: Mapping[str, str], base: Path) -> None:
+    """Let file paths among the overrides start at `base`, and no longer at the repository's root."""
+    data = tree.get("data", {})
+    in_data_set = isinstance(data, dict) and data.get("source", "files") != "files"  # names inside it, and no paths
+    for key, text in overrides.items():
+        is_path = key in FILE_KEYS or (key == "data.template" and text.endswith(".jinja"))
+        if not is_path or text in ("", *NULLS) or (in_data_set and key.startswith("data.") and key != "data.template"):
+            continue
+        single = key == "data.template" or (base / text).exists()  # a file whose own name has a comma is one file
+        names = [text] if single else text.split(",")
+        section, leaf = key.split(".")
+        tree[section][leaf] = ",".join(str(base / name) for name in names if name)
 
 
 def _explain(error: ValidationError, file: Path | None, overrides: Mapping[str, str]) -> str:
