@@ -34,10 +34,9 @@ from lockstep.errors import Terminated, UserError
 from lockstep.evaluation import catalogue, contestants
 from lockstep.evaluation.contestants import Case, Contestant, Task
 from lockstep.settings import cli
-from lockstep.settings.schema import Sampling
+from lockstep.settings.schema import GREEDY, Sampling
 from lockstep.settings.tree import Settings
 
-GREEDY = Sampling(temperature=0, top_p=1, top_k=-1, repetition_penalty=1)  # the model's own distribution, unchanged
 FORCED = "forced.json"  # beside the answers: which evaluation --force replaces
 LIKELIHOODS = ("likelihood", "prose", "reference")  # tasks that ask for log-probabilities and not for answers
 # columns of predictions.jsonl and metrics.json that are no run's

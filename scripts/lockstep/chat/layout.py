@@ -6,16 +6,18 @@ from typing import Any
 import gradio as gr
 
 from lockstep.chat.view import View
-from lockstep.settings.schema import Sampling
+from lockstep.settings.schema import GREEDY, Sampling
 
 CSS, SCRIPT = Path(__file__).with_name("page.css"), Path(__file__).with_name("page.js")
 CONTROLS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens")
 PRESETS = {
     "balanced": Sampling(),
-    "greedy": Sampling(temperature=0, top_p=1, top_k=-1, repetition_penalty=1),
+    "greedy": GREEDY,
     "creative": Sampling(temperature=1, top_p=0.95, top_k=100, repetition_penalty=1.05, max_tokens=512),
 }
-RANGES = {"temperature": (0, 2, 0.05), "top_p": (0.05, 1, 0.05), "top_k": (-1, 200, 1), "repetition_penalty": (0.8, 2, 0.05)}  # fmt: skip
+STEPS = {"temperature": 0.05, "top_p": 0.05, "top_k": 1, "repetition_penalty": 0.05}  # of the sliders
+# Where a slider over all that the setting takes would be of no use.
+SLIDER_ENDS = {"top_k": {"maximum": 200}, "repetition_penalty": {"minimum": 0.8}}
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei",
          "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "sans-serif"]  # fmt: skip
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
@@ -94,5 +96,14 @@ def _preset(sampling: Sampling) -> str | None:
 def _control(name: str, value: float) -> Any:
     if name == "max_tokens":
         return gr.Number(value=value, label=name, precision=0, minimum=1, elem_id=name)
-    low, high, step = RANGES[name]
-    return gr.Slider(min(low, value), max(high, value), value, step=step, label=name, elem_id=name)
+    low, high = slider_ends(name)
+    return gr.Slider(min(low, value), max(high, value), value, step=STEPS[name], label=name, elem_id=name)
+
+
+def slider_ends(name: str) -> tuple[float, float]:
+    """The least and the greatest value of a sampling setting's slider: what the setting takes, or less."""
+    bounds = Sampling.model_json_schema()["properties"][name]
+    if "exclusiveMinimum" in bounds:
+        bounds["minimum"] = bounds["exclusiveMinimum"] + STEPS[name]
+    bounds |= SLIDER_ENDS.get(name, {})
+    return bounds["minimum"], bounds["maximum"]

@@ -318,6 +318,9 @@ class Sampling(Section):
     seed: int | None = Field(None, ge=0, description="makes sampling reproducible")
 
 
+GREEDY = Sampling(temperature=0, top_p=1, top_k=-1, repetition_penalty=1)  # the model's own distribution, unchanged
+
+
 class Ui(Section):
     """The chat page."""
 
