@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -43,18 +44,19 @@ print(len(trainer.train_dataset))
 """
 SEARCH = """
 import json, sys, time
-from lockstep.data import layouts, near_duplicates
-from lockstep.data.readers import read
+from lockstep.data import layouts, near_duplicates, readers
 from lockstep.settings.schema import Data
 from pathlib import Path
-texts = [layouts.parse(record, Data()).said for record in read(Path(sys.argv[1]))]
+texts = [layouts.parse(record, Data()).dialogue for record in readers.records(Path(sys.argv[1]))]
 start, signatures = time.perf_counter(), near_duplicates.Signatures()
 for text in texts:
     signatures.add(text)
 groups = signatures.clusters(0.8)
-size = sum(part.nbytes for part in signatures._done) / len(texts)
-print(json.dumps({"seconds": time.perf_counter() - start, "bytes_per_row": size, "groups": len(groups)}))
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "bytes_per_row": signatures.nbytes / len(texts), "groups": len(groups)}))
 """
+
+Figures = dict[str, dict[str, list[float]]]  # job → seconds and peak_bytes → of each round
 
 
 def write_rows(source: Path, count: int, out: Path) -> Path:
@@ -70,22 +72,29 @@ def write_rows(source: Path, count: int, out: Path) -> Path:
             words, other = row["output"].split(), chance.choice(rows)["output"].split()
             cut = chance.randrange(max(1, len(words)))
             answer = " ".join(words[:cut] + other[: max(3, len(words) - cut)])
-            made = {"instruction": f"{row['instruction']} ({number})", "input": row["input"], "output": answer}
-            stream.write(json.dumps(made, ensure_ascii=False) + "\n")
+            new = {"instruction": f"{row['instruction']} ({number})", "input": row["input"], "output": answer}
+            stream.write(json.dumps(new, ensure_ascii=False) + "\n")
     return out
 
 
 def make_model(tokenizer: Path, out: Path) -> None:
-    """A random model of one small layer with the tokenizer: stage 01 and TRL want a model's folder."""
+    """A random model of one small layer with the tokenizer: stage 01 and TRL need a model's folder."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(tokenizer)
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
     config = AutoConfig.for_model(
-        "qwen3", vocab_size=len(made), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=16, max_position_embeddings=1024,
-    )  # fmt: skip
+        "qwen3",
+        vocab_size=len(loaded),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=1024,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(out)
-    made.save_pretrained(out)
+    loaded.save_pretrained(out)
 
 
 def measured(command: list[str], environment: dict[str, str]) -> tuple[float, int, str]:
@@ -105,22 +114,53 @@ def measured(command: list[str], environment: dict[str, str]) -> tuple[float, in
     return took, usage.ru_maxrss * 1024, (output.strip().splitlines() or [""])[-1]
 
 
+def measure_rounds(jobs: dict[str, list[str]], rounds: int, home: Path, environment: dict[str, str]) -> Figures:
+    """Seconds and peak bytes of each job, round by round; every round has caches of its own."""
+    figures: Figures = {name: {"seconds": [], "peak_bytes": []} for name in jobs}
+    for number in range(rounds):
+        cache = {"HF_DATASETS_CACHE": f"{home}/cache{number}"}
+        for name, command in jobs.items():
+            output = [f"{home}/trl{number}"] if name == "TRL" else []
+            seconds, peak, _ = measured(command + output, environment | cache)
+            figures[name]["seconds"].append(seconds)
+            figures[name]["peak_bytes"].append(peak)
+    return figures
+
+
+def summary(figures: Figures, search: dict[str, float]) -> dict[str, Any]:
+    """Medians, and the two ratios that count."""
+    seconds = {name: statistics.median(values["seconds"]) for name, values in figures.items()}
+    peaks = {name: statistics.median(values["peak_bytes"]) for name, values in figures.items()}
+    return {
+        "seconds": seconds["stage 01"],
+        "peak_bytes": peaks["stage 01"],
+        "seconds_with_search": seconds["with search"],
+        "peak_bytes_with_search": peaks["with search"],
+        "search": search,
+        "ratio": seconds["TRL"] / seconds["stage 01"],
+        "memory_ratio": peaks["stage 01"] / peaks["TRL"],
+    }
+
+
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):8.1f} [{min(values):.1f}–{max(values):.1f}]"
 
 
-def main() -> None:
-    shared, toy = SHARED / "data/alpaca_en_1k.json", ROOT / "data/toy/train.jsonl"
-    smol = ROOT / "models/smollm2-135m-instruct"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=shared if shared.exists() else toy)
-    parser.add_argument("--tokenizer", type=Path, default=SHARED / "tokenizers/qwen3" if shared.exists() else smol)
-    parser.add_argument("--rows", type=int, default=52_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=int, default=1, help="stage 01 once more on so many times the rows")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+def show(options: argparse.Namespace, figures: Figures, result: dict[str, Any]) -> None:
+    """The table."""
+    cores = os.cpu_count()
+    print(f"{options.rows:,} rows of {options.data.name}, {options.tokenizer.name} tokenizer, {cores} cores")
+    print(f"{'':14}{'seconds, median [range]':>28}{'peak MB':>10}")
+    for name, values in figures.items():
+        peak = statistics.median(values["peak_bytes"]) / 1e6
+        print(f"{name:14}{spread(values['seconds']):>28}{peak:10.0f}")
+    print(f"TRL's time over ours {result['ratio']:.2f}, our peak over TRL's {result['memory_ratio']:.2f}")
+    search = result["search"]
+    print(f"search for near duplicates alone: {search['seconds']:.1f} s, {search['bytes_per_row']:.0f} bytes a row")
 
+
+def main() -> None:
+    options = parse_arguments()
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         make_model(options.tokenizer, home / "model")
@@ -130,43 +170,16 @@ def main() -> None:
         measured([sys.executable, str(ROOT / "scripts/00_download_model.py"), *words], environment)
         stage = [sys.executable, str(ROOT / "scripts/01_data_collator.py"), *words, "--force", "--data.train_file"]
         without = ["--data.near_duplicate_similarity", "null"]
-
         jobs = {
             "stage 01": [*stage, str(file), *without],
             "with search": [*stage, str(file)],
             "TRL": [sys.executable, "-c", TRL, str(file), str(home / "model")],
         }
-        seconds: dict[str, list[float]] = {name: [] for name in jobs}
-        memory: dict[str, list[float]] = {name: [] for name in jobs}
-        for number in range(options.rounds):
-            for name, command in jobs.items():
-                more = [f"{scratch}/trl{number}"] if name == "TRL" else []
-                took, peak, _ = measured(
-                    command + more, environment | {"HF_DATASETS_CACHE": f"{scratch}/cache{number}"}
-                )
-                seconds[name].append(took)
-                memory[name].append(peak)
-        search = json.loads(
-            measured([sys.executable, "-c", SEARCH, str(file)], environment | {"PYTHONPATH": str(ROOT / "scripts")})[2]
-        )
-        result = {
-            "rows": options.rows,
-            "seconds": statistics.median(seconds["stage 01"]),
-            "peak_bytes": statistics.median(memory["stage 01"]),
-            "seconds_with_search": statistics.median(seconds["with search"]),
-            "peak_bytes_with_search": statistics.median(memory["with search"]),
-            "search": search,
-            "ratio": statistics.median(seconds["TRL"]) / statistics.median(seconds["stage 01"]),
-            "memory_ratio": statistics.median(memory["stage 01"]) / statistics.median(memory["TRL"]),
-        }
-        print(
-            f"{options.rows:,} rows of {options.data.name}, {options.tokenizer.name} tokenizer, {os.cpu_count()} cores"
-        )
-        print(f"{'':14}{'seconds, median [range]':>28}{'peak MB':>10}")
-        for name in jobs:
-            print(f"{name:14}{spread(seconds[name]):>28}{statistics.median(memory[name]) / 1e6:10.0f}")
-        print(f"TRL's time over ours {result['ratio']:.2f}, our peak over TRL's {result['memory_ratio']:.2f}")
-        print(f"search for near duplicates alone: {search['seconds']:.1f} s, {search['bytes_per_row']:.0f} bytes a row")
+        figures = measure_rounds(jobs, options.rounds, home, environment)
+        search_command = [sys.executable, "-c", SEARCH, str(file)]
+        _, _, last_line = measured(search_command, environment | {"PYTHONPATH": str(ROOT / "scripts")})
+        result = {"rows": options.rows} | summary(figures, json.loads(last_line))
+        show(options, figures, result)
         if options.scale > 1:
             large = write_rows(options.data, options.rows * options.scale, home / "large.jsonl")
             took, peak, _ = measured([*stage, str(large), *without], environment)
@@ -174,6 +187,19 @@ def main() -> None:
             print(f"{options.scale} × the rows: {took:.1f} s ({took / result['seconds']:.1f} ×), {peak / 1e6:.0f} MB")
         if options.json:
             options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    shared, toy = SHARED / "data/alpaca_en_1k.json", ROOT / "data/toy/train.jsonl"
+    smol = ROOT / "models/smollm2-135m-instruct"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=shared if shared.exists() else toy)
+    parser.add_argument("--tokenizer", type=Path, default=SHARED / "tokenizers/qwen3" if shared.exists() else smol)
+    parser.add_argument("--rows", type=int, default=52_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=int, default=1, help="stage 01 once more on so many times the rows")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

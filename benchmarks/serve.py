@@ -66,7 +66,7 @@ from lockstep.settings import cli
 def main():
     data = cli.settings_from(cli.parser("").parse_args()).data
     for file in data.test_file or data.validation_file or data.train_file:
-        for record in readers.read(paths.data_file(file)):
+        for record in readers.records(paths.data_file(file)):
             row = layouts.parse(record, data)
             if isinstance(row, layouts.Row):
                 said = [one["content"] for one in row.messages if one["role"] == "user"]

@@ -169,7 +169,7 @@ def main() -> None:
     folder = run_dir / ("base" if options.base else "merged")
     if options.check:
         sys.exit(user_files.check_exit_code(settings, "merge", folder))
-    user_files.check(settings, "merge")
+    user_files.check_paths(settings, "merge")
 
     # --- inputs ---
     if settings.adapter.path:

@@ -299,7 +299,7 @@ def main() -> None:
         sys.exit(user_files.check_exit_code(settings, "evaluate", folder))
     if chosen.report:
         return rebuild(settings)
-    user_files.check(settings, "evaluate")
+    user_files.check_paths(settings, "evaluate")
 
     # --- inputs ---
     merged = manifest.require(run_dir / filenames.MERGED, "merge")

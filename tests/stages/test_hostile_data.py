@@ -17,7 +17,7 @@ from support.corpus import BROKEN, Case
 from support.programs import ROOT
 
 from lockstep.data import conversation_row, layouts, readers
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.near_duplicates import Sieve
 from lockstep.data.readers import Record
 from lockstep.settings.schema import Data
@@ -142,10 +142,10 @@ def test_every_record_is_kept_as_it_is_or_rejected_for_its_reason(
 def test_a_broken_file_gives_what_stands_before_the_damage(tmp_path: Path, case: Case) -> None:
     (file,) = corpus.write(tmp_path, [case])
     found: list[Any] = []
-    for number, record in enumerate(readers.read(file), 1):
+    for number, record in enumerate(readers.records(file), 1):
         row = layouts.parse(record, Data()) if isinstance(record, Record) else record
-        found.append(tuple(m["content"] for m in row.messages) if isinstance(row, Row) else row.reason)
-        assert (row.record.line if isinstance(row, Row) else row.line) == number
+        found.append(tuple(m["content"] for m in row.messages) if isinstance(row, ConversationRow) else row.reason)
+        assert (row.record.line if isinstance(row, ConversationRow) else row.line) == number
     assert tuple(found) == case.expected
 
 
@@ -186,7 +186,7 @@ def test_the_first_row_that_is_kept_stands_for_its_near_duplicates() -> None:
     ]
     sieve = Sieve(("near_duplicate",), {"f:1": "f:0", "f:2": "f:0"})
     # row 0 was dropped for its length, say, and never came here
-    found = [sieve.fault(row, "train") for row in made[1:] if isinstance(row, Row)]
+    found = [sieve.fault(row, "train") for row in made[1:] if isinstance(row, ConversationRow)]
     assert found == [None, ("near_duplicate", "of f:1"), None]
 
 

@@ -7,7 +7,7 @@ import pytest
 from support import tiny
 
 from lockstep.data.collator import IGNORE
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sampler
 from lockstep.data.readers import Record
 from lockstep.prompts import template
@@ -45,7 +45,7 @@ def trl_rows(folder: Path, tokenizer: Any) -> list[dict[str, list[int]]]:
 
 def ours(chat: Template) -> list[tuple[list[int], list[int]]]:
     rows = [
-        Row(({"role": "user", "content": q}, {"role": "assistant", "content": a}), Record("f", 1, JsonObject([]), "{}"))
+        ConversationRow(({"role": "user", "content": q}, {"role": "assistant", "content": a}), Record("f", 1, JsonObject([]), "{}"))
         for q, a in PAIRS
     ]
     found = []

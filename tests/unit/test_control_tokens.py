@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support import corpus, tiny
 
 from lockstep.data import layouts
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sampler
 from lockstep.data.readers import Record, Reject
 from lockstep.prompts import template
@@ -123,7 +123,7 @@ class Bench:
         """The ids of a row's samples."""
         text = json.dumps(value, ensure_ascii=False)
         row = layouts.parse(Record("f", 1, json_text.loads(text), text), self.data)
-        if not isinstance(row, Row):
+        if not isinstance(row, ConversationRow):
             return row
         (found,) = self.sampler.samples([row])
         return found if isinstance(found, Reject) else [sample.input_ids for sample in found]

@@ -19,7 +19,7 @@ from lockstep import paths
 from lockstep.artifacts import filenames, manifest
 from lockstep.artifacts.manifest import Manifest
 from lockstep.data import layouts, readers
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.readers import Record, Reject
 from lockstep.errors import UserError
 from lockstep.prompts import template
@@ -105,7 +105,7 @@ def test_any_bytes_as_a_data_file(folder: Path, data: bytes, suffix: str) -> Non
     for start in (b"", b"[", b'{"a":', b"\xef\xbb\xbf", b"PAR1", b"\x1f\x8b\x08\x00"):
         file = folder / f"rows{suffix}"
         file.write_bytes(start + data)
-        found = list(readers.read(file))
+        found = list(readers.records(file))
         assert [one.line for one in found] == list(range(1, len(found) + 1))
         for one in found:
             if isinstance(one, Reject):
@@ -121,8 +121,8 @@ def test_any_value_as_a_record(value: Any, layout: str) -> None:
     except ValueError:
         assume(False)
     found = layouts.parse(Record("f", 1, json_text.loads(text), text), Data(format=layout))
-    assert isinstance(found, Row) or found.reason
-    if isinstance(found, Row):
+    assert isinstance(found, ConversationRow) or found.reason
+    if isinstance(found, ConversationRow):
         assert found.answers
 
 

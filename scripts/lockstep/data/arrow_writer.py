@@ -10,7 +10,11 @@ from lockstep.data.encoding import Sample
 
 
 class Split:
-    """Written sample by sample, so that memory stays flat however many there are."""
+    """Written sample by sample, so that memory stays flat however many there are.
+
+    Args:
+        folder: of the split; made here.
+    """
 
     def __init__(self, folder: Path) -> None:
         from datasets import Dataset, Features, List, Value, disable_progress_bars
@@ -18,11 +22,20 @@ class Split:
 
         disable_progress_bars()
         text, ids = Value("string"), List(Value("int32"))
-        # answer: tokens of the last answer; extra: what a message holds beside role and content, such as tool calls;
-        # extra and tools are JSON, or null
-        message = {"role": text, "content": text, "extra": text}
-        features = Features({"input_ids": ids, "labels": ids, "answer": Value("int32"), "messages": List(message),
-                             "tools": text, "row": text})  # fmt: skip
+        message = {
+            "role": text,
+            "content": text,
+            "extra": text,  # JSON of what else a message holds, such as tool calls, or null
+        }
+        columns = {
+            "input_ids": ids,
+            "labels": ids,
+            "answer": Value("int32"),  # tokens of the last answer
+            "messages": List(message),
+            "tools": text,  # JSON, or null
+            "row": text,
+        }
+        features = Features(columns)
         self.folder = folder
         Dataset.from_dict({name: [] for name in features}, features=features).save_to_disk(folder, num_shards=1)
         self._file = next(folder.glob("*.arrow"))
@@ -37,9 +50,15 @@ class Split:
             messages, tools = conversation_row.packed(sample.row)
             messages = messages[: sample.messages]  # of a row with a sample a turn, up to that turn
             self._writer.write(
-                {"input_ids": sample.input_ids, "labels": sample.labels, "answer": sample.answer, "messages": messages,
-                 "tools": tools, "row": sample.row.name}
-            )  # fmt: skip
+                {
+                    "input_ids": sample.input_ids,
+                    "labels": sample.labels,
+                    "answer": sample.answer,
+                    "messages": messages,
+                    "tools": tools,
+                    "row": sample.row.name,
+                }
+            )
 
     def line(self, place: int) -> dict[str, Any]:
         """Sample number `place`, once the file is closed."""

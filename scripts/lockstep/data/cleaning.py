@@ -4,15 +4,24 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from lockstep.data.conversation_row import Row, with_contents
+from lockstep.data.conversation_row import ConversationRow, with_contents
 from lockstep.settings.schema import Data
 from lockstep.text.cjk import is_han
 from lockstep.text.unicode import drop_controls
 
-_REPLACED = re.compile(
-    "\ufffd|锟斤拷"
-)  # what decoders leave of bytes they could not read; 锟斤拷 is two such, read as GBK
+# what decoders leave of bytes they could not read; 锟斤拷 is two such, read as GBK
+_REPLACED = re.compile("\ufffd|锟斤拷")
 _LOST = re.compile(r"\?{4,}")  # what encoders leave of characters they could not write
+# fixes of ftfy that would change more than wrongly decoded characters
+_KEEP = (
+    "unescape_html",
+    "remove_terminal_escapes",
+    "fix_latin_ligatures",
+    "fix_character_width",
+    "uncurl_quotes",
+    "fix_line_breaks",
+    "remove_control_chars",
+)
 
 
 @dataclass(frozen=True)
@@ -29,15 +38,11 @@ def repair_unicode(text: str) -> str:
     """Undo mis-decoded UTF-8 (`schÃ¶n` → `schön`) and nothing else: quotes, widths and Chinese punctuation stay."""
     import ftfy
 
-    keep = ftfy.TextFixerConfig(
-        unescape_html=False, remove_terminal_escapes=False, fix_latin_ligatures=False, fix_character_width=False,
-        uncurl_quotes=False, fix_line_breaks=False, remove_control_chars=False, normalization=None,
-    )  # fmt: skip
-    return str(ftfy.fix_text(text, keep))
+    return str(ftfy.fix_text(text, ftfy.TextFixerConfig(**dict.fromkeys(_KEEP, False), normalization=None)))
 
 
 def tidy_whitespace(text: str) -> str:
-    """Line breaks as \\n, no spaces at line ends, at most one empty line in a row, none around the text."""
+    """Line breaks as \\n, no spaces at line ends, at most one empty line in a row, and none around the text."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     text = "\n".join(line.rstrip(" \t\u3000") for line in lines)
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n").rstrip()
@@ -50,7 +55,7 @@ STEPS: dict[str, Callable[[str], str]] = {
 }
 
 
-def clean(row: Row, steps: tuple[str, ...]) -> tuple[Row, list[Change]]:
+def clean(row: ConversationRow, steps: tuple[str, ...]) -> tuple[ConversationRow, list[Change]]:
     """The row after the steps, in the order of STEPS, and what they changed."""
     changes = []
     contents = [message["content"] for message in row.messages]
@@ -64,7 +69,7 @@ def clean(row: Row, steps: tuple[str, ...]) -> tuple[Row, list[Change]]:
     return (with_contents(row, contents) if changes else row), changes
 
 
-def fault(row: Row, data: Data) -> tuple[str, str] | None:
+def fault(row: ConversationRow, data: Data) -> tuple[str, str] | None:
     """Why a row must go by the settings: the reason's code and what exactly; or None."""
     if any(message["role"] == "user" and not message["content"].strip() for message in row.messages):
         return "empty_prompt", "after cleaning"
@@ -89,8 +94,8 @@ def garbled(text: str) -> Iterator[str]:
         if lost >= 6 and lost * 2 > len(text):
             yield "question marks in place of characters"
         return
-    if found := _REPLACED.search(text):
-        yield f"{found.group()!r}"
+    if match := _REPLACED.search(text):
+        yield f"{match.group()!r}"
     from ftfy.badness import is_bad
 
     if is_bad(text):
@@ -100,8 +105,8 @@ def garbled(text: str) -> Iterator[str]:
 
 
 def _read_as_gbk(text: str) -> bool:
-    """Whether a text's GBK bytes are Chinese in UTF-8, in the main; of true Chinese hardly any are."""
+    """Whether a text's GBK bytes are mostly Chinese in UTF-8; those of true Chinese hardly ever are."""
     wide = sum(char > "\x7f" for char in text)
-    again = text.encode("gbk", "ignore").decode("utf-8", "replace")
-    han = sum(map(is_han, again))
-    return wide >= 6 and han * 3 > wide and again.count("\ufffd") <= han
+    decoded = text.encode("gbk", "ignore").decode("utf-8", "replace")
+    han = sum(map(is_han, decoded))
+    return wide >= 6 and han * 3 > wide and decoded.count("\ufffd") <= han

@@ -66,16 +66,17 @@ class PackingCollator:
 
         shared = common_prefix(rows) if self.share_prefix else 0
         sizes = [len(row["input_ids"]) - shared for row in rows]
-        heads, tails = rows[0]["input_ids"][:shared], [row["input_ids"][shared:] for row in rows]
-        input_ids = torch.cat([torch.as_tensor(ids, dtype=torch.long) for ids in (heads, *tails)])
-        positions = torch.cat([torch.arange(shared), *(torch.arange(shared, shared + size) for size in sizes)])
-        labels = [[IGNORE] * shared, *([IGNORE, *row["labels"][shared + 1 :]] for row in rows)]
-        borders = torch.tensor([shared, *sizes]).cumsum(0)
+        # the shared beginning stands once, before all rows; each row goes on from it at the same position
+        ids, positions, labels = [rows[0]["input_ids"][:shared]], [torch.arange(shared)], [[IGNORE] * shared]
+        for row, size in zip(rows, sizes, strict=True):
+            ids.append(row["input_ids"][shared:])
+            positions.append(torch.arange(shared, shared + size))
+            labels.append([IGNORE, *row["labels"][shared + 1 :]])
         return {
-            "input_ids": input_ids[None],
-            "position_ids": positions[None],
+            "input_ids": torch.cat([torch.as_tensor(part, dtype=torch.long) for part in ids])[None],
+            "position_ids": torch.cat(positions)[None],
             "labels": torch.cat([torch.as_tensor(part, dtype=torch.long) for part in labels])[None],
-            "borders": borders,
+            "borders": torch.tensor([shared, *sizes]).cumsum(0),
         }
 
 
@@ -88,7 +89,7 @@ def common_prefix(rows: Sequence[Mapping[str, Any]]) -> int:
         silent = next((place for place, label in enumerate(row["labels"]) if label != IGNORE), len(row["labels"]))
         length = min(length, silent - 1)
     length = max(length, 0)
-    for one, other in pairwise(rows):
-        same = zip(one["input_ids"][:length], other["input_ids"][:length], strict=True)
-        length = next((place for place, (a, b) in enumerate(same) if a != b), length)
+    for row, following in pairwise(rows):
+        pairs = zip(row["input_ids"][:length], following["input_ids"][:length], strict=True)
+        length = next((place for place, (a, b) in enumerate(pairs) if a != b), length)
     return length

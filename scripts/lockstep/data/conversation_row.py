@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lockstep.data.readers import Record, Reject
+from lockstep.prompts.template import Message
 from lockstep.text.unicode import printable
-
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Row:
+class ConversationRow:
     """One conversation and where it stands.
 
     Attributes:
@@ -46,7 +45,7 @@ class Row:
         return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
 
     @property
-    def said(self) -> str:
+    def dialogue(self) -> str:
         """All that user and assistant say, for comparing rows."""
         return "\n".join(message["content"] for message in self.messages if message["role"] in ("user", "assistant"))
 
@@ -56,18 +55,18 @@ class Row:
         return Reject(self.record.file, self.record.line, reason, detail, text)
 
 
-def with_contents(row: Row, contents: list[str]) -> Row:
+def with_contents(row: ConversationRow, contents: list[str]) -> ConversationRow:
     """The row with other texts in its messages."""
     pairs = zip(row.messages, contents, strict=True)
     return replace(row, messages=tuple(message | {"content": content} for message, content in pairs))
 
 
-def canonical(row: Row) -> str:
+def canonical(row: ConversationRow) -> str:
     """One spelling of what a row teaches: equal for equal conversations in any layout."""
     return json.dumps([row.messages, sorted(row.untrained), row.tools], sort_keys=True, ensure_ascii=False)
 
 
-def packed(row: Row) -> tuple[list[dict[str, str | None]], str | None]:
+def packed(row: ConversationRow) -> tuple[list[dict[str, str | None]], str | None]:
     """The row's messages and tools as the columns of a split hold them; `unpacked` undoes it."""
     messages = []
     for message in row.messages:
@@ -78,11 +77,11 @@ def packed(row: Row) -> tuple[list[dict[str, str | None]], str | None]:
 
 
 def unpacked(sample: Mapping[str, Any]) -> tuple[list[Message], list[Any] | None]:
-    """Messages as a chat request sends them, and tools, of one line of a split."""
-    messages = [
-        {"role": m["role"], "content": m["content"]} | (json.loads(m["extra"]) if m["extra"] else {})
-        for m in sample["messages"]
-    ]
+    """One line of a split: its messages as a chat request sends them, and its tools."""
+    messages = []
+    for column in sample["messages"]:
+        extra = json.loads(column["extra"]) if column["extra"] else {}
+        messages.append({"role": column["role"], "content": column["content"]} | extra)
     return messages, json.loads(sample["tools"]) if sample["tools"] else None
 
 

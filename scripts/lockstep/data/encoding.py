@@ -4,10 +4,10 @@ import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice
 
 from lockstep.data.collator import IGNORE
-from lockstep.data.conversation_row import Row, strings
+from lockstep.data.conversation_row import ConversationRow, strings
 from lockstep.data.readers import Reject
 from lockstep.errors import UserError
 from lockstep.prompts.template import Dropped, Message, Refused, Template
@@ -34,7 +34,7 @@ class Sample:
 
     input_ids: list[int]
     labels: list[int]
-    row: Row
+    row: ConversationRow
     answer: int
     messages: int
     cut: int = 0
@@ -64,24 +64,32 @@ class Sampler:
         longest = max(map(len, chat.tokenizer.get_vocab()), default=1)
         self._limit = 4 * data.max_length * longest  # more characters cannot fit, however they are normalized
 
-    def samples(self, rows: Sequence[Row]) -> list[list[Sample] | Reject]:
+    def samples(self, rows: Sequence[ConversationRow]) -> list[list[Sample] | Reject]:
         """For each row its samples, or why there are none.
 
         Raises:
             UserError: a row is too long and the settings call that an error.
         """
-        texts = [self._texts(row) for row in rows]
-        flat = [turn for found in texts if not isinstance(found, Reject) for turn in found]
-        prompts, answers = [prompt for prompt, _ in flat], [answer for _, answer in flat]
-        prompt_ids, answer_ids = self.chat.encode(prompts), self.chat.answer_ids(answers)
-        spelled = zip(self.chat.decode(prompt_ids), self.chat.spelled(answer_ids), strict=True)
-        turns = map(_Turn, prompt_ids, answer_ids, flat, spelled)
-        return [
-            found if isinstance(found, Reject) else self._assemble(row, [next(turns) for _ in found])
-            for row, found in zip(rows, texts, strict=True)
-        ]
+        rendered = [self._render(row) for row in rows]
+        # all turns of all rows are encoded in one go: calls of the tokenizer are dear, its threads are not
+        texts = [turn for turns in rendered if not isinstance(turns, Reject) for turn in turns]
+        turns = iter(self._encode(texts))
+        samples: list[list[Sample] | Reject] = []
+        for row, row_texts in zip(rows, rendered, strict=True):
+            if isinstance(row_texts, Reject):
+                samples.append(row_texts)
+            else:
+                samples.append(self._assemble(row, list(islice(turns, len(row_texts)))))
+        return samples
 
-    def _texts(self, row: Row) -> list[tuple[str, str]] | Reject:
+    def _encode(self, texts: Sequence[tuple[str, str]]) -> list[_Turn]:
+        """Turns of (prompt, answer)."""
+        prompt_ids = self.chat.encode([prompt for prompt, _ in texts])
+        answer_ids = self.chat.answer_ids([answer for _, answer in texts])
+        spelled = zip(self.chat.decode(prompt_ids), self.chat.spelled(answer_ids), strict=True)
+        return list(map(_Turn, prompt_ids, answer_ids, texts, spelled))
+
+    def _render(self, row: ConversationRow) -> list[tuple[str, str]] | Reject:
         """(prompt, answer) of every turn to be trained, as text."""
         if fault := self._fault(row):
             return row.reject(*fault)
@@ -97,9 +105,8 @@ class Sampler:
                 prompt = self.chat.render(row.messages[:place], row.tools)
                 rendered += len(prompt)
                 if rendered > MOST_RENDERED:
-                    return row.reject(
-                        *self._too_long(row, f"{len(places)} answers, each after all that was said before")
-                    )
+                    size_text = f"{len(places)} answers, each after all that was said before"
+                    return row.reject(*self._too_long(row, size_text))
                 texts.append((prompt, self.chat.answer_text(row.messages[: place + 1], row.tools, prompt)))
         except Dropped as error:
             return row.reject("template_drops_text", str(error))
@@ -110,7 +117,7 @@ class Sampler:
                 return row.reject("template_drops_text", f"the {message['role']} message: {message['content']:.80}")
         return texts
 
-    def _places(self, row: Row) -> list[int]:
+    def _places(self, row: ConversationRow) -> list[int]:
         """The answers to be rendered; with the prompt supervised also those whose own loss must be left out."""
         if self.data.supervise == "last_turn":
             return row.answers[-1:]
@@ -118,7 +125,8 @@ class Sampler:
             return [place for place, message in enumerate(row.messages) if message["role"] == "assistant"]
         return row.answers
 
-    def _fault(self, row: Row) -> tuple[str, str] | None:
+    def _fault(self, row: ConversationRow) -> tuple[str, str] | None:
+        """Why a row cannot be rendered as its texts mean it: the reason's code and the detail; or None."""
         size, texts = 0, list(strings([row.messages, row.tools or ()]))
         for text in texts:
             size += len(text.strip())
@@ -127,47 +135,56 @@ class Sampler:
         if token := self.chat.seam_token(texts):
             return "control_token", f"{token} where two texts meet"
         for key, word in NEEDS.items():
-            if (row.tools if key == "tools" else any(key in m for m in row.messages)) and word not in self.chat.text:
+            held = row.tools if key == "tools" else any(key in message for message in row.messages)
+            if held and word not in self.chat.text:
                 return "template_drops_text", f"the chat template knows no {key}"
         if size > self._limit and self.data.truncation != "truncate":
             return self._too_long(row, f"{size} characters")  # encoding them would take minutes
         return None
 
-    def _assemble(self, row: Row, turns: list[_Turn]) -> list[Sample] | Reject:
+    def _assemble(self, row: ConversationRow, turns: list[_Turn]) -> list[Sample] | Reject:
+        """The samples of a row from its encoded turns."""
         for turn in turns:
             for text, spelled in zip(turn.texts, turn.spelled, strict=True):
                 if text != spelled and _letters(text) != _letters(spelled):
                     return row.reject("tokenizer_loses_text", _difference(text, spelled))
+        respelled = []
         for turn, place in zip(turns, self._places(row), strict=True):
             turn.place = place
-        respelled = [(turn.place, *_answer(turn)) for turn in turns]
-        samples = [self._sample(row, group, seen) for group, seen in _groups(turns)]
-        samples[0].respelled = tuple(change for change in respelled if change[1] != change[2])
+            answer, spelled = turn.texts[1], turn.spelled[1]
+            if answer != spelled:
+                respelled.append((place, answer, spelled))
+        samples = [self._sample(row, run, before) for run, before in _runs(turns)]
+        samples[0].respelled = tuple(respelled)
         for sample in samples:
             size = len(sample.input_ids)
             if size > self.data.max_length and not self._truncate(sample, size - self.data.max_length):
                 return row.reject(*self._too_long(row, f"{size} tokens"))
         return samples
 
-    def _sample(self, row: Row, turns: list[_Turn], seen: list[int]) -> Sample:
-        """Consecutive turns, of which each whole is the beginning of the next, as one sample."""
+    def _sample(self, row: ConversationRow, turns: list[_Turn], before: list[int]) -> Sample:
+        """Turns of which each, prompt and answer, is the beginning of the next prompt, as one sample.
+
+        Args:
+            before: ids of the row's sample before this one.
+        """
         ids = turns[-1].whole
         labels = [IGNORE] * len(ids)
         for turn in turns:
             labels[len(turn.prompt) : len(turn.whole)] = turn.answer
         if self.data.supervise == "prompt_too":  # what an earlier sample of the row has trained is not trained again
-            known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, seen, strict=False)))
-            known = max(1, known)  # nothing predicts a text's first token
+            known = max(1, _common_length(ids, before))  # nothing predicts a text's first token
             labels[known:] = ids[known:]
         for turn in turns:
             if turn.place in row.untrained:
                 labels[len(turn.prompt) : len(turn.whole)] = [IGNORE] * len(turn.answer)
         return Sample(ids, labels, row, len(turns[-1].answer), turns[-1].place + 1)
 
-    def _too_long(self, row: Row, size: str) -> tuple[str, str]:
+    def _too_long(self, row: ConversationRow, size: str) -> tuple[str, str]:
         if self.data.truncation == "error":
             raise UserError(
-                f"{row.name} has {size}, --data.max_length is {self.data.max_length} tokens, and --data.truncation is error"
+                f"{row.name} has {size}, --data.max_length is {self.data.max_length} tokens, "
+                "and --data.truncation is error"
             )
         return "too_long", size
 
@@ -193,14 +210,9 @@ def _stands(message: Message, prompt: str) -> bool:
     """Whether a prompt holds a message's text. Templates trim it, and write tools' answers as JSON."""
     text = message["content"].strip()
     if message["role"] == "tool":
-        return any(
-            form in prompt for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
-        )
+        as_json = (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+        return any(form in prompt for form in (text, *as_json))
     return message["role"] == "assistant" or text in prompt
-
-
-def _answer(turn: _Turn) -> tuple[str, str]:
-    return turn.texts[1], turn.spelled[1]
 
 
 def _letters(text: str) -> str:
@@ -210,22 +222,30 @@ def _letters(text: str) -> str:
 
 def _difference(text: str, spelled: str) -> str:
     """The first place at which two texts differ."""
-    place = next((n for n, pair in enumerate(zip(text, spelled, strict=False)) if pair[0] != pair[1]), len(spelled))
+    place = _common_length(text, spelled)
     return f"{text[place : place + 20]!r} becomes {spelled[place : place + 20]!r}"
 
 
-def _groups(turns: list[_Turn]) -> Iterator[tuple[list[_Turn], list[int]]]:
+def _common_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many items two sequences begin with alike."""
+    for place, (item, other) in enumerate(zip(first, second, strict=False)):
+        if item != other:
+            return place
+    return min(len(first), len(second))
+
+
+def _runs(turns: list[_Turn]) -> Iterator[tuple[list[_Turn], list[int]]]:
     """Runs of turns whose prompts go on where the turn before ended, and the ids of the run before.
 
     Where a template rewrites earlier turns (it drops their thoughts, say), one run ends and
     another begins: each answer is trained after exactly the prompt that a server will see.
     """
     run: list[_Turn] = []
-    seen: list[int] = []
+    before: list[int] = []
     for turn in turns:
         if run and turn.prompt[: len(run[-1].whole)] != run[-1].whole:
-            yield run, seen
-            seen, run = run[-1].whole, []
+            yield run, before
+            before, run = run[-1].whole, []
         run.append(turn)
     if run:
-        yield run, seen
+        yield run, before

@@ -10,32 +10,42 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lockstep.data.conversation_row import Message, Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.field_checks import Rejected, check_json, check_media, items, parsed, text_of
 from lockstep.data.readers import Record, Reject
 from lockstep.prompts import template
+from lockstep.prompts.template import Message
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
 
+# The role of a turn, by the names that layouts have for it.
 ROLES = {
-    "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
-    "bot": "assistant", "model": "assistant", "chatgpt": "assistant", "function_call": "assistant",
-    "tool": "tool", "observation": "tool", "function_response": "tool",
-}  # fmt: skip
-# What may follow what. A conversation may open with a system message and must end with an answer.
-FOLLOWS = {"": "system user", "system": "user", "user": "assistant", "assistant": "user", "calls": "tool", "tool": "tool assistant"}  # fmt: skip
+    "system": "system",
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+}
+# Which roles may follow which; "" is the beginning, "calls" an answer that calls tools. An answer must be the last.
+FOLLOWS = {
+    "": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user",),
+    "calls": ("tool",),
+    "tool": ("tool", "assistant"),
+}
 
 
-def parse(record: Record, data: Data) -> Row | Reject:
-    """The conversation in a record, by the layout and the names of columns in the settings."""
+def parse(record: Record, data: Data) -> ConversationRow | Reject:
+    """The conversation in a record, by the settings' layout and names of columns."""
     try:
         return _parse(record, data)
     except Rejected as rejected:
         reason, detail = (*rejected.args, "")[:2]
-        return Row((), record).reject(reason, detail)
+        return ConversationRow((), record).reject(reason, detail)
 
 
-def _parse(record: Record, data: Data) -> Row:
+def _parse(record: Record, data: Data) -> ConversationRow:
     value = record.value
     if not isinstance(value, JsonObject):
         raise Rejected("not_an_object", f"{type(value).__name__}")
@@ -47,8 +57,9 @@ def _parse(record: Record, data: Data) -> Row:
     if system := text_of(fields, "system", None):
         if messages and messages[0]["role"] == "system":
             raise Rejected("two_system_messages")
-        messages, untrained = [{"role": "system", "content": system}, *messages], {place + 1 for place in untrained}
-    row = Row(tuple(messages), record, frozenset(untrained), _tools(fields.get("tools")))
+        messages = [{"role": "system", "content": system}, *messages]
+        untrained = {place + 1 for place in untrained}
+    row = ConversationRow(tuple(messages), record, frozenset(untrained), _tools(fields.get("tools")))
     _check_order(row)
     if not row.answers:
         raise Rejected("nothing_to_train", "every answer has weight 0")
@@ -59,16 +70,18 @@ def _renamed(value: Mapping[str, Any], columns: tuple[str, ...]) -> Mapping[str,
     """The record under our names, where the settings map its own."""
     if not columns:
         return value
-    names = dict(column.split("=", 1) for column in columns)
-    taken = set(names.values())
-    return {k: v for k, v in value.items() if k not in taken} | {
-        ours: value[theirs] for ours, theirs in names.items() if theirs in value
-    }
+    names = dict(column.split("=", 1) for column in columns)  # our name → that of the record
+    fields = {name: field for name, field in value.items() if name not in names.values()}
+    for ours, theirs in names.items():
+        if theirs in value:
+            fields[ours] = value[theirs]
+    return fields
 
 
-def _layout(fields: Mapping[str, Any], wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
+def _layout(fields: Mapping[str, Any], setting: str) -> str:
+    """A key of LAYOUTS; which keys a record has tells it where the setting is auto."""
+    if setting != "auto":
+        return setting
     if fields.get("messages") not in (None, ""):
         return "messages"
     if fields.get("conversations") not in (None, ""):
@@ -116,8 +129,11 @@ def _sharegpt(fields: Mapping[str, Any], data: Data) -> Conversation:
 
 
 LAYOUTS: dict[str, Callable[[Mapping[str, Any], Data], Conversation]] = {
-    "alpaca": _alpaca, "prompt_completion": _prompt_completion, "messages": _messages, "sharegpt": _sharegpt,
-}  # fmt: skip
+    "alpaca": _alpaca,
+    "prompt_completion": _prompt_completion,
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+}
 
 
 def _turns(turns: list[Any], columns: tuple[str, ...] = ()) -> Conversation:
@@ -144,12 +160,12 @@ def _turns(turns: list[Any], columns: tuple[str, ...] = ()) -> Conversation:
 
 
 def _message(turn: Mapping[str, Any], place: int) -> Message:
-    said = turn.get("role", turn.get("from"))
-    role = ROLES.get(said) if isinstance(said, str) else None
+    name_of_role = turn.get("role", turn.get("from"))
+    role = ROLES.get(name_of_role) if isinstance(name_of_role, str) else None
     if role is None:
-        raise Rejected("unknown_role", f"{said!r} in turn {place + 1}")
+        raise Rejected("unknown_role", f"{name_of_role!r} in turn {place + 1}")
     key = "value" if "content" not in turn and not {"from", "value"}.isdisjoint(turn) else "content"
-    if said == "function_call":
+    if name_of_role == "function_call":
         return {"role": role, "content": "", "tool_calls": _function_calls(text_of(turn, key))}
     check_media(turn)
     calls = [_call(call) for call in items(turn, "tool_calls")] if turn.get("tool_calls") else []
@@ -193,23 +209,23 @@ def _call(call: Any) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         raise Rejected("bad_tool_call", "arguments must be an object")
     check_json(arguments, "bad_tool_call")
-    made = {"arguments": arguments, "name": function["name"]}  # in the order in which vLLM hands them to templates
-    text = json.dumps(made, sort_keys=True, ensure_ascii=False)
+    content = {"arguments": arguments, "name": function["name"]}  # in the order in which vLLM hands them to templates
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     name = call.get("id") or hashlib.blake2b(text.encode(), digest_size=8).hexdigest()[:9]
     if not isinstance(name, str):
         raise Rejected("bad_tool_call", "a call's id must be text")
-    return {"id": name, "function": made, "type": "function"}
+    return {"id": name, "function": content, "type": "function"}
 
 
 def _tools(value: Any) -> tuple[Any, ...] | None:
     """Function descriptions in OpenAI's form, from a list or its JSON text."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    found = parsed(value, "bad_tools") if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
+    tools = parsed(value, "bad_tools") if isinstance(value, str) else value
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise Rejected("bad_tools", "tools must be a list of objects")
-    check_json(found, "bad_tools")
-    return tuple(map(_tool, found)) or None
+    check_json(tools, "bad_tools")
+    return tuple(map(_tool, tools)) or None
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,17 +233,18 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     function = tool.get("function", tool)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise Rejected("bad_tools", "a tool needs a name")
-    made = {name: function.get(name) for name in ("name", "description", "parameters")}
+    description = {name: function.get(name) for name in ("name", "description", "parameters")}
     if function.get("strict") is not None:
-        made["strict"] = function["strict"]
-    return {"type": "function", "function": made}
+        description["strict"] = function["strict"]
+    return {"type": "function", "function": description}
 
 
-def _check_order(row: Row) -> None:
+def _check_order(row: ConversationRow) -> None:
+    """Roles follow each other as FOLLOWS says, and no question or answer is empty."""
     before = ""
     for place, message in enumerate(row.messages):
         role, content = message["role"], message["content"]
-        if role not in FOLLOWS[before].split():
+        if role not in FOLLOWS[before]:
             raise Rejected("bad_turn_order", f"turn {place + 1}: {role} {'after ' + before if before else 'first'}")
         if role == "user" and not content.strip():
             raise Rejected("empty_prompt", f"turn {place + 1}")

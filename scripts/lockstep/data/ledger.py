@@ -8,6 +8,7 @@ from typing import Any
 from lockstep.data.collator import IGNORE
 from lockstep.data.encoding import Sample
 from lockstep.data.readers import BROKEN
+from lockstep.settings.schema import Data
 
 # Sound rows that the settings leave out, and empty lines, say nothing against a file.
 HARMLESS = ("blank", "duplicate", "near_duplicate", "in_two_splits")
@@ -42,7 +43,7 @@ class Ledger:
     def __init__(self, splits: Sequence[str]) -> None:
         self.files: dict[str, Account] = defaultdict(Account)
         self.splits = {split: Counter(rows=0, tokens=0, supervised_tokens=0) for split in splits}
-        self.lengths: Counter[int] = Counter()
+        self.lengths: Counter[int] = Counter()  # samples by their length in tokens
 
     def drop(self, file: str, reason: str) -> None:
         account = self.files[file]
@@ -66,10 +67,10 @@ class Ledger:
 
     def percentile(self, share: float) -> int:
         """The smallest length that at least this share of samples does not exceed; 0 for none."""
-        wanted, passed = share * self.lengths.total(), 0
+        enough, passed = share * self.lengths.total(), 0
         for length in sorted(self.lengths):
             passed += self.lengths[length]
-            if passed >= wanted:
+            if passed >= enough:
                 return length
         return 0
 
@@ -84,24 +85,58 @@ class Ledger:
             },
         }
 
+    @property
+    def lines(self) -> int:
+        """Lines of all files."""
+        return sum(account.lines for account in self.files.values())
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Dropped rows of all files, by reason."""
+        return sum((account.dropped for account in self.files.values()), Counter[str]())
+
     def summary(self) -> str:
         """How many rows were read, and what became of those that were not kept."""
-        dropped = sum((account.dropped for account in self.files.values()), Counter[str]())
-        named = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "none"
-        return f"{sum(account.lines for account in self.files.values())} rows read, dropped: {named}"
+        return f"{self.lines} rows read, dropped: {_counts(self.dropped) or 'none'}"
 
-    def problem(self, max_reject_share: float) -> str | None:
+    def problem(self, data: Data) -> str | None:
         """Why these rows must not be trained on, or None."""
-        dropped = sum((account.dropped for account in self.files.values()), Counter[str]())
-        lines = sum(account.lines for account in self.files.values()) - sum(dropped[reason] for reason in HARMLESS)
-        bad = Counter({reason: count for reason, count in dropped.items() if reason not in HARMLESS})
-        broken = [name for name, account in self.files.items() if account.dropped[BROKEN]]
-        if broken:
-            last = self.files[broken[0]].lines
-            return f"{broken[0]} is damaged: nothing after line or element {last - 1} can be read"
-        if lines and bad.total() / lines > max_reject_share:
-            named = ", ".join(f"{reason} {count}" for reason, count in bad.most_common(4))
-            hint = ": save the file as UTF-8" if bad["bad_utf8"] else ""
-            hint += "; --data.allow_tokens permits harmless tokens" if bad["control_token"] else ""
-            return f"{bad.total()} of {lines} rows were dropped ({named}), more than --data.max_reject_share {max_reject_share}{hint}"
+        return self._damaged_file() or self._too_many_rejects(data.max_reject_share) or self._empty_split(data)
+
+    def _damaged_file(self) -> str | None:
+        for name, account in self.files.items():
+            if account.dropped[BROKEN]:
+                return f"{name} is damaged: nothing after line or element {account.lines - 1} can be read"
         return None
+
+    def _too_many_rejects(self, max_reject_share: float) -> str | None:
+        dropped = self.dropped
+        lines = self.lines - sum(dropped[reason] for reason in HARMLESS)
+        bad = Counter({reason: count for reason, count in dropped.items() if reason not in HARMLESS})
+        if not lines or bad.total() / lines <= max_reject_share:
+            return None
+        hint = ": save the file as UTF-8" if bad["bad_utf8"] else ""
+        hint += "; --data.allow_tokens permits harmless tokens" if bad["control_token"] else ""
+        return (
+            f"{bad.total()} of {lines} rows were dropped ({_counts(bad, 4)}), "
+            f"more than --data.max_reject_share {max_reject_share}{hint}"
+        )
+
+    def _empty_split(self, data: Data) -> str | None:
+        needed = {
+            "train": True,
+            "validation": bool(data.validation_file or data.validation_share),
+            "test": bool(data.test_file or data.test_share),
+        }
+        for split, counts in self.splits.items():
+            if counts["rows"] or not needed[split]:
+                continue
+            without = f"{split}_file null" if getattr(data, f"{split}_file") else f"{split}_share 0"
+            hint = "" if split == "train" else f": give --data.{split}_file, or --data.{without} to go without"
+            return f"no row is left for {split} ({self.summary()}){hint}"
+        return None
+
+
+def _counts(counts: Counter[str], most: int | None = None) -> str:
+    """The most frequent reasons with their counts."""
+    return ", ".join(f"{reason} {count}" for reason, count in counts.most_common(most))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, groupby, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lockstep.data.cleaning import Change
 from lockstep.data.collator import IGNORE
@@ -23,6 +23,14 @@ SHOWN = 1500  # tokens of one sample; of a longer one the beginning and the end
 CHARACTERS = 3000  # of one reject
 
 
+class Pick(NamedTuple):
+    """A sample or a reject for the page, the kinds that it is an example of, and its split."""
+
+    kinds: list[str]
+    split: str
+    shown: Sample | Reject
+
+
 class Picks:
     """A few rows of every kind: each reason of dropping, each length, cut, changed, split.
 
@@ -30,7 +38,7 @@ class Picks:
     """
 
     def __init__(self) -> None:
-        self._kinds: dict[str, list[tuple[int, int, dict[str, Any]]]] = {}
+        self._kinds: dict[str, list[tuple[int, int, Pick]]] = {}  # kind → heap of (rank, order of arrival, pick)
         self._count = 0
 
     def reject(self, reject: Reject) -> None:
@@ -39,21 +47,30 @@ class Picks:
 
     def keep(self, sample: Sample, split: str, parts: int, changes: Sequence[Change]) -> None:
         kinds = [f"{split}, up to {2 ** (len(sample.input_ids) - 1).bit_length()} tokens"]
-        kinds += ["truncated"] * (sample.cut > 0) + ["one sample a turn"] * (parts > 1)
+        if sample.cut > 0:
+            kinds.append("truncated")
+        if parts > 1:
+            kinds.append("one sample a turn")
         kinds += sorted({f"changed: {change.step}" for change in changes})
-        kinds += ["tools"] * (sample.row.tools is not None) + ["several turns"] * (len(sample.row.answers) > 1)
+        if sample.row.tools is not None:
+            kinds.append("tools")
+        if len(sample.row.answers) > 1:
+            kinds.append("several turns")
         self._offer(kinds, sample.row.name, split, sample)
 
-    def _offer(self, kinds: list[str], name: str, split: str, what: Sample | Reject) -> None:
+    def _offer(self, kinds: list[str], name: str, split: str, shown: Sample | Reject) -> None:
+        """Keep the EACH candidates of every kind whose names have the smallest hashes."""
         rank = -int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
         self._count += 1
+        pick = Pick(kinds, split, shown)
         for kind in kinds:
-            heap = self._kinds.setdefault(kind, [])
-            if len(heap) < EACH or rank > heap[0][0]:
-                entry = (rank, -self._count, {"kinds": kinds, "split": split, "what": what})
-                (heapq.heappush if len(heap) < EACH else heapq.heappushpop)(heap, entry)
+            heap = self._kinds.setdefault(kind, [])  # the worst candidate first
+            if len(heap) < EACH:
+                heapq.heappush(heap, (rank, -self._count, pick))
+            elif rank > heap[0][0]:
+                heapq.heappushpop(heap, (rank, -self._count, pick))
 
-    def chosen(self) -> Iterator[dict[str, Any]]:
+    def chosen(self) -> Iterator[Pick]:
         """One of each kind, then a second of each, and so on; none twice."""
         seen = set()
         ranked = [sorted(heap, key=lambda entry: (-entry[0], -entry[1])) for _, heap in sorted(self._kinds.items())]
@@ -68,9 +85,9 @@ def token_spans(ids: Sequence[int], labels: Sequence[int], chat: Template) -> It
 
     Tokens that hold only a part of a character, as in Chinese text, are joined until it is whole.
     """
-    tokens = chat.tokenizer.added_tokens_decoder.items()
-    controls = {one for one, token in tokens if token.content.strip().strip("▁")}
-    waiting: list[int] = []
+    added = chat.tokenizer.added_tokens_decoder.items()
+    controls = {number for number, token in added if token.content.strip().strip("▁")}  # runs of spaces control nothing
+    waiting: list[int] = []  # tokens whose text is not whole yet
     pairs = list(zip(ids, labels, strict=True))
     for place, (token, label) in enumerate(pairs):
         kind = "answer" if label != IGNORE else "prompt"
@@ -94,8 +111,7 @@ def page(picks: Picks, ledger: Any, quality: Any, chat: Template) -> str:
     report = f'"ledger":{_json(ledger)},"quality":{_json(quality)}'
     size = len(report.encode())
     for pick in picks.chosen():
-        what = pick["what"]
-        row = _reject(pick) if isinstance(what, Reject) else _sample(pick, chat)
+        row = _reject(pick, pick.shown) if isinstance(pick.shown, Reject) else _sample(pick, pick.shown, chat)
         text = _json(row)
         if size + len(text.encode()) > BYTES:
             continue
@@ -112,21 +128,27 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028")
 
 
-def _reject(pick: dict[str, Any]) -> dict[str, Any]:
-    reject: Reject = pick["what"]
+def _reject(pick: Pick, reject: Reject) -> dict[str, Any]:
     text = reject.text[:CHARACTERS] + (" …" if len(reject.text) > CHARACTERS else "")
     name = f"{reject.file}:{reject.line}"
-    return {"name": name, "kinds": pick["kinds"], "split": "dropped", "detail": reject.detail[:300], "text": text}
+    return {"name": name, "kinds": pick.kinds, "split": "dropped", "detail": reject.detail[:300], "text": text}
 
 
-def _sample(pick: dict[str, Any], chat: Template) -> dict[str, Any]:
-    sample: Sample = pick["what"]
+def _sample(pick: Pick, sample: Sample, chat: Template) -> dict[str, Any]:
     ids, labels, size = sample.input_ids, sample.labels, len(sample.input_ids)
-    parts = [(ids, labels)] if size <= SHOWN else [(ids[: SHOWN * 2 // 3], labels[: SHOWN * 2 // 3]), (ids[-SHOWN // 3 :], labels[-SHOWN // 3 :])]  # fmt: skip
-    spans: list[list[str]] = []
-    for number, part in enumerate(parts):
-        if number:
-            spans.append(["gap", f" … {size - SHOWN} tokens … "])
-        for kind, group in groupby(token_spans(*part, chat), key=lambda span: span[0]):
-            spans.append([kind, *(text for _, text in group)])
-    return {"name": sample.row.name, "kinds": pick["kinds"], "split": pick["split"], "tokens": size, "spans": spans}
+    if size <= SHOWN:
+        spans = _grouped_spans(ids, labels, chat)
+    else:
+        head, tail = SHOWN * 2 // 3, -SHOWN // 3
+        spans = [
+            *_grouped_spans(ids[:head], labels[:head], chat),
+            ["gap", f" … {size - SHOWN} tokens … "],
+            *_grouped_spans(ids[tail:], labels[tail:], chat),
+        ]
+    return {"name": sample.row.name, "kinds": pick.kinds, "split": pick.split, "tokens": size, "spans": spans}
+
+
+def _grouped_spans(ids: Sequence[int], labels: Sequence[int], chat: Template) -> list[list[str]]:
+    """Neighbouring tokens of one kind as a list: the kind, then their texts."""
+    spans = groupby(token_spans(ids, labels, chat), key=lambda span: span[0])
+    return [[kind, *(text for _, text in group)] for kind, group in spans]

@@ -22,7 +22,6 @@ from lockstep.text import json_text
 from lockstep.text.json_text import JsonObject
 from lockstep.text.unicode import printable
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 LARGEST = 2**24  # bytes of one record; what is above fits no context window
 SHOWN = 2**16  # of a larger record, so much goes into rejects.jsonl
 BROKEN = "broken_file"  # the reason of the record at which a file can be read no further
@@ -62,7 +61,7 @@ class _Broken(Exception):
     """Nothing after this place can be read."""
 
 
-def read(path: Path) -> Iterator[Record | Reject]:
+def records(path: Path) -> Iterator[Record | Reject]:
     """Every line of a JSONL file, or every element of a JSON array, CSV or Parquet table, in order.
 
     Args:
@@ -77,11 +76,11 @@ def read(path: Path) -> Iterator[Record | Reject]:
     name, number = paths.label(path), 0
     try:
         with _opened(path) as stream:
-            for number, found in enumerate(_parse(path, stream), 1):
-                if isinstance(found, _Bad):
-                    yield Reject(name, number, *found.args)
+            for number, parsed in enumerate(_parse(path, stream), 1):
+                if isinstance(parsed, _Bad):
+                    yield Reject(name, number, *parsed.args)
                 else:
-                    yield Record(name, number, *found)
+                    yield Record(name, number, *parsed)
     except (_Broken, EOFError, zlib.error, gzip.BadGzipFile) as error:
         yield Reject(name, number + 1, BROKEN, str(error) or "ends too early", "")
 

@@ -26,8 +26,8 @@ def resolve(settings: Settings, say: Callable[[str], None]) -> tuple[Settings, d
         say: is given a line about what comes.
 
     Raises:
-        UserError: a file is not there, has a name that is no text, a pattern fits none, or two splits would read
-            the same file.
+        UserError: a file does not exist or has a name that is no text, a pattern fits no file, or two splits would
+            read the same one.
     """
     data, inputs = settings.data, []
     names = {split: getattr(data, f"{split}_file") for split in SPLITS}
@@ -41,14 +41,26 @@ def resolve(settings: Settings, say: Callable[[str], None]) -> tuple[Settings, d
             picked = pick_splits(manifest.read(root).files)
             names |= {split: tuple(picked[split]) for split in SPLITS if f"data.{split}_file" not in settings.explicit}
             settings = settings.replace("data", {f"{split}_file": names[split] for split in SPLITS})
-    files = {split: [path for name in names[split] for path in user_files.files_of(root, name)] for split in SPLITS}
-    everything = [path.resolve() for found in files.values() for path in found]
-    if twice := next((path for path in everything if everything.count(path) > 1), None):
-        raise UserError(f"{paths.label(twice)} is named twice: rows must stand in one split, and once")
-    if odd := next((path for path in everything if printable(str(path)) != str(path)), None):
-        raise UserError(f"{printable(paths.label(odd))}: this name is not UTF-8, and no ledger can hold it: rename it")
-    own = [path for found in files.values() for path in found if not _within(path, inputs)]
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for name in names[split]:
+            files[split] += user_files.files_of(root, name)
+    everything = [path for split in SPLITS for path in files[split]]
+    _refuse_names(everything)
+    own = [path for path in everything if not _within(path, inputs)]
     return settings, files, inputs + own
+
+
+def _refuse_names(files: list[Path]) -> None:
+    seen: set[Path] = set()
+    for path in map(Path.resolve, files):
+        if path in seen:
+            raise UserError(f"{paths.label(path)} is named twice: rows must stand in one split, and once")
+        if printable(str(path)) != str(path):
+            raise UserError(
+                f"{printable(paths.label(path))}: this name is not UTF-8, and no ledger can hold it: rename it"
+            )
+        seen.add(path)
 
 
 def _within(path: Path, folders: Iterable[Path]) -> bool:
@@ -80,7 +92,7 @@ def dataset(source: str, id: str, revision: str | None, say: Callable[[str], Non
         stage.same_task_or_clear(work)
         listing = hub.look_up(repository, data_files)
         if not listing.files:
-            raise UserError(f"{id} has no data file (.jsonl, .json, .csv, .tsv, .parquet){repository.look_at('id')}")
+            raise UserError(f"{id} has no data file (.jsonl, .json, .csv, .tsv, .parquet){repository.hint('id')}")
         say(hub.check_room(listing.files, work))
         hub.fetch(repository, listing, work)
         stage.revision = listing.commit

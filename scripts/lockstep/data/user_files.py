@@ -40,11 +40,11 @@ def check_exit_code(settings: Settings, goal: str, folder: Path) -> int:
             continue  # nothing is trained: stage 03 takes that adapter in
         if stage != goal and manifest.looks_complete(outputs[stage]):
             break  # make asks no further, and a user may have removed what a finished stage had read
-        check(settings, stage)
+        check_paths(settings, stage)
     return MISSING
 
 
-def check(settings: Settings, stage: str) -> None:
+def check_paths(settings: Settings, stage: str) -> None:
     """Refuse paths that one stage would read and that do not exist. Raises UserError."""
     data = settings.data
     if stage == "download" and settings.model.source == "local":

@@ -10,7 +10,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ Filter = Callable[[Iterable[str]], set[str]]
 
 PLACES = {"hub": "the Hub", "modelscope": "ModelScope"}
 KINDS = {"model": "model", "dataset": "data set"}
-# Other ways to the same thing, for the message that says that a network failed.
+# Other ways to the same thing, for the message after a network error.
 INSTEAD = {
     ("model", "hub"): "try --model.source modelscope, --model.source local, or --config configs/demo.yaml",
     ("model", "modelscope"): "try --model.source hub, --model.source local, or --config configs/demo.yaml",
@@ -40,8 +40,8 @@ class Repository:
     id: str
     revision: str | None = None
 
-    def look_at(self, setting: str) -> str:
-        """Where a data set's message sends the user; a model's messages say it already."""
+    def hint(self, setting: str) -> str:
+        """The setting to look at, for a message about a data set; those about a model name it already."""
         return f": check --data.{setting}" if self.kind == "dataset" else ""
 
 
@@ -68,21 +68,26 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds (all names), what is wanted of it, and the commit that was listed."""
+    """A repository at one commit.
+
+    Attributes:
+        names: of all its files.
+        files: those that are to be downloaded.
+    """
 
     names: frozenset[str]
     files: tuple[RemoteFile, ...]
     commit: str
 
 
-def look_up(repository: Repository, wanted: Filter) -> Listing:
-    """What a repository holds, and of it the files whose names `wanted` keeps.
+def look_up(repository: Repository, choose: Filter) -> Listing:
+    """What a repository holds, and of it the files whose names `choose` returns.
 
     Raises:
         UserError: no such repository or revision, no right to read it, no network, or a file
             name that leads out of the folder.
     """
-    return (_list_hub if repository.source == "hub" else _list_modelscope)(repository, wanted)
+    return (_list_hub if repository.source == "hub" else _list_modelscope)(repository, choose)
 
 
 def fetch(repository: Repository, listing: Listing, work: Path) -> None:
@@ -98,7 +103,7 @@ def fetch(repository: Repository, listing: Listing, work: Path) -> None:
 
 
 def check_room(files: Iterable[RemoteFile], work: Path) -> str:
-    """How much will come, in words; refuses what the disk cannot hold. Raises UserError."""
+    """How much there is to download, for the user; refuses what the disk cannot hold. Raises UserError."""
     files = list(files)
     total = sum(file.size for file in files if not (work / file.path).exists())
     free = shutil.disk_usage(work).free
@@ -117,8 +122,8 @@ def verify(files: Iterable[RemoteFile], work: Path) -> None:
 
 
 def keep_only(names: set[str], work: Path) -> None:
-    """Remove what was not asked for: a library's notes, and what an earlier, killed try left."""
-    for path in sorted(work.rglob("*"), reverse=True):  # what a folder holds comes before the folder
+    """Remove what was not asked for: notes that a library keeps, and what an earlier, killed try left."""
+    for path in sorted(work.rglob("*"), reverse=True):  # the files of a folder before the folder
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
                 path.rmdir()
@@ -127,19 +132,19 @@ def keep_only(names: set[str], work: Path) -> None:
 
 
 def unreachable(place: str, instead: str, error: object) -> UserError:
-    """One line for every way in which a network fails, with another way to what was asked for."""
+    """A network error as one line, with another way to what was asked for."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(f"{place} did not deliver ({reason}): run again to resume, or {instead}")
 
 
-def _listing(repository: Repository, files: list[RemoteFile], wanted: Filter, commit: str) -> Listing:
+def _listing(repository: Repository, files: list[RemoteFile], choose: Filter, commit: str) -> Listing:
     """Names come from a stranger: one that leads out of the folder spoils the whole listing."""
     for name in sorted(file.path for file in files):
         parts = name.replace("\\", "/").split("/")
         if {"", ".", ".."}.intersection(parts) or NO_NAME.search(name):
             raise UserError(f"{repository.id} lists a file {name!r}, which is no safe path: nothing was taken")
-    take = wanted(file.path for file in files)
-    return Listing(frozenset(f.path for f in files), tuple(f for f in files if f.path in take), commit)
+    chosen = choose(file.path for file in files)
+    return Listing(frozenset(f.path for f in files), tuple(f for f in files if f.path in chosen), commit)
 
 
 @contextlib.contextmanager
@@ -153,7 +158,7 @@ def _hub_errors(repository: Repository) -> Iterator[None]:
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
-    )  # fmt: skip
+    )
 
     kind, id = repository.kind, repository.id
     try:
@@ -161,10 +166,10 @@ def _hub_errors(repository: Repository) -> Iterator[None]:
     except GatedRepoError as error:
         raise UserError(f"{id} is gated: accept its terms on the Hub and set HF_TOKEN") from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{id} has no revision {repository.revision!r}{repository.look_at('revision')}") from error
+        raise UserError(f"{id} has no revision {repository.revision!r}{repository.hint('revision')}") from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"the Hub has no {KINDS[kind]} {id!r} (or it is private and HF_TOKEN is not set){repository.look_at('id')}"
+            f"the Hub has no {KINDS[kind]} {id!r} (or it is private and HF_TOKEN is not set){repository.hint('id')}"
         ) from error
     except HFValidationError as error:
         raise UserError(f"--{'model' if kind == 'model' else 'data'}.id: {error}") from error
@@ -172,17 +177,18 @@ def _hub_errors(repository: Repository) -> Iterator[None]:
         raise unreachable(PLACES["hub"], INSTEAD[kind, "hub"], error) from error
 
 
-def _list_hub(repository: Repository, wanted: Filter) -> Listing:
+def _list_hub(repository: Repository, choose: Filter) -> Listing:
     import huggingface_hub
 
     with _hub_errors(repository):
         api = huggingface_hub.HfApi()
         ask: Callable[..., Any] = api.model_info if repository.kind == "model" else api.dataset_info
         info = ask(repository.id, revision=repository.revision, files_metadata=True, timeout=30)
-    files = [
-        RemoteFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id) for s in info.siblings or ()
-    ]
-    return _listing(repository, files, wanted, str(info.sha))
+    files = []
+    for entry in info.siblings or ():
+        sha256 = entry.lfs.sha256 if entry.lfs else None
+        files.append(RemoteFile(entry.rfilename, entry.size or 0, sha256, entry.blob_id))
+    return _listing(repository, files, choose, str(info.sha))
 
 
 def _fetch_hub(repository: Repository, listing: Listing, names: set[str], work: Path) -> None:
@@ -190,9 +196,13 @@ def _fetch_hub(repository: Repository, listing: Listing, names: set[str], work: 
 
     with _hub_errors(repository):
         huggingface_hub.snapshot_download(
-            repository.id, repo_type=repository.kind, revision=listing.commit, local_dir=work, max_workers=4,
+            repository.id,
+            repo_type=repository.kind,
+            revision=listing.commit,
+            local_dir=work,
+            max_workers=4,
             allow_patterns=[glob.escape(name) for name in sorted(names)],
-        )  # fmt: skip
+        )
 
 
 @contextlib.contextmanager
@@ -204,7 +214,7 @@ def _modelscope_errors(repository: Repository) -> Iterator[None]:
     try:
         yield
     except NotExistError as error:
-        hint = repository.look_at("id and --data.revision")
+        hint = repository.hint("id and --data.revision")
         raise UserError(f"ModelScope has no {KINDS[kind]} {id!r} with revision {revision!r}{hint}") from error
     except (AuthenticationError, PermissionDeniedError) as error:
         raise UserError(
@@ -214,19 +224,21 @@ def _modelscope_errors(repository: Repository) -> Iterator[None]:
         raise unreachable(PLACES["modelscope"], INSTEAD[kind, "modelscope"], error) from error
 
 
-def _list_modelscope(repository: Repository, wanted: Filter) -> Listing:
-    """ModelScope tells each file's last commit; the newest among the files taken stands for the repository's."""
+def _list_modelscope(repository: Repository, choose: Filter) -> Listing:
+    """ModelScope names each file's last commit; the newest among the chosen files stands for the repository's."""
     from modelscope_hub import HubApi
 
     revision = repository.revision or "master"
     with _modelscope_errors(repository):
         answer = HubApi().legacy.list_repo_files(repository.id, repository.kind, revision=revision)
-    entries = {item["Path"]: item for item in answer if item.get("Type") != "tree"}
-    files = [RemoteFile(name, int(i.get("Size") or 0), i.get("Sha256") or None) for name, i in entries.items()]
-    listing = _listing(repository, files, wanted, revision)
-    taken = sorted((entries[file.path] for file in listing.files), key=lambda item: item.get("CommittedDate") or 0)
-    commit = str((taken and taken[-1].get("Revision")) or revision)
-    return Listing(listing.names, listing.files, commit)
+    entries = {entry["Path"]: entry for entry in answer if entry.get("Type") != "tree"}
+    files = [
+        RemoteFile(name, int(entry.get("Size") or 0), entry.get("Sha256") or None) for name, entry in entries.items()
+    ]
+    listing = _listing(repository, files, choose, revision)
+    by_date = sorted((entries[file.path] for file in listing.files), key=lambda entry: entry.get("CommittedDate") or 0)
+    commit = by_date[-1].get("Revision") if by_date else None
+    return replace(listing, commit=str(commit or revision))
 
 
 def _fetch_modelscope(repository: Repository, listing: Listing, names: set[str], work: Path) -> None:
@@ -236,6 +248,9 @@ def _fetch_modelscope(repository: Repository, listing: Listing, names: set[str],
     patterns = [glob.escape(name).replace(",", "?") for name in sorted(names)]
     with _modelscope_errors(repository):
         snapshot_download(
-            repository.id, repo_type=repository.kind, revision=repository.revision or "master",
-            local_dir=str(work), allow_patterns=patterns,
-        )  # fmt: skip
+            repository.id,
+            repo_type=repository.kind,
+            revision=repository.revision or "master",
+            local_dir=str(work),
+            allow_patterns=patterns,
+        )

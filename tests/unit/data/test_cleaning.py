@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.data import cleaning
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.readers import Record
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
@@ -13,9 +13,9 @@ from lockstep.text.unicode import drop_controls
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def row(question: str, answer: str) -> Row:
+def row(question: str, answer: str) -> ConversationRow:
     messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-    return Row(messages, Record("f", 1, JsonObject([]), "{}"))
+    return ConversationRow(messages, Record("f", 1, JsonObject([]), "{}"))
 
 
 CHINESE = "“引号”，（括号）！ＡＢＣ…… 他说：‘好’。\u3000全角空格"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from support import tiny
 
 from lockstep.data.collator import IGNORE
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sample, Sampler
 from lockstep.data.readers import Record, Reject
 from lockstep.errors import UserError
@@ -29,13 +29,13 @@ TOOLS = (
 CHAT = Template(tiny.tokenizer(), tiny.CHATML)
 
 
-def row(*contents: str, **more: Any) -> Row:
+def row(*contents: str, **more: Any) -> ConversationRow:
     roles = ("user", "assistant")
     messages = tuple({"role": roles[n % 2], "content": text} for n, text in enumerate(contents))
-    return Row(messages, Record("f", 1, JsonObject([]), "{}"), **more)
+    return ConversationRow(messages, Record("f", 1, JsonObject([]), "{}"), **more)
 
 
-def sample(found: Row, chat: Template = CHAT, **changes: Any) -> list[Sample] | Reject:
+def sample(found: ConversationRow, chat: Template = CHAT, **changes: Any) -> list[Sample] | Reject:
     return Sampler(chat, Data(**changes)).samples([found])[0]
 
 
@@ -106,7 +106,7 @@ def test_tool_calls_are_trained_as_the_template_writes_them() -> None:
         {"role": "tool", "content": "3"},
         {"role": "assistant", "content": "a"},
     )
-    talk = Row(messages, Record("f", 1, JsonObject([]), "{}"), tools=tools)
+    talk = ConversationRow(messages, Record("f", 1, JsonObject([]), "{}"), tools=tools)
     (one,) = sample(talk, chat)  # type: ignore[misc]
     assert '"name": "weather"' in texts(chat, one)[0].split("user")[0]
     assert texts(chat, one)[1] == 'CALL {"name": "weather", "arguments": {"city": "x"}}<|im_end|>a<|im_end|>'
@@ -118,7 +118,7 @@ def test_tool_calls_are_trained_as_the_template_writes_them() -> None:
 def test_a_template_that_leaves_text_out_or_refuses_costs_the_row_only() -> None:
     silent = Template(tiny.tokenizer(), tiny.CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"))  # fmt: skip
     system = ({"role": "system", "content": "be kind"}, *row("q", "a").messages)
-    found = sample(Row(system, Record("f", 1, JsonObject([]), "{}")), silent)
+    found = sample(ConversationRow(system, Record("f", 1, JsonObject([]), "{}")), silent)
     assert isinstance(found, Reject) and found.reason == "template_drops_text"
     strict = Template(tiny.tokenizer(), "{% if messages | length > 2 %}{{ raise_exception('one turn only') }}{% endif %}" + tiny.CHATML)  # fmt: skip
     found = sample(row("q1", "a1", "q2", "a2"), strict)
@@ -153,14 +153,14 @@ def test_a_template_that_leaves_a_part_of_an_answer_or_a_tools_result_out_is_see
     chat = Template(tiny.tokenizer(), first_call)
     call = {"id": "x", "function": {"arguments": {}, "name": "weather"}, "type": "function"}
 
-    def talk(content: str, calls: int, result: str) -> Row:
+    def talk(content: str, calls: int, result: str) -> ConversationRow:
         messages: list[Any] = [
             {"role": "user", "content": "q"},
             {"role": "assistant", "content": content, "tool_calls": [call] * calls},
         ]
         if result:
             messages += [{"role": "tool", "content": result}, {"role": "assistant", "content": "a"}]
-        return Row(tuple(messages), Record("f", 1, JsonObject([]), "{}"))
+        return ConversationRow(tuple(messages), Record("f", 1, JsonObject([]), "{}"))
 
     assert isinstance(sample(talk("", 1, ""), chat), list)
     for lossy in (talk("I will ask.", 1, ""), talk("", 2, ""), talk("", 1, "3 degrees")):

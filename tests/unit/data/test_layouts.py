@@ -6,20 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.data import conversation_row, layouts
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.readers import Record, Reject
 from lockstep.settings.schema import Data
 from lockstep.text import json_text
 
 
-def parse(text: str | dict[str, Any], **settings: Any) -> Row | Reject:
+def parse(text: str | dict[str, Any], **settings: Any) -> ConversationRow | Reject:
     text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
     return layouts.parse(Record("f", 3, json_text.loads(text), text), Data(**settings))
 
 
 def said(text: str | dict[str, Any], **settings: Any) -> list[tuple[str, str]]:
     row = parse(text, **settings)
-    assert isinstance(row, Row), row
+    assert isinstance(row, ConversationRow), row
     return [(message["role"], message["content"]) for message in row.messages]
 
 
@@ -86,16 +86,16 @@ def test_four_layouts_of_one_conversation() -> None:
     assert said({"prompt": messages[:3] + messages[3:4], "completion": messages[4:]}) == spoken
     assert said({"prompt": "q", "completion": " a"}) == [("user", "q"), ("assistant", " a")]
     keys = {
-        conversation_row.canonical(row) for row in map(parse, (alpaca, {"messages": messages})) if isinstance(row, Row)
+        conversation_row.canonical(row) for row in map(parse, (alpaca, {"messages": messages})) if isinstance(row, ConversationRow)
     }
     assert len(keys) == 1
 
 
 def test_answers_that_are_only_context_are_not_trained() -> None:
     weighted = parse({"messages": [*turns("q", "a"), *turns("r", "b")][:1] + turns("q", "a", weight=0)[1:] + turns("r", "b")})  # fmt: skip
-    assert isinstance(weighted, Row) and weighted.answers == [3]
+    assert isinstance(weighted, ConversationRow) and weighted.answers == [3]
     trl = parse({"prompt": turns("q", "a", "r"), "completion": [{"role": "assistant", "content": "b"}]})
-    assert isinstance(trl, Row) and trl.answers == [3]
+    assert isinstance(trl, ConversationRow) and trl.answers == [3]
     nothing = parse({"messages": turns("q", "a", weight=0)})
     assert isinstance(nothing, Reject) and nothing.reason == "nothing_to_train"
 
@@ -119,7 +119,7 @@ def test_turns_of_tables_have_other_names_too() -> None:
     row = layouts.parse(
         Record("f", 1, json_text.JsonObject(list(dialog.items()))), mapped
     )  # plain dicts, as Parquet gives
-    assert isinstance(row, Row) and [m["content"] for m in row.messages] == ["q", "a"]
+    assert isinstance(row, ConversationRow) and [m["content"] for m in row.messages] == ["q", "a"]
 
 
 def test_a_layout_can_be_demanded() -> None:
@@ -145,7 +145,7 @@ def test_tool_calls_come_in_openai_form() -> None:
         "tools": json.dumps([{"name": "weather", "parameters": {}}]),
     }
     row = parse(sharegpt)
-    assert isinstance(row, Row) and row.answers == [1, 3]
+    assert isinstance(row, ConversationRow) and row.answers == [1, 3]
     assert row.tools == ({"type": "function", "function": {"name": "weather", "description": None, "parameters": {}}},)
     (made,) = row.messages[1]["tool_calls"]
     assert made["function"] == call and row.messages[2]["tool_call_id"] == made["id"]
@@ -158,7 +158,7 @@ def test_tool_calls_come_in_openai_form() -> None:
         ]
     }  # fmt: skip
     row = parse(openai)
-    assert isinstance(row, Row)
+    assert isinstance(row, ConversationRow)
     assert row.messages[1] == {"role": "assistant", "content": "", "tool_calls": [{"id": "x1", "type": "function", "function": call}]}  # fmt: skip
     messages, tools = conversation_row.packed(row)
     assert conversation_row.unpacked({"messages": messages, "tools": tools}) == (list(row.messages), None)

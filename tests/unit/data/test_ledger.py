@@ -3,18 +3,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.data.collator import IGNORE
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sample
 from lockstep.data.ledger import Ledger
 from lockstep.data.readers import Record
+from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
 
 SPLITS = ("train", "validation", "test")
+WHOLE = Data(validation_share=0, test_share=0, max_reject_share=0.2)  # nothing is held out
 
 
 def sample(file: str, prompt: int, answer: int, cut: int = 0) -> Sample:
     ids = list(range(prompt + answer))
-    return Sample(ids, [IGNORE] * prompt + ids[prompt:], Row((), Record(file, 1, JsonObject([]))), answer, 0, cut)
+    return Sample(ids, [IGNORE] * prompt + ids[prompt:], ConversationRow((), Record(file, 1, JsonObject([]))), answer, 0, cut)
 
 
 ACTIONS = st.one_of(
@@ -70,10 +72,22 @@ def test_only_unusable_rows_count_against_a_file_and_a_damaged_one_always_does()
         ledger.drop("a", "blank")
     for _ in range(2):
         ledger.drop("a", "bad_utf8")
-    assert ledger.problem(0.2) is None
+    assert ledger.problem(WHOLE) is None
     ledger.drop("a", "bad_utf8")
-    found = ledger.problem(0.2)
+    found = ledger.problem(WHOLE)
     assert found and "3 of 11 rows were dropped (bad_utf8 3)" in found and "save the file as UTF-8" in found
     ledger.drop("b", "broken_file")
-    found = ledger.problem(1)
+    found = ledger.problem(WHOLE.model_copy(update={"max_reject_share": 1.0}))
     assert found and found.startswith("b is damaged")
+
+
+def test_a_split_that_the_settings_ask_for_must_not_be_empty() -> None:
+    ledger = Ledger(SPLITS)
+    ledger.drop("a", "duplicate")
+    assert ledger.problem(Data()) == "no row is left for train (1 rows read, dropped: duplicate 1)"
+    ledger.keep("train", [sample("a", 1, 1)], [])
+    assert ledger.problem(WHOLE) is None
+    reason = ledger.problem(Data(test_share=0))
+    assert reason and reason.endswith(": give --data.validation_file, or --data.validation_share 0 to go without")
+    reason = ledger.problem(Data(validation_share=0, test_file=("b",)))
+    assert reason and reason.endswith(": give --data.test_file, or --data.test_file null to go without")

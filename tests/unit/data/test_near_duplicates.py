@@ -1,7 +1,7 @@
 import random
 
 from lockstep.data import near_duplicates
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.near_duplicates import Sieve, Signatures
 from lockstep.data.readers import Record
 from lockstep.text.json_text import JsonObject
@@ -10,9 +10,9 @@ WORDS = ["the", "of", "and", "to", "in", "is", "you", "that", "it", "he", "was",
 CHINESE = "今天天气很好我们一起去公园散步顺便买点水果回家吃吧皇上万福金安臣妾告退本宫乏了"
 
 
-def row(question: str, answer: str, line: int = 1) -> Row:
+def row(question: str, answer: str, line: int = 1) -> ConversationRow:
     messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-    return Row(messages, Record("f", line, JsonObject([]), "{}"))
+    return ConversationRow(messages, Record("f", line, JsonObject([]), "{}"))
 
 
 def clusters(texts: list[str], similarity: float = 0.8) -> list[list[int]]:
@@ -77,5 +77,5 @@ def test_long_texts_are_signed_a_few_at_a_time(monkeypatch) -> None:
 
 
 def test_keys_depend_on_all_that_is_taught() -> None:
-    assert near_duplicates.key(row("q", "a", 1)) == near_duplicates.key(row("q", "a", 9))
-    assert len({near_duplicates.key(one) for one in (row("q", "a"), row("q", "a "), row("qa", ""), Row(row("q", "a").messages, row("q", "a").record, tools=({},)))}) == 4  # fmt: skip
+    assert near_duplicates.content_key(row("q", "a", 1)) == near_duplicates.content_key(row("q", "a", 9))
+    assert len({near_duplicates.content_key(one) for one in (row("q", "a"), row("q", "a "), row("qa", ""), ConversationRow(row("q", "a").messages, row("q", "a").record, tools=({},)))}) == 4  # fmt: skip

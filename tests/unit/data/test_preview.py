@@ -6,7 +6,7 @@ from support import tiny
 from lockstep.data import preview
 from lockstep.data.cleaning import Change
 from lockstep.data.collator import IGNORE
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sampler
 from lockstep.data.preview import Picks
 from lockstep.data.readers import Record, Reject
@@ -17,9 +17,9 @@ from lockstep.text.json_text import JsonObject
 CHAT = Template(tiny.tokenizer(), tiny.CHATML)
 
 
-def row(number: int, answer: str) -> Row:
+def row(number: int, answer: str) -> ConversationRow:
     messages = ({"role": "user", "content": f"你是谁？{number}"}, {"role": "assistant", "content": answer})
-    return Row(messages, Record("f", number, JsonObject([]), "{}"))
+    return ConversationRow(messages, Record("f", number, JsonObject([]), "{}"))
 
 
 def shown(picks: Picks) -> list[dict]:  # type: ignore[type-arg]

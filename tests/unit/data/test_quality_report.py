@@ -6,7 +6,7 @@ import pytest
 
 from lockstep.data import conversation_row, quality_report
 from lockstep.data.collator import IGNORE
-from lockstep.data.conversation_row import Row
+from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sample
 from lockstep.data.ledger import Ledger
 from lockstep.data.quality_report import Quality
@@ -20,10 +20,10 @@ SPLITS = ("train", "validation", "test")
 def report(pairs: list[tuple[str, str, str]], **changes: Any) -> dict[str, Any]:
     """The report of (split, question, answer) rows."""
     ledger, found = Ledger(SPLITS), Quality(SPLITS, Data(**changes))
-    kept: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    kept: dict[str, list[ConversationRow]] = {split: [] for split in SPLITS}
     for number, (split, question, answer) in enumerate(pairs):
         messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-        row = Row(messages, Record("f", number + 1, JsonObject([]), "{}"))
+        row = ConversationRow(messages, Record("f", number + 1, JsonObject([]), "{}"))
         found.add(row, split, len(kept[split]))
         kept[split].append(row)
         ids = list(range(len(question) + len(answer)))

@@ -21,7 +21,7 @@ GOOD = b'{"a": "x"}'
 def read(folder: Path, data: bytes, name: str = "rows.jsonl") -> list[Record | Reject]:
     file = folder / name
     file.write_bytes(data)
-    return list(readers.read(file))
+    return list(readers.records(file))
 
 
 def reasons(found: list[Record | Reject]) -> list[str]:
@@ -111,7 +111,7 @@ def test_tables_keep_their_text_byte_for_byte(tmp_path: Path) -> None:
     found = read(tmp_path, b"\xef\xbb\xbf" + buffer.getvalue().encode(), "rows.csv")
     assert [one.value for one in found if isinstance(one, Record)] == [{"a": value, "b": "1"}, {"a": value, "b": ""}]
     parquet.write_table(pyarrow.table({"a": [value, None], "n": [1, 2]}), tmp_path / "rows.parquet")
-    found = list(readers.read(tmp_path / "rows.parquet"))
+    found = list(readers.records(tmp_path / "rows.parquet"))
     assert [one.value for one in found if isinstance(one, Record)] == [{"a": value, "n": 1}, {"a": None, "n": 2}]
 
 
@@ -149,14 +149,14 @@ def test_parquet_that_is_none_and_text_that_is_not_utf8(tmp_path: Path) -> None:
         assert reasons(read(tmp_path, data, "rows.parquet")) == [readers.BROKEN]
     wrong = pyarrow.array([b"x", b"caf\xe9"], pyarrow.binary()).view(pyarrow.string())
     parquet.write_table(pyarrow.table({"a": wrong}), tmp_path / "rows.parquet")
-    assert reasons(list(readers.read(tmp_path / "rows.parquet"))) == ["", "bad_utf8"]
+    assert reasons(list(readers.records(tmp_path / "rows.parquet"))) == ["", "bad_utf8"]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*absent"):
-        list(readers.read(tmp_path / "absent.jsonl"))
+        list(readers.records(tmp_path / "absent.jsonl"))
     with pytest.raises(UserError, match="cannot read"):
-        list(readers.read(tmp_path))
+        list(readers.records(tmp_path))
 
 
 @given(st.lists(st.binary(max_size=60).filter(lambda b: b"\n" not in b), max_size=20))

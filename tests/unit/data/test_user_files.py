@@ -65,7 +65,7 @@ def test_a_wrong_path_is_found_for_every_goal_that_needs_its_stage(
 ) -> None:
     given = settings(home, **sections)
     with pytest.raises(UserError, match=message):
-        user_files.check(given, stage)
+        user_files.check_paths(given, stage)
     for goal in STAGES:
         if STAGES.index(goal) < STAGES.index(stage):
             assert exit_code(given, goal) == 3
