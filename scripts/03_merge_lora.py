@@ -34,20 +34,20 @@ from lockstep.settings.tree import Settings
 
 
 def strategies_of(settings: Settings, adapter: Path) -> dict[str, Any]:
-    """The merges to try: what gives each its 4-bit weights, or None where the weights stay as they are."""
-    from lockstep.merging import merge
+    """The merges to try, each with the `Dequantizer` of its base weights, or None where they stay as they are."""
+    from lockstep.merging.dequantizer import Dequantizer
 
-    strategies: dict[str, merge.Dequantizer | None] = {"original": None}
+    strategies: dict[str, Dequantizer | None] = {"original": None}
     if settings.method == "qlora":
-        strategies["dequantized"] = merge.Dequantizer(adapter, settings.quantization)
+        strategies["dequantized"] = Dequantizer(adapter, settings.quantization)
     elif settings.merge.strategy == "dequantized":
         raise UserError(f"--merge.strategy dequantized: nothing was quantized in a {settings.method} run")
-    wanted = settings.merge.strategy
-    return strategies if wanted == "auto" else {wanted: strategies[wanted]}
+    choice = settings.merge.strategy
+    return strategies if choice == "auto" else {choice: strategies[choice]}
 
 
 def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
-    """Write the candidates, measure each, keep the closest in `work`. Returns the report."""
+    """Write the candidates, measure each, and keep the closest in `work`. Returns the report."""
     from transformers import AutoTokenizer
 
     from lockstep.merging import certificate, merge
@@ -55,10 +55,9 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
 
     full, data = settings.method == "full", settings.run_dir / filenames.DATA
     strategies = strategies_of(settings, adapter)
-    base, change = (
-        (adapter, adapter_delta.AdapterDelta()) if full else (settings.model.folder, adapter_files.read(adapter))
-    )
-    merge.plan(base, change)  # refuses a foreign base before anything is loaded
+    base = adapter if full else settings.model.folder
+    change = adapter_delta.AdapterDelta() if full else adapter_files.read(adapter)
+    merge.plan_merge(base, change)  # refuses a foreign base before anything is loaded
     pad = AutoTokenizer.from_pretrained(adapter, local_files_only=True).pad_token_id or 0
     hand_over = work / "measuring"
     hand_over.mkdir()
@@ -68,11 +67,10 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
         out = work / name
         sums = merge.write_weights(base, out, change, dequantizer)
         merge.write_rest(base, adapter, out)
-        candidates[name] = certificate.in_fresh_process(certificate.measure, out, sums, data, pad, hand_over)
-        print(
-            f"{'in bfloat16' if full else f'onto {name} weights'}: "
-            + "  ".join(f"{k} {v:.5f}" for k, v in candidates[name].items())
-        )
+        measured = certificate.in_fresh_process(certificate.measure, out, sums, data, pad, hand_over)
+        candidates[name] = measured
+        values = "  ".join(f"{key} {value:.5f}" for key, value in measured.items())
+        print(f"{'in bfloat16' if full else f'onto {name} weights'}: {values}")
     best = min(strategies, key=lambda name: candidates[name]["kl_mean"])
     for file in (work / best).iterdir():
         file.rename(work / file.name)
@@ -90,10 +88,13 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
 
 
 def refuse(report: dict[str, Any], settings: Settings, adapter: Path, failed: Path) -> NoReturn:
-    """Leave only a report that says why nothing ships, and what else can be done."""
+    """End the stage with only a report of why nothing ships, and with what else can be done."""
     best, bound = report["candidates"][report["strategy"]]["kl_mean"], report["bound"]
     how = "the only merge asked for, onto" if settings.merge.strategy != "auto" else "the best merge, onto"
-    reason = f"{how} the {report['strategy']} weights, is {best:.4f} nats from the trained model, more than --merge.max_kl {bound}"
+    reason = (
+        f"{how} the {report['strategy']} weights, is {best:.4f} nats from the trained model, "
+        f"more than --merge.max_kl {bound}"
+    )
     ways = []
     if settings.method == "qlora" and settings.merge.strategy == "original":
         ways.append("leave the choice to --merge.strategy auto")
@@ -108,7 +109,7 @@ def refuse(report: dict[str, Any], settings: Settings, adapter: Path, failed: Pa
 
 
 def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
-    """outputs/<run>/merged/, or nothing but merged.failed/merge_report.json."""
+    """Write outputs/<run>/merged/, or nothing but merged.failed/merge_report.json."""
     failed, full = stage.folder.with_name("merged.failed"), settings.method == "full"
     with stage.writing() as work:
         report = merge_candidates(settings, adapter, work)
@@ -118,18 +119,18 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
         atomic.write_json(work / filenames.MERGE_REPORT, report)
     shutil.rmtree(failed, ignore_errors=True)
     how = "all weights in bfloat16" if full else f"merged onto the {report['strategy']} weights"
-    print(
-        f"{paths.label(stage.folder)} is complete: {how}, mean KL to the trained model {stage.metrics['kl_mean']:.5f} nats"
-    )
+    kl = stage.metrics["kl_mean"]
+    print(f"{paths.label(stage.folder)} is complete: {how}, mean KL to the trained model {kl:.5f} nats")
 
 
 def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
-    """outputs/<run>/base/: the base with the weights that the adapter was trained on."""
+    """Write outputs/<run>/base/: the base with the weights that the adapter was trained on."""
     from lockstep.merging import certificate, merge, safetensors_stream
+    from lockstep.merging.dequantizer import Dequantizer
     from lockstep.model import adapter_delta
 
     with stage.writing() as work:
-        dequantizer = merge.Dequantizer(adapter, settings.quantization)
+        dequantizer = Dequantizer(adapter, settings.quantization)
         sums = merge.write_weights(settings.model.folder, work, adapter_delta.AdapterDelta(), dequantizer)
         certificate.in_fresh_process(safetensors_stream.verify, work, sums)
         merge.write_rest(settings.model.folder, adapter, work)
@@ -137,7 +138,7 @@ def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
 
 
 def take_in(settings: Settings, force: bool) -> None:
-    """outputs/<run>/adapter/ from a folder of PEFT's, where it is not there yet."""
+    """Make outputs/<run>/adapter/ from a folder that PEFT wrote, where it is not there yet."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from lockstep.merging import certificate, external_adapter
     from lockstep.model import inspection
@@ -148,8 +149,8 @@ def take_in(settings: Settings, force: bool) -> None:
     sections = settings.sections("model", "data", "method", "quantization", "adapter")
     stage = Stage("train", settings.run_dir / filenames.ADAPTER, sections, inputs, force)
     stage.origin = "external"
-    if found := stage.finished():
-        return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(found.digest)})")
+    if earlier := stage.finished():
+        return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(earlier.digest)})")
     manifest.check_seal(folder)
     inspection.check_adapter(files, settings.model.folder)
     if note := external_adapter.check(settings, folder):
@@ -186,15 +187,15 @@ def main() -> None:
         inputs.insert(0, settings.model.folder)
     if options.base and settings.method != "qlora":
         why = "there is no adapter" if settings.method == "full" else "the adapter was trained on the base as it is"
-        return print(f"{why}: no other one is needed")
+        return print(f"{why}: no other base is needed")
     if options.base:
         stage = Stage("base", folder, settings.sections("model", "quantization"), inputs, options.force)
     else:
         # no require(): new rows in the user's file make the data stage stale, not this adapter
         sections = settings.sections("model", "data", "method", "lora", "quantization", "merge")
         stage = Stage("merge", folder, sections, [*inputs, run_dir / filenames.DATA], options.force)
-    if found := stage.finished():
-        return print(f"{paths.label(folder)} is up to date ({manifest.short(found.digest)})")
+    if earlier := stage.finished():
+        return print(f"{paths.label(folder)} is up to date ({manifest.short(earlier.digest)})")
 
     # --- work, save, manifest last ---
     os.environ["HF_HUB_OFFLINE"] = "1"

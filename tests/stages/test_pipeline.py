@@ -287,7 +287,7 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(home: Path, source: P
     (newest / "optimizer.pt").write_bytes(b"")
     again = programs.run(home, "02_train_qlora.py", *common(source), *TRAIN)
     assert again.returncode == 0, again.stderr
-    assert f"not whole, and so not resumed from: outputs/r/checkpoints/{newest.name}.broken" in again.stdout
+    assert f"damaged, so not resumed from: outputs/r/checkpoints/{newest.name}.broken" in again.stdout
     assert "resuming from" in again.stdout
 
 
@@ -297,7 +297,7 @@ def test_lora_without_quantization_and_the_chinese_instruction_template(tmp_path
     report = json.loads((tmp_path / "outputs/r/merged/merge_report.json").read_text())
     assert report["strategy"] == "original" and report["candidates"]["dequantized"] is None
     assert "你是甄嬛。" in (tmp_path / "outputs/r/merged/chat_template.jinja").read_text(encoding="utf-8")
-    assert "no other one is needed" in programs.run(tmp_path, "03_merge_lora.py", *common(source), "--base").stdout
+    assert "no other base is needed" in programs.run(tmp_path, "03_merge_lora.py", *common(source), "--base").stdout
 
 
 @pytest.mark.skipif(not tiny.SHARED_QWEN3.exists(), reason="the real Qwen3 tokenizer is not at hand")

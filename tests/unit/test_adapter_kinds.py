@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import tiny
+from support import rounding, tiny
 from support.edits import edit_tensors
 
 from lockstep.artifacts import filenames
@@ -74,17 +74,18 @@ def test_each_kind_has_its_route_and_merges_exactly(
         assert (route.mode, route.max_lora_rank) == ("merged", None) and wanted in route.reason
     monkeypatch.setattr(merge, "DTYPE", torch.float32)
     out = networks.load(tiny.merged(folder, tmp_path / "adapter", tmp_path / "out"), torch.float32, "cpu")
-    ids = torch.arange(10, 512 + changes.get("more", 0), 11)[None]
+    ids, exact = torch.arange(10, 512 + changes.get("more", 0), 11)[None], rounding.in_float64(network)
     with torch.no_grad():
-        found, theirs = out(input_ids=ids).logits, network(input_ids=ids).logits
-    torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-5)
+        ours, theirs, reference = (model(input_ids=ids).logits for model in (out, network, exact))
+    rounding.assert_as_exact({"logits": ours}, {"logits": theirs}, {"logits": reference})
     assert out.config.vocab_size == 512 + changes.get("more", 0)
     if base.get("tied", True) and "embed_tokens" in changes.get("target_modules", ()):
         return  # PEFT's own merge changes the head with the embedding, which training did not
     with torch.no_grad():  # and what PEFT itself makes of it, tensor by tensor
-        reference = network.merge_and_unload().state_dict()
-    for name, tensor in out.state_dict().items():
-        torch.testing.assert_close(tensor, reference[name], rtol=1e-5, atol=1e-5)
+        pefts, in_double = (model.merge_and_unload().state_dict() for model in (network, exact))
+    merged = out.state_dict()
+    names = merged.keys()
+    rounding.assert_as_exact(merged, {name: pefts[name] for name in names}, {name: in_double[name] for name in names})
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

@@ -85,7 +85,7 @@ LAZY = "import lockstep.settings.cli as cli; cli.run(lambda: __import__('lockste
 @pytest.mark.parametrize("module", ["torch._utils", "tokenizers.tokenizers", "safetensors"])
 def test_ctrl_c_while_a_stage_imports_libraries_is_one_line(module: str) -> None:
     code, lines = interrupt_after(module, "-c", LAZY)
-    assert (code, lines) == (130, ["error: interrupted; run the same command again to go on\n"])
+    assert (code, lines) == (130, ["error: interrupted; run the same command again\n"])
 
 
 CHILD = """
@@ -127,4 +127,4 @@ def test_ctrl_c_goes_to_all_processes_of_a_terminal_and_one_of_them_answers(tmp_
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == "error: interrupted; run the same command again to go on\n"
+    assert errors == "error: interrupted; run the same command again\n"

@@ -1,7 +1,7 @@
-"""The merge certificate: the trained model and each merged one are read from disk and compared, each in a process of its own.
+"""The merge certificate: the trained model and each merged one, read from disk and compared.
 
-So one model is in memory at a time, and nothing that a process remembers can flatter it. What the
-trained model says is handed over in a file that the others map.
+Each is loaded in a process of its own, so that one model is in memory at a time and nothing left in a
+process can flatter it. The trained model's log-probabilities are handed over in a file that the others map.
 """
 
 import logging
@@ -16,7 +16,7 @@ import torch
 from lockstep.artifacts import filenames
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError, disk_errors, is_out_of_memory
-from lockstep.merging import merge, safetensors_stream
+from lockstep.merging import dequantizer, merge, safetensors_stream
 from lockstep.model import adapter_files, networks
 from lockstep.processes import child_processes
 from lockstep.settings.tree import Settings
@@ -30,7 +30,7 @@ Answer = TypeVar("Answer")
 
 
 def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
-    """What `work`, a function of a module, returns in a new process.
+    """Run `work`, a module's function, in a new process and return what it returns.
 
     Raises:
         UserError: its own, or the process was killed, as where memory runs out.
@@ -38,17 +38,17 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
     """
     with child_processes.fresh(_report, work, arguments) as (child, receiver):
         try:
-            found = receiver.recv()
+            outcome = receiver.recv()
         except EOFError as error:
             child.join()
             raise UserError(
-                f"the process that loads the model to measure it ended with {child.exitcode}: most likely this machine's "
-                f"memory ran out (a merge needs room for one model); stop other programs and run again"
+                f"the process that loads the model to measure it ended with {child.exitcode}: most likely this "
+                f"machine's memory ran out (a merge needs room for one model); stop other programs and run again"
             ) from error
         child.join()
-    if isinstance(found, UserError | OSError):
-        raise found
-    answer: Answer = found
+    if isinstance(outcome, UserError | OSError):
+        raise outcome
+    answer: Answer = outcome
     return answer
 
 
@@ -97,8 +97,8 @@ def load_trained(settings: Settings, adapter: Path, dtype: torch.dtype) -> Any:
         return networks.load(adapter, torch.float32, on)
     quantization = settings.quantization if settings.method == "qlora" else None
     base = networks.load(settings.model.folder, dtype, on, quantization)
-    made = merge.plan(settings.model.folder, adapter_files.read(adapter))
-    if (rows := made.vocabulary) and rows != base.get_input_embeddings().weight.shape[0]:
+    plan = merge.plan_merge(settings.model.folder, adapter_files.read(adapter))
+    if (rows := plan.vocabulary) and rows != base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)
     # PEFT rounds DoRA's tensors to the base's dtype while it loads, and without low_cpu_mem_usage
     # saved modules, too; training computed with them as they are on disk.
@@ -111,35 +111,36 @@ def load_trained(settings: Settings, adapter: Path, dtype: torch.dtype) -> Any:
 
 
 def measure_trained(settings: Settings, adapter: Path, pad: int, work: Path) -> dict[str, float]:
-    """Write what the trained model says to the held-out rows, in the dtype of training; for `measure` to compare with.
+    """Write the trained model's log-probabilities on the held-out rows, in the dtype of training, for `measure`.
 
     Args:
         work: a folder for the file LOG_PROBS.
 
     Returns:
-        its loss and how far it is, read back, from what training remembers of itself, in nats a token.
+        its loss, and its distance, read back, from what training recorded, in nats per token.
 
     Raises:
-        UserError: it is another model than training remembers.
+        UserError: it is not the model that training recorded.
     """
     batches = probes(settings.run_dir / filenames.DATA, pad)
-    dtype = merge.trained_dtype(adapter)
-    network, kept = load_trained(settings, adapter, dtype), []
+    dtype = dequantizer.trained_dtype(adapter)
+    network, of_targets = load_trained(settings, adapter, dtype), []
     with (work / LOG_PROBS).open("wb") as stream:
-        for found, targets in reference.log_probs(network, batches, dtype):
-            stream.write(found.numpy().data)
-            kept.append(found.gather(1, targets[:, None])[:, 0])
-    said = torch.cat(kept)
-    gap = reference.gap(adapter, said)
+        for log_probs, targets in reference.log_probs(network, batches, dtype):
+            stream.write(log_probs.numpy().data)
+            of_targets.append(log_probs.gather(1, targets[:, None])[:, 0])
+    measured = torch.cat(of_targets)
+    gap = reference.gap(adapter, measured)
     if gap > MAX_GAP:
         raise UserError(
-            f"the adapter, read back, is {gap:.3f} nats a token from the model that was trained, by its {filenames.REFERENCE}: "
-            f"it was changed, or this machine computes otherwise; run `make train ARGS=--force` here"
+            f"the adapter, read back, is {gap:.3f} nats per token from the model that was trained, by its "
+            f"{filenames.REFERENCE}: it was changed, or this machine computes otherwise; "
+            f"run `make train ARGS=--force` here"
         )
     return {
-        "eval_loss": -said.mean().item(),
+        "eval_loss": -measured.mean().item(),
         "reference_gap": gap,
-        "positions": len(said),
+        "positions": len(measured),
         "rows": sum(len(batch["input_ids"]) for batch in batches),
     }
 
@@ -147,7 +148,7 @@ def measure_trained(settings: Settings, adapter: Path, pad: int, work: Path) -> 
 def measure(folder: Path, sums: safetensors_stream.Sums, data: Path, pad: int, work: Path) -> dict[str, float]:
     """How far a merged model on disk is from the trained one, in nats per supervised position.
 
-    It computes as it will when it is served here: in the weights' bfloat16 where the device can.
+    It computes as it will be served here: in the weights' bfloat16 where the device can.
 
     Args:
         sums: of its files, as `merge.write_weights` gave them.
@@ -161,13 +162,13 @@ def measure(folder: Path, sums: safetensors_stream.Sums, data: Path, pad: int, w
     network = networks.load(folder, networks.compute_dtype("auto", on), on)
     start = 0
     divergences, agreements, losses = [], [], []
-    for found, targets in reference.log_probs(network, probes(data, pad), torch.float32):
-        end = start + found.numel()
-        wanted = torch.from_file(str(work / LOG_PROBS), size=end, dtype=torch.float32)[start:].view(found.shape)
+    for merged, targets in reference.log_probs(network, probes(data, pad), torch.float32):
+        end = start + merged.numel()
+        trained = torch.from_file(str(work / LOG_PROBS), size=end, dtype=torch.float32)[start:].view(merged.shape)
         start = end
-        divergences.append(torch.nn.functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1))
-        agreements.append(found.argmax(-1) == wanted.argmax(-1))
-        losses.append(-found.gather(1, targets[:, None]))
+        divergences.append(torch.nn.functional.kl_div(merged, trained, reduction="none", log_target=True).sum(-1))
+        agreements.append(merged.argmax(-1) == trained.argmax(-1))
+        losses.append(-merged.gather(1, targets[:, None]))
     divergence = torch.cat(divergences).clamp_min(0)  # equal ones may come out just below, by rounding
     return {
         "kl_mean": divergence.mean().item(),

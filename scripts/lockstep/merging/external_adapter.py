@@ -1,7 +1,7 @@
 """An adapter that was trained elsewhere with PEFT, taken in as if stage 02 had made it.
 
-Nobody recorded what it was trained on, so its own record is made here: the base as this machine
-loads it, its hashes, and what the model with the adapter says.
+Nobody recorded what it was trained on, so the record is made here: hashes of the base as this machine
+loads it, and the log-probabilities of the model with the adapter.
 """
 
 import shutil
@@ -57,13 +57,14 @@ def check(settings: Settings, folder: Path) -> str | None:
         UserError: it belongs to another base.
     """
     base = settings.model.folder
-    merge.plan(base, adapter_files.read(folder))
+    merge.plan_merge(base, adapter_files.read(folder))
     named = adapter_files.read_config(folder).get("base_model_name_or_path")
     known = {name.rstrip("/").rpartition("/")[2].lower() for name in (settings.model.origin, base.name)}
     if not named or named.rstrip("/").rpartition("/")[2].lower() in known:
         return None
     return (
-        f"the adapter names {named} as its base, and is taken for one of {settings.model.origin}: names and shapes fit"
+        f"the adapter names {named} as its base, and is taken to belong to {settings.model.origin}, as all names and "
+        f"shapes fit"
     )
 
 
@@ -82,11 +83,13 @@ def chat(settings: Settings, folder: Path) -> Template:
         own = template.bake(own, settings.data.system_prompt, settings.data.thinking, settings.data.date)
     known = atomic.read_json(data / filenames.CONTRACT)["conversations"]
     theirs = template.load(folder, own or text, settings.data.allow_tokens)
-    for one in known:
-        if theirs.prompt_ids(one["messages"], one.get("tools")) != one["prompt_ids"]:
+    for conversation in known:
+        ids = theirs.prompt_ids(conversation["messages"], conversation.get("tools"))
+        if ids != conversation["prompt_ids"]:
             raise UserError(
-                f"the adapter's own {'template' if own else 'tokenizer'} renders the conversation {one['name']!r} to other ids "
-                f"than {paths.label(data)}: make the data with the template that the adapter was trained with, "
+                f"the adapter's own {'template' if own else 'tokenizer'} renders the conversation "
+                f"{conversation['name']!r} to other ids than {paths.label(data)}: "
+                f"make the data with the template that the adapter was trained with, "
                 f"--data.template {paths.label(folder)}/{filenames.CHAT_TEMPLATE}"
             )
     return template.load(folder, text, settings.data.allow_tokens)
@@ -104,14 +107,16 @@ def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
     data, on = settings.run_dir / filenames.DATA, networks.device()
     for name in (filenames.ADAPTER_WEIGHTS, filenames.ADAPTER_CONFIG):
         shutil.copyfile(folder / name, work / name)
-    made = chat(settings, folder)
-    made.tokenizer.save_pretrained(work)
+    own_chat = chat(settings, folder)
+    own_chat.tokenizer.save_pretrained(work)
     shutil.copyfile(data / filenames.CONTRACT, work / filenames.CONTRACT)
-    atomic.write_json(work / filenames.GENERATION_CONFIG, {"eos_token_id": made.stop_ids})
+    atomic.write_json(work / filenames.GENERATION_CONFIG, {"eos_token_id": own_chat.stop_ids})
     dtype = networks.compute_dtype(settings.train.dtype, on)
-    named = str(dtype).split(".")[-1]
+    dtype_name = str(dtype).removeprefix("torch.")
     network = certificate.load_trained(settings, work, dtype)
-    atomic.write_json(work / filenames.BASE_TENSORS, {"dequantized": peft_adapter.base_hashes(network), "dtype": named})
+    atomic.write_json(
+        work / filenames.BASE_TENSORS, {"dequantized": peft_adapter.base_hashes(network), "dtype": dtype_name}
+    )
     record = reference.record(
         network,
         atomic.read_json(data / filenames.CONTRACT)["conversations"],
@@ -121,7 +126,7 @@ def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
         longest=networks.longest(network.config),
     )
     atomic.write_json(work / filenames.REFERENCE, record)
-    said = [value for row in record["rows"] for value in row["trained"]]
-    metrics = {"eval_loss": -sum(said) / len(said), "device": on, "dtype": named}
+    log_probs = [value for row in record["rows"] for value in row["trained"]]
+    metrics = {"eval_loss": -sum(log_probs) / len(log_probs), "device": on, "dtype": dtype_name}
     atomic.write_json(work / filenames.METRICS, metrics)
     return metrics

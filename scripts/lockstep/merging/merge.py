@@ -1,7 +1,7 @@
 """Trained output → one model in bfloat16, shard by shard over safetensors, with exact arithmetic.
 
-A QLoRA adapter was trained on weights that went through 4 bits and back. Added to the original
-weights instead, as is usual, it is another model than the one that was trained.
+A QLoRA adapter was trained on weights that went through 4 bits and back. Usually it is added to the
+original weights instead, which makes another model than the one that was trained.
 """
 
 import math
@@ -21,56 +21,11 @@ from torch import Tensor
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.merging import safetensors_stream
+from lockstep.merging.dequantizer import Dequantizer
 from lockstep.model import networks
 from lockstep.model.adapter_delta import EMBEDDINGS, AdapterDelta
-from lockstep.settings.schema import Quantization
 
 DTYPE = torch.bfloat16  # of every merged model
-
-
-def round_trip(weight: Tensor, dtype: torch.dtype, quantization: Quantization, on: str) -> Tensor:
-    """A weight as a 4-bit layer computes with it: quantized and dequantized, on the CPU."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    packed, state = quantize_4bit(
-        weight.to(on, dtype).contiguous(),
-        compress_statistics=quantization.bnb_4bit_use_double_quant,
-        quant_type=quantization.bnb_4bit_quant_type,
-    )
-    restored: Tensor = dequantize_4bit(packed, state)
-    return restored.to(dtype).cpu()
-
-
-def trained_dtype(adapter: Path) -> torch.dtype:
-    """The compute dtype that an adapter was trained with."""
-    record = atomic.read_json(adapter / filenames.BASE_TENSORS)
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[record["dtype"]]
-
-
-class Dequantizer:
-    """Rebuilds the weights that training computed with, and proves each by its hash.
-
-    Args:
-        adapter: an adapter's folder; its base_tensors.json holds hashes and dtype.
-    """
-
-    def __init__(self, adapter: Path, quantization: Quantization) -> None:
-        record = atomic.read_json(adapter / filenames.BASE_TENSORS)
-        self.hashes: dict[str, str] = record["dequantized"]
-        self.dtype = trained_dtype(adapter)
-        self.quantization, self.on = quantization, networks.device()
-
-    def __call__(self, name: str, weight: Tensor) -> Tensor:
-        """The tensor that training used. Raises UserError where this machine makes another."""
-        if name not in self.hashes:
-            return weight
-        weight = round_trip(weight, self.dtype, self.quantization, self.on)
-        if networks.tensor_sha256(weight) != self.hashes[name]:
-            raise UserError(
-                f"{name}, quantized on this machine, is not the tensor that the adapter was trained "
-                f"on: merge on the machine that trained, or force --merge.strategy original"
-            )
-        return weight
 
 
 @dataclass(frozen=True)
@@ -93,15 +48,19 @@ class MergePlan:
         return next((shape[0] for name, shape in self.shapes.items() if name.endswith(EMBEDDINGS)), None)
 
 
-def plan(base: Path, adapter: AdapterDelta) -> MergePlan:
-    """The merge of an adapter, an empty one too, into a base.
+def plan_merge(base: Path, adapter: AdapterDelta) -> MergePlan:
+    """The merge of an adapter, possibly an empty one, into a base.
 
     Raises:
         UserError: the adapter changes a tensor that the base lacks, does not fit it, or lacks one itself.
     """
-    there = {file: safetensors_stream.shapes_of(file) for file in safetensors_stream.files(base)}
-    shapes = {name: shape for some in there.values() for name, shape in some.items()}
-    apart: dict[str, list[str]] = {}
+    in_files = {file: safetensors_stream.shapes_of(file) for file in safetensors_stream.files(base)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for tensors in in_files.values():
+        shapes |= tensors
+    # Of two tied tensors the base's files hold one. Where the adapter changes both alike, that stays so; otherwise
+    # they part, and the other one is written, too, made from the one that is there.
+    parted: dict[str, list[str]] = {}
     for pair in networks.tied_weights(base).items():
         kept, lacking = sorted(pair, key=lambda name: name not in shapes)
         if lacking in shapes:
@@ -109,34 +68,35 @@ def plan(base: Path, adapter: AdapterDelta) -> MergePlan:
         if adapter.alike(kept, lacking):
             adapter = adapter.without({lacking})
         else:
-            apart.setdefault(kept, []).append(lacking)
+            parted.setdefault(kept, []).append(lacking)
             shapes[lacking] = shapes[kept]
             if kept in adapter.embeddings:  # brought in the place of both, while the two were one
                 adapter = replace(adapter, embeddings={lacking: adapter.embeddings[kept]} | adapter.embeddings)
     adapter.check(shapes, base.name)
-    files = {
-        file: {target: name for name in some for target in (name, *apart.get(name, ()))} for file, some in there.items()
-    }
+    files: dict[Path, dict[str, str]] = {}
+    for file, tensors in in_files.items():
+        files[file] = {}
+        for name in tensors:
+            files[file] |= dict.fromkeys((name, *parted.get(name, ())), name)
     return MergePlan(adapter, files, {name: adapter.shape(name, shape) for name, shape in shapes.items()})
 
 
-def pieces(made: MergePlan, dequantizer: Dequantizer | None) -> Iterator[tuple[Path, str, Iterator[Tensor]]]:
+def pieces(plan: MergePlan, dequantizer: Dequantizer | None) -> Iterator[tuple[Path, str, Iterator[Tensor]]]:
     """(the base's file, tensor's name, its rows in blocks) of the merged model, not yet cast to its dtype.
 
     Args:
-        dequantizer: gives the 4-bit weights' place to their dequantized ones; None keeps the
-            original weights.
+        dequantizer: replaces weights by their dequantized 4-bit ones; None keeps the original weights.
 
     Raises:
         UserError: a tensor is not the one that was trained on; an adapter's change is none.
     """
-    for shard, targets in made.files.items():
+    for shard, targets in plan.files.items():
         with safe_open(shard, framework="pt") as file:
             for target, name in targets.items():
                 weight = file.get_tensor(name)
                 if dequantizer:
                     weight = dequantizer(name, weight)
-                yield shard, target, made.adapter.pieces(target, weight)
+                yield shard, target, plan.adapter.pieces(target, weight)
 
 
 def write_weights(
@@ -148,34 +108,33 @@ def write_weights(
         what `safetensors_stream.verify` must find when it reads them back.
 
     Raises:
-        UserError: as `plan` and `pieces` do; or values are not finite.
+        UserError: as `plan_merge` and `pieces` do; or values are not finite.
     """
-    made = plan(base, adapter)
-    if dequantizer and (missing := dequantizer.hashes.keys() - made.shapes.keys()):
+    plan = plan_merge(base, adapter)
+    if dequantizer and (missing := dequantizer.hashes.keys() - plan.shapes.keys()):
         raise UserError(f"the adapter belongs to another base: {min(missing)} is not in {base.name}")
     out.mkdir(parents=True, exist_ok=True)
     sums: safetensors_stream.Sums = {}
     with ThreadPoolExecutor(1) as disk, _one_thread():
         synced = []
-        for shard, members in groupby(pieces(made, dequantizer), key=itemgetter(0)):
-            shapes = {name: made.shapes[name] for name in made.files[shard]}
+        for shard, members in groupby(pieces(plan, dequantizer), key=itemgetter(0)):
+            shapes = {name: plan.shapes[name] for name in plan.files[shard]}
             with safetensors_stream.Writer(out / shard.name, shapes, DTYPE) as writer:
                 for _, name, blocks in members:
                     writer.write(name, blocks)
             sums[shard.name] = writer.sums
             synced.append(disk.submit(atomic.fsync, out / shard.name))
-        for one in synced:
-            one.result()
+        for job in synced:
+            job.result()
     if (base / filenames.WEIGHTS_INDEX).exists():
-        safetensors_stream.write_index(
-            out, sums, sum(DTYPE.itemsize * math.prod(shape) for shape in made.shapes.values())
-        )
+        size = sum(DTYPE.itemsize * math.prod(shape) for shape in plan.shapes.values())
+        safetensors_stream.write_index(out, sums, size)
     return sums
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """torch on one thread: blocks are small, and the other thread writes."""
+    """Have torch compute on one thread: blocks are small, and the other thread writes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -185,11 +144,11 @@ def _one_thread() -> Iterator[None]:
 
 
 def write_rest(base: Path, adapter: Path, out: Path) -> None:
-    """Everything but the weights, which must be there: config, generation config, tokenizer, template, contract.
+    """Write everything but the weights, which must be there already: configs, tokenizer, template, contract.
 
-    The end-of-turn token that training supervised becomes a stop token of config and generation
-    config, so that every server stops at it. A head that is no longer the embedding is untied, and a
-    vocabulary that grew is counted anew.
+    The end-of-turn token that training supervised becomes a stop token in config and generation
+    config, so that every server stops at it. A head that is no longer the embedding is untied, and the
+    size of a vocabulary that grew is corrected.
     """
     from lockstep.prompts import template
 
@@ -200,12 +159,13 @@ def write_rest(base: Path, adapter: Path, out: Path) -> None:
     config = atomic.read_json(base / filenames.CONFIG)
     file = base / filenames.GENERATION_CONFIG
     generation = atomic.read_json(file) if file.exists() else {}
-    added = chat.tokenizer.added_tokens_decoder  # of the base's own ends those that no text of an answer holds
-    theirs = [end for end in (*_ids(generation), *_ids(config)) if end in added and added[end].special]
-    stops = [chat.end_of_turn, chat.tokenizer.eos_token_id, *theirs]
+    # of the base's own stop tokens only special ones: the text of an answer cannot hold them
+    added = chat.tokenizer.added_tokens_decoder
+    of_base = [stop for stop in (*_stop_ids(generation), *_stop_ids(config)) if stop in added and added[stop].special]
+    stops = [chat.end_of_turn, chat.tokenizer.eos_token_id, *of_base]
     unique = list(dict.fromkeys(stop for stop in stops if stop is not None))
     eos: Any = unique if len(unique) > 1 else unique[0]
-    config |= {"eos_token_id": eos, "dtype": str(DTYPE).split(".")[-1]}
+    config |= {"eos_token_id": eos, "dtype": str(DTYPE).removeprefix("torch.")}
     config.pop("torch_dtype", None)
     if not _still_tied(base, out):
         config["tie_word_embeddings"] = False
@@ -215,18 +175,20 @@ def write_rest(base: Path, adapter: Path, out: Path) -> None:
 
 
 def _still_tied(base: Path, out: Path) -> bool:
-    there = safetensors_stream.tensors_of(out)
+    """Whether the tensors that are one in the base are equal in the merged model, or still one."""
+    file_of = safetensors_stream.tensors_of(out)
 
     def read(name: str) -> Tensor:
-        with safe_open(there[name], framework="pt") as file:
+        with safe_open(file_of[name], framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
-    pairs = [pair for pair in networks.tied_weights(base).items() if there.keys() >= set(pair)]
-    return all(torch.equal(read(one), read(other)) for one, other in pairs)
+    pairs = [pair for pair in networks.tied_weights(base).items() if file_of.keys() >= set(pair)]
+    return all(torch.equal(read(first), read(second)) for first, second in pairs)
 
 
 def _count_vocabulary(config: dict[str, Any], out: Path) -> None:
+    """Set the config's vocabulary size to the rows of the embedding."""
     for file in safetensors_stream.files(out):
         for name, shape in safetensors_stream.shapes_of(file).items():
             if name.endswith(EMBEDDINGS):
@@ -234,6 +196,8 @@ def _count_vocabulary(config: dict[str, Any], out: Path) -> None:
                 part["vocab_size"] = shape[0]
 
 
-def _ids(config: dict[str, Any]) -> list[int]:
+def _stop_ids(config: dict[str, Any]) -> list[int]:
     ids = config.get("eos_token_id")
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if ids is None:
+        return []
+    return ids if isinstance(ids, list) else [ids]

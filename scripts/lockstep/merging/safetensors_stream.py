@@ -1,6 +1,6 @@
-"""A model's safetensors files: which they are, what they hold, and how they are written, a piece of a tensor at a time.
+"""A model's safetensors files: which they are, what they hold, and how they are written piece by piece.
 
-A file is written from its beginning to its end, so no more than a piece of it is ever in memory.
+A file is written from its beginning to its end, so no more than a few pieces of it are ever in memory.
 """
 
 import json
@@ -39,11 +39,11 @@ def files(folder: Path) -> Iterator[Path]:
 
 def tensors_of(folder: Path) -> dict[str, Path]:
     """The file of each tensor, by the tensor's name."""
-    found: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for shard in files(folder):
         with safe_open(shard, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), shard)
-    return found
+            file_of |= dict.fromkeys(file.keys(), shard)
+    return file_of
 
 
 def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
@@ -135,7 +135,7 @@ def verify(folder: Path, sums: Sums) -> None:
         try:
             with safe_open(folder / name, framework="pt") as file:
                 same = set(file.keys()) == set(tensors) and all(
-                    zlib.crc32(_bytes(file.get_tensor(tensor))) == wanted for tensor, wanted in tensors.items()
+                    zlib.crc32(_bytes(file.get_tensor(tensor))) == written for tensor, written in tensors.items()
                 )
         except SafetensorError:
             same = False

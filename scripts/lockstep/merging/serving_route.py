@@ -42,7 +42,7 @@ def inspect(folder: Path, base: Path | None = None) -> Route:
 
     base = base or Model.model_validate(manifest.read(folder).config["model"]).folder
     adapter = adapter_files.read(folder)
-    merge.plan(base, adapter)
+    merge.plan_merge(base, adapter)
     architectures = atomic.read_json(base / filenames.CONFIG).get("architectures") or ["?"]
     config = adapter_files.read_config(folder)
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])  # vLLM asks no further
@@ -59,7 +59,7 @@ def _only_merged(adapter: "AdapterDelta", architecture: str, rank: int) -> str |
     modules = {name.removesuffix(".weight").rpartition(".")[2] for name in adapter.low_rank}
     known = BASES.get(architecture, frozenset())
     reasons = {
-        "it is DoRA, which vLLM does not serve": any(one.magnitude is not None for one in adapter.low_rank.values()),
+        "it is DoRA, which vLLM does not serve": any(part.magnitude is not None for part in adapter.low_rank.values()),
         f"it holds {min(whole, default='')} whole, and vLLM serves low-rank updates only": bool(whole),
         f"it has modules_to_save {', '.join(adapter.modules_to_save)}, which vLLM does not serve": bool(
             adapter.modules_to_save

@@ -29,7 +29,7 @@ from lockstep.processes import distributed
 from lockstep.settings import tree, yaml_file
 from lockstep.settings.tree import Settings
 
-INTERRUPTION = "interrupted; run the same command again to go on"
+INTERRUPTION = "interrupted; run the same command again"
 
 
 class _Parser(argparse.ArgumentParser):

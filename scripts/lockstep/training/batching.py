@@ -90,32 +90,38 @@ def _tokens_in(batch: Mapping[str, "torch.Tensor"]) -> int:
     return batch["input_ids"].numel() + shared * (len(batch["borders"]) - 2)
 
 
-def plan(lengths: Sequence[int], limit: int, rows_in_a_pass: int | None, processes: int) -> list[list[list[int]]]:
+def assign_passes(
+    lengths: Sequence[int], limit: int, rows_in_a_pass: int | None, processes: int
+) -> list[list[list[int]]]:
     """Passes for each process: lists of places in `lengths`, every process with equally many passes.
 
     Longest rows first, each to the process with the fewest tokens so far, and there into the first
-    pass that has room: a row too long for the memory shows in the first pass.
+    pass that has room. So a row too long for the memory shows in the first pass.
 
     Args:
-        limit: tokens that a pass may hold; a longer row gets one of its own.
-        rows_in_a_pass: for padded passes: rows that it may hold, all counted as the longest; None: laid
-            end to end, so that only the tokens count.
+        limit: tokens that a pass may hold; a longer row gets a pass of its own.
+        rows_in_a_pass: for padded passes: how many rows one may hold, all counted as long as the longest.
+            None: rows are laid end to end, so that only their tokens count.
         processes: that share the window. Where they are more than rows, some passes are empty.
     """
+
+    def has_room(together: list[int], place: int) -> bool:
+        if rows_in_a_pass is None:
+            return sum(lengths[other] for other in together) + lengths[place] <= limit
+        # the first row of a pass is its longest
+        return len(together) < rows_in_a_pass and (len(together) + 1) * lengths[together[0]] <= limit
+
     shares: list[list[list[int]]] = [[] for _ in range(processes)]
     tokens = [0] * processes
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        share = tokens.index(min(tokens))
-        for one in shares[share]:
-            padded = (
-                rows_in_a_pass is not None and (len(one) + 1) * lengths[one[0]] <= limit and len(one) < rows_in_a_pass
-            )
-            if padded or (rows_in_a_pass is None and sum(lengths[p] for p in one) + lengths[place] <= limit):
-                one.append(place)
-                break
+        lightest = tokens.index(min(tokens))
+        share = shares[lightest]
+        roomy = next((rows for rows in share if has_room(rows, place)), None)
+        if roomy is None:
+            share.append([place])
         else:
-            shares[share].append([place])
-        tokens[share] += lengths[place]
+            roomy.append(place)
+        tokens[lightest] += lengths[place]
     most = max(len(share) for share in shares)
     return [share + [[]] * (most - len(share)) for share in shares]
 
@@ -149,14 +155,16 @@ class WindowCollator:
         lanes = max(1, min(self.lanes, self.rows_in_a_pass, len(rows)))
         at_once = self.rows_in_a_pass // lanes
         limit = at_once * self.max_length - shared
-        shares = plan(lengths, limit, None if self.packed else at_once, self.processes * lanes)
+        shares = assign_passes(lengths, limit, None if self.packed else at_once, self.processes * lanes)
         collate = PackingCollator(self.share_prefix) if self.packed else Collator(self.pad_token_id)
-        mine = shares[self.rank * lanes : (self.rank + 1) * lanes]
-        return Window(
-            [[collate([rows[place] for place in one] or [silenced(rows[0])]) for one in lane] for lane in mine]
-        )
+
+        def batch(places: Sequence[int]) -> dict[str, "torch.Tensor"]:
+            return collate([rows[place] for place in places] or [silenced(rows[0])])
+
+        own_lanes = shares[self.rank * lanes : (self.rank + 1) * lanes]
+        return Window([[batch(places) for places in lane] for lane in own_lanes])
 
 
 def silenced(row: TokenRow) -> TokenRow:
-    """A row without loss: what a process computes that has none left, so that all take part in every pass."""
+    """A row without loss, for a process that has no row left: all processes take part in every pass."""
     return {"input_ids": row["input_ids"][:2], "labels": [IGNORE] * min(2, len(row["input_ids"]))}

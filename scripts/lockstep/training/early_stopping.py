@@ -20,12 +20,12 @@ def losses(history: Log) -> list[tuple[int, float]]:
 
 def best_step(history: Log) -> int | None:
     """The step of the lowest loss, the earliest of equal ones."""
-    found = losses(history)
-    return min(found, key=lambda one: one[1])[0] if found else None
+    evaluated = losses(history)
+    return min(evaluated, key=lambda pair: pair[1])[0] if evaluated else None
 
 
 def is_stuck(history: Log, patience: int | None, threshold: float) -> bool:
-    """Whether the last `patience` evaluations were none of them better, by `threshold` nats, than the best before."""
+    """Whether none of the last `patience` evaluations was better, by `threshold` nats, than the best before it."""
     best, waited = float("inf"), 0
     for _, value in losses(history):
         waited = 0 if value < best - threshold else waited + 1

@@ -1,10 +1,10 @@
 """The pass of LoRA adapters, fast on CPUs and GPUs.
 
 PEFT's own forward pass draws a dropout mask for every layer, casts weights and activations back and
-forth, and adds in passes of their own. On a CPU that is half of the time. The pass here computes the
+forth, and adds up in separate operations. On a CPU that is half of the time. The pass here computes the
 same sum, base + scale · B · A · dropout(x), and for layers that read the same input, such as q, k and
-v, all at once. 4-bit weights are dequantized once and kept on a CPU. On a GPU, where memory is dear
-and that is quick, they are dequantized for each product.
+v, all at once. On a CPU, 4-bit weights are dequantized once and kept. On a GPU, where memory is
+scarce and dequantizing is quick, that is done for each product.
 """
 
 import threading
@@ -47,9 +47,9 @@ def masks_of(seed: int) -> Iterator[None]:
 def draw_mask(x: Tensor, p: float) -> Tensor:
     """int16 of x's shape, or bool on a GPU: 0 with probability p, else 1.
 
-    Drawing masks by torch is a fifth of a CPU step, and so it is to multiply by bools. Bits come from
-    SFC64, seeded from torch's generator: the checkpoint of that one is enough, and gradient
-    checkpointing, which sets it back, sees the same masks again. On a GPU its own generator serves for both.
+    On a CPU, drawing masks with torch takes a fifth of a step, and multiplying by bools another. So bits come
+    from SFC64, seeded by torch's generator: a training checkpoint needs to keep only that one, and gradient
+    checkpointing, which sets it back, sees the same masks again. On a GPU its own generator does both.
     """
     if x.is_cuda:
         return torch.empty_like(x, dtype=torch.bool).bernoulli_(_kept(p))
@@ -71,7 +71,7 @@ def drop(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class _Whole:
-    """Frozen layers with the same input, as one matrix; 4-bit weights are dequantized and kept."""
+    """Frozen layers with the same input as one matrix; 4-bit weights are dequantized and kept."""
 
     def __init__(self, layers: list[Any]) -> None:
         bases = [layer.base_layer for layer in layers]
@@ -130,9 +130,9 @@ class _FrozenPlusLora(torch.autograd.Function):
         bs = [b.to(x.dtype) for b in factors[len(scales) :]]
         seen = x if mask is None else drop(x, mask)
         low = seen @ a.t()
-        parts = frozen.outputs(x)
-        for part, b, scale, some in zip(parts, bs, scales, torch.split(low, [b.shape[1] for b in bs], 1), strict=True):
-            part.addmm_(some, b.t(), alpha=scale)
+        parts, lows = frozen.outputs(x), torch.split(low, [b.shape[1] for b in bs], 1)
+        for part, b, scale, own_low in zip(parts, bs, scales, lows, strict=True):
+            part.addmm_(own_low, b.t(), alpha=scale)
         ctx.save_for_backward(seen, mask, low, a, *bs)
         ctx.frozen, ctx.scales = frozen, scales
         return tuple(parts)
@@ -145,8 +145,8 @@ class _FrozenPlusLora(torch.autograd.Function):
         of_low = torch.cat([(g @ b).mul_(s) for g, b, s in zip(gradients, bs, ctx.scales, strict=True)], 1)
         of_a = (of_low.t() @ seen).float().split(ranks)
         of_b = [
-            (some.t() @ g).t().float().mul_(s)
-            for g, some, s in zip(gradients, low.split(ranks, 1), ctx.scales, strict=True)
+            (own_low.t() @ g).t().float().mul_(s)
+            for g, own_low, s in zip(gradients, low.split(ranks, 1), ctx.scales, strict=True)
         ]
         of_x = None
         if ctx.needs_input_grad[0]:
@@ -184,10 +184,10 @@ class _Siblings:
         held = self.held
         if held.input is not x or number not in held.outputs:
             held.input, held.outputs = x, dict(enumerate(self._all(x)))
-        found = held.outputs.pop(number)
+        output = held.outputs.pop(number)
         if not held.outputs:
             held.input = None
-        return found.view(*x.shape[:-1], -1)
+        return output.view(*x.shape[:-1], -1)
 
     def _all(self, x: Tensor) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1]).to(self.frozen.dtype)
@@ -202,7 +202,7 @@ class FastPass:
 
     Args:
         model: a PEFT model on a CPU or a GPU.
-        wanted: whether it is to be; where not given, where memory allows it. A training that goes on must not change.
+        required: whether to compute so; None: where memory allows it. A resumed training must compute as it did before.
 
     Attributes:
         layers: how many layers are computed so. 0: not for this kind of adapter, or too little memory
@@ -210,26 +210,25 @@ class FastPass:
         whole: no adapted layer is left to PEFT.
     """
 
-    def __init__(self, model: nn.Module, wanted: bool | None = None) -> None:
+    def __init__(self, model: nn.Module, required: bool | None = None) -> None:
         adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        found = [layer for layer in adapted if _is_plain(layer)]
-        four_bit = sum(
-            layer.base_layer.in_features * layer.base_layer.out_features for layer in found if _is_4bit(layer)
-        )
+        plain = [layer for layer in adapted if _is_plain(layer)]
+        bases = [layer.base_layer for layer in plain if _is_4bit(layer)]
+        four_bit = sum(base.in_features * base.out_features for base in bases)
         on_cpu = next(model.parameters()).device.type == "cpu"
         fits = not on_cpu or four_bit * 4 <= psutil.virtual_memory().available // 2
-        if not (fits if wanted is None else wanted):
-            found = []
+        if not (fits if required is None else required):
+            plain = []
         self.groups: list[_Siblings] = []
-        for together in _grouped(model, found):
+        for together in _grouped(model, plain):
             self.groups.append(_Siblings(together))
             for number, layer in enumerate(together):
                 _replace(layer, number, self.groups[-1])
-        self.layers = len(found)
-        self.whole = 0 < len(found) == len(adapted)
+        self.layers = len(plain)
+        self.whole = 0 < len(plain) == len(adapted)
 
     def forget(self) -> None:
-        """Let go of what a pass that failed has left: with it, all of that pass would stay in memory."""
+        """Release what a failed pass left behind, which would keep all of that pass in memory."""
         for group in self.groups:
             group.held = _Held()
 
@@ -252,9 +251,9 @@ def _replace(layer: Any, number: int, group: _Siblings) -> None:
     layer.forward = forward
 
 
-def _grouped(model: nn.Module, found: list[Any]) -> list[list[Any]]:
+def _grouped(model: nn.Module, layers: list[Any]) -> list[list[Any]]:
     """The layers, siblings together."""
-    left, groups = dict.fromkeys(found), []
+    left, groups = dict.fromkeys(layers), []
     for module in model.modules():
         for names in SIBLINGS:
             together: list[Any] = [layer for name in names if (layer := getattr(module, name, None)) in left]

@@ -1,8 +1,8 @@
 """The loss that training minimises: summed over supervised tokens, computed nowhere else.
 
-The output layer is the costliest of a small model, and prompts carry no loss: it is given only the
+The output layer is the costliest of a small model, and prompts carry no loss. So it is given only the
 hidden states that predict a supervised token, and on request only a few of those at a time, so that
-the logits never exist whole.
+all logits never exist at once.
 """
 
 import threading
@@ -102,13 +102,13 @@ class _HeadLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), piece):
-            some, target = hidden[start : start + piece], targets[start : start + piece, None]
-            few = raw[: len(some)]
-            torch.mm(some, weight.t(), out=few)
+            states, target = hidden[start : start + piece], targets[start : start + piece, None]
+            few = raw[: len(states)]
+            torch.mm(states, weight.t(), out=few)
             if bias is not None:
                 few += bias
             # log_softmax would compute every exponential twice
-            odds = logits[: len(some)] if logits is raw else logits[: len(some)].copy_(few)
+            odds = logits[: len(states)] if logits is raw else logits[: len(states)].copy_(few)
             right, top = odds.gather(1, target), odds.amax(1, keepdim=True)
             sums = odds.sub_(top).exp_().sum(1, keepdim=True)
             total += (sums.log() + top - right).sum()
@@ -127,11 +127,11 @@ class _HeadLoss(torch.autograd.Function):
 
 def _probe(*beginnings: int) -> list[dict[str, list[int]]]:
     """Short rows, each from another token on; all but the first begin alike."""
-    made = []
+    rows = []
     for number, token in enumerate(beginnings):
         ids = [*range(token, token + 10), *range(40 + 9 * number, 52 + 10 * number)]
-        made.append({"input_ids": ids, "labels": [IGNORE] * 12 + ids[12:]})
-    return made
+        rows.append({"input_ids": ids, "labels": [IGNORE] * 12 + ids[12:]})
+    return rows
 
 
 def head_is_plain(network: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BEYOND = ("softcap", "s_aux", "position_bias")  # what some models' attention has, and this one has not
+BEYOND = ("softcap", "s_aux", "position_bias")  # parts of some models' attention that this one lacks
 BLOCK = 160  # queries that attend together
 NAME = "lockstep_rows"  # as transformers' attn_implementation
 
@@ -40,7 +40,7 @@ class _Rows(torch.autograd.Function):
         hidden = _future(BLOCK, q.dtype, q.device)
         kept: list[Tensor] = []
         for start, end, shared in _spans(ends):
-            keys, values = (_with_shared(one, start, end, shared) for one in (k, v))
+            keys, values = _with_shared(k, start, end, shared), _with_shared(v, start, end, shared)
             kept += [keys, values]
             for first, last in _blocks(start, end):
                 length, seen = last - first, shared + last - start
@@ -68,23 +68,23 @@ class _Rows(torch.autograd.Function):
             if not len(dq):
                 dq, dk = (gradient.new_empty(1, tokens, n, size) for n in (heads, kv_heads))
                 dv = gradient.new_empty(1, tokens, kv_heads, value_size)
-                shared_dk, shared_dv = (
-                    one.new_zeros(kv_heads, first, one.shape[3], dtype=torch.float32) for one in (dk, dv)
-                )
+                shared_dk = dk.new_zeros(kv_heads, first, size, dtype=torch.float32)
+                shared_dv = dv.new_zeros(kv_heads, first, value_size, dtype=torch.float32)
             row_dk, row_dv = torch.zeros_like(keys), torch.zeros_like(values)
             for begin, last in _blocks(start, end):
                 query, weights = next(kept), next(kept)
                 seen = shared + last - start
-                mine = gradient[0, begin:last].transpose(0, 1).reshape(kv_heads, -1, value_size)
-                row_dv[:, :seen].baddbmm_(weights.transpose(1, 2), mine)
-                dweights = torch.matmul(mine, values[:, :seen].transpose(1, 2))
+                dout = gradient[0, begin:last].transpose(0, 1).reshape(kv_heads, -1, value_size)
+                row_dv[:, :seen].baddbmm_(weights.transpose(1, 2), dout)
+                dweights = torch.matmul(dout, values[:, :seen].transpose(1, 2))
                 dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(ctx.scale)
                 dq[0, begin:last] = (
                     torch.matmul(dscores, keys[:, :seen]).view(heads, last - begin, size).transpose(0, 1)
                 )
                 row_dk[:, :seen].baddbmm_(dscores.transpose(1, 2), query)
             if end > first:
-                dk[0, start:end], dv[0, start:end] = (one[:, shared:].transpose(0, 1) for one in (row_dk, row_dv))
+                dk[0, start:end] = row_dk[:, shared:].transpose(0, 1)
+                dv[0, start:end] = row_dv[:, shared:].transpose(0, 1)
             if first:  # the beginning itself, or a row's view of it
                 shared_dk += row_dk[:, :first]
                 shared_dv += row_dv[:, :first]
@@ -113,16 +113,23 @@ def _spans(ends: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
         yield start, end, ends[0]
 
 
-def _with_shared(one: Tensor, start: int, end: int, shared: int) -> Tensor:
-    """[kv heads, shared + length, size] of a key or value tensor."""
-    row = one[0, :, start:end]
-    return torch.cat([one[0, :, :shared], row], 1) if shared else row.contiguous()
+def _with_shared(tensor: Tensor, start: int, end: int, shared: int) -> Tensor:
+    """[kv heads, shared + length, size] of the keys or values that a row sees."""
+    row = tensor[0, :, start:end]
+    return torch.cat([tensor[0, :, :shared], row], 1) if shared else row.contiguous()
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, borders: Sequence[int] = (), **more: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    borders: Sequence[int] = (),
+    **more: Any,
+) -> tuple[Tensor, None]:
     """transformers' attention interface. `borders` came through the model's forward as a keyword of ours."""
     ends = tuple(borders)
     if not ends or dropout or mask is not None or any(more.get(name) is not None for name in BEYOND):
@@ -150,7 +157,10 @@ def _attend(
 
 
 def _flash_computes(query: Tensor, value: Tensor, ends: tuple[int, ...]) -> bool:
-    """Whether torch's flash attention takes all rows at once: on GPUs since Ampere, in two-byte floats, heads of up to 256."""
+    """Whether torch's flash attention takes all rows at once.
+
+    It does on GPUs since Ampere, in two-byte floats, with heads of up to 256.
+    """
     size = query.shape[-1]
     fits = query.element_size() == 2 and size == value.shape[-1] <= 256 and size % 8 == 0
     if not (fits and query.is_cuda and torch.backends.cuda.is_flash_attention_available()):
@@ -163,7 +173,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, scale: float, ends: tuple[
     from torch.nn.attention.varlen import varlen_attn
 
     borders, longest = _on_device(ends, query.device), max(end - start for start, end in pairwise(ends))
-    q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # [tokens, heads, size]
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [tokens, heads, size]
     mixed: Any = varlen_attn(
         q, k, v, borders, borders, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=True
     )

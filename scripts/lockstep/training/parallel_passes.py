@@ -1,7 +1,7 @@
 """Passes side by side on a CPU, each in a thread with its share of the cores.
 
-Many operations of a pass are too short to be shared by cores: they wait for each other after each
-one, and long where another program has one of them. Passes side by side do not wait.
+Many operations of a pass are too short to be shared among cores: after each one the cores wait for each
+other, and long where another program occupies one of them. Passes side by side do not wait.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ Value = TypeVar("Value")
 def lanes_for(train: Train, network: Any, fast: fast_lora.FastPass | None, collate: WindowCollator) -> int:
     """How many passes may be computed at the same time; 1 where they must take turns.
 
-    What they compute must be known to keep nothing between them, and must not draw from the one
-    generator of random numbers that there is: whose turn it is would decide what they get.
+    Passes side by side must share no state, and must not draw from torch's one generator of random
+    numbers: which pass comes first would decide what each of them gets.
     """
     ours = fast is not None and fast.whole and collate.share_prefix and distributed.PROCESSES == 1
     compiled = any(key.startswith("torch_compile") for key in train.training_args)
@@ -45,7 +45,7 @@ class Lanes:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.failed = False  # one of them; the others need not go on
+        self.failed = False  # a lane has failed, so the others need not go on
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -72,7 +72,8 @@ class Lanes:
         Gradients are added in the order of the lanes, whichever ends first: the result is always the same.
         """
 
-        def one(job: tuple[int, list[Item]]) -> tuple[Tensor, list[Tensor]]:
+        def lane_sums(job: tuple[int, list[Item]]) -> tuple[Tensor, list[Tensor]]:
+            """Loss and gradients, summed over a lane's passes."""
             seed, passes = job
             total, sums = torch.zeros(()), [torch.zeros_like(weight) for weight in weights]
             with fast_lora.masks_of(seed):
@@ -86,8 +87,8 @@ class Lanes:
             return total, sums
 
         seeds = torch.randint(2**62, (len(lanes),)).tolist()
-        found = self.each(one, list(zip(seeds, lanes, strict=True)))
-        for _, sums in found:
+        results = self.each(lane_sums, list(zip(seeds, lanes, strict=True)))
+        for _, sums in results:
             for weight, gradient in zip(weights, sums, strict=True):
                 weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
-        return torch.stack([total for total, _ in found]).sum()
+        return torch.stack([total for total, _ in results]).sum()

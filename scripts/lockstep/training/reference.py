@@ -63,18 +63,22 @@ def log_probs(network: nn.Module, batches: Sequence[Batch], dtype: torch.dtype) 
 
 
 def record(
-    model: Any, conversations: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], dtype: torch.dtype,
-    without_adapter: AbstractContextManager[Any] | None, longest: int | None,
-) -> dict[str, Any]:  # fmt: skip
+    model: Any,
+    conversations: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    dtype: torch.dtype,
+    without_adapter: AbstractContextManager[Any] | None,
+    longest: int | None,
+) -> dict[str, Any]:
     """Everything that reference.json holds.
 
     Args:
         conversations: of the contract; those longer than `longest` tokens, if that is set, are left out.
         without_adapter: a block in which the model is its base; None after full training.
     """
-    fit = [one for one in conversations if longest is None or len(one["prompt_ids"]) < longest]
-    prompts = sorted(fit, key=lambda one: len(one["prompt_ids"]))
-    batches = _asked([one["prompt_ids"] for one in prompts]), _eights(rows)
+    fit = [golden for golden in conversations if longest is None or len(golden["prompt_ids"]) < longest]
+    prompts = sorted(fit, key=lambda golden: len(golden["prompt_ids"]))
+    batches = _asked([golden["prompt_ids"] for golden in prompts]), _eights(rows)
     nexts, tokens = _measure(model, batches, dtype)
     base_nexts: list[Any] = [None] * len(nexts)
     base_tokens: list[Any] = [None] * len(tokens)
@@ -82,10 +86,10 @@ def record(
         with without_adapter:
             base_nexts, base_tokens = _measure(model, batches, dtype)
     return {
-        "dtype": str(dtype).split(".")[-1],
+        "dtype": str(dtype).removeprefix("torch."),
         "golden": [
-            {"name": one["name"], "trained": nexts[place], "base": base_nexts[place]}
-            for place, one in enumerate(prompts)
+            {"name": golden["name"], "trained": trained, "base": base}
+            for golden, trained, base in zip(prompts, nexts, base_nexts, strict=True)
         ],
         "rows": [_row(row, tokens[place], base_tokens[place]) for place, row in enumerate(rows)],
     }
@@ -107,14 +111,16 @@ def _row(row: dict[str, Any], trained: list[float], base: list[float] | None) ->
 def _measure(
     model: Any, batches: tuple[list[Batch], list[Batch]], dtype: torch.dtype
 ) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    """The likeliest next tokens after each prompt, and the log-probabilities of each row's supervised tokens."""
     nexts = []
-    for found, _ in log_probs(model, batches[0], dtype):
-        values, ids = found.topk(min(TOP, found.shape[-1]), dim=-1)
-        nexts += [{"ids": some.tolist(), "logprobs": _rounded(those)} for some, those in zip(ids, values, strict=True)]
+    for after_prompts, _ in log_probs(model, batches[0], dtype):
+        values, ids = after_prompts.topk(min(TOP, after_prompts.shape[-1]), dim=-1)
+        for likeliest, their_values in zip(ids, values, strict=True):
+            nexts.append({"ids": likeliest.tolist(), "logprobs": _rounded(their_values)})
     tokens: list[list[float]] = []
-    for (found, targets), batch in zip(log_probs(model, batches[1], dtype), batches[1], strict=True):
+    for (at_positions, targets), batch in zip(log_probs(model, batches[1], dtype), batches[1], strict=True):
         counts = (batch["labels"][:, 1:] != IGNORE).sum(1).tolist()
-        chosen = found.gather(1, targets[:, None])[:, 0]
+        chosen = at_positions.gather(1, targets[:, None])[:, 0]
         tokens += [_rounded(part) for part in torch.split(chosen, counts)]
     return nexts, tokens
 
@@ -137,19 +143,19 @@ def _rounded(values: Tensor) -> list[float]:
     return [round(value, DIGITS) for value in values.tolist()]
 
 
-def gap(adapter: Path, said: Tensor) -> float:
-    """Mean distance of the trained model's log-probabilities on record from those found anew, in nats a token.
+def gap(adapter: Path, measured: Tensor) -> float:
+    """Mean distance of the trained model's log-probabilities on record from those measured now, in nats per token.
 
     Args:
-        said: of each supervised token of `probe_rows`.
+        measured: log-probability [n] of each supervised token of `probe_rows`.
 
     Raises:
         UserError: there is no record.
     """
     file = adapter / filenames.REFERENCE
     if not file.exists():
-        raise UserError(f"{paths.label(file)} is missing, as an earlier version wrote none: {manifest.again(adapter)}")
+        raise UserError(f"{paths.label(file)} is missing, as earlier versions wrote none: {manifest.again(adapter)}")
     rows = atomic.read_json(file)["rows"]
     recorded = [value for row in rows for value in row["trained"]]
-    distance: float = sum(abs(a - b) for a, b in zip(recorded, said.tolist(), strict=True))
+    distance: float = sum(abs(a - b) for a, b in zip(recorded, measured.tolist(), strict=True))
     return distance / len(recorded)

@@ -1,4 +1,4 @@
-"""Greedy answers of a model in training to a few held-out prompts: to see what it says by now."""
+"""Greedy answers of a model in training to a few held-out prompts: what it says by now."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,50 +12,57 @@ if TYPE_CHECKING:
     from lockstep.prompts.template import Template
 
 
-def answerer(
-    network: Any, chat: "Template", rows: Sequence[dict[str, Any]], tokens: int, autocast: Callable[[], Any]
-) -> Callable[[], list[dict[str, Any]]]:
-    """A function that has the network answer the rows' prompts now, and gives records of it.
+class SampleAnswers:
+    """Has the network answer the prompts of some rows, as it is now.
 
     It draws no random number and leaves the network in the mode that it was in.
 
     Args:
         rows: `input_ids`, `labels` and `row`; the prompt is what stands before the first supervised token.
         tokens: longest answer.
-        autocast: a block in which the network computes as in training.
+        autocast: makes a context in which the network computes as in training.
     """
-    from transformers import GenerationConfig
 
-    pad = chat.tokenizer.pad_token_id
-    greedy = GenerationConfig(
-        max_new_tokens=tokens,
-        do_sample=False,
-        eos_token_id=chat.stop_ids,
-        pad_token_id=chat.stop_ids[0] if pad is None else pad,
-    )
+    def __init__(
+        self, network: Any, chat: "Template", rows: Sequence[dict[str, Any]], tokens: int, autocast: Callable[[], Any]
+    ) -> None:
+        from transformers import GenerationConfig
 
-    def answer(row: dict[str, Any]) -> dict[str, Any]:
-        first = next(place for place, label in enumerate(row["labels"]) if label != IGNORE)
-        prompt = torch.tensor([row["input_ids"][:first]], device=next(network.parameters()).device)
-        wanted = [label for label in row["labels"] if label != IGNORE]
-        found = network.generate(
-            prompt, attention_mask=torch.ones_like(prompt), generation_config=greedy, use_cache=True
+        self.network, self.chat, self.rows, self.autocast = network, chat, rows, autocast
+        pad = chat.tokenizer.pad_token_id
+        self.greedy = GenerationConfig(
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=chat.stop_ids,
+            pad_token_id=chat.stop_ids[0] if pad is None else pad,
         )
-        said = found[0, first:].tolist()
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """A record for samples.jsonl for each row: `row`, `prompt`, `answer`, `wanted`, `ended`."""
+        training = self.network.training
+        self.network.eval()
+        # generation needs a cache, which packed attention does not have
+        with torch.no_grad(), self.autocast(), packed_attention.implementation(self.network, "sdpa"):
+            records = [self._record(row) for row in self.rows]
+        self.network.train(training)
+        return records
+
+    def _record(self, row: dict[str, Any]) -> dict[str, Any]:
+        start = next(place for place, label in enumerate(row["labels"]) if label != IGNORE)
+        device = next(self.network.parameters()).device
+        prompt = torch.tensor([row["input_ids"][:start]], device=device)
+        generated = self.network.generate(
+            prompt, attention_mask=torch.ones_like(prompt), generation_config=self.greedy, use_cache=True
+        )
+        answer_ids = generated[0, start:].tolist()
         return {
             "row": row["row"],
-            "prompt": chat.tokenizer.decode(prompt[0], skip_special_tokens=True),
-            "answer": chat.tokenizer.decode(said, skip_special_tokens=True),
-            "wanted": chat.tokenizer.decode(wanted, skip_special_tokens=True),
-            "ended": said[-1] in chat.stop_ids,
+            "prompt": self._decode(prompt[0]),
+            "answer": self._decode(answer_ids),
+            "wanted": self._decode([label for label in row["labels"] if label != IGNORE]),
+            "ended": answer_ids[-1] in self.chat.stop_ids,
         }
 
-    def answers() -> list[dict[str, Any]]:
-        training = network.training
-        network.eval()
-        with torch.no_grad(), autocast(), packed_attention.implementation(network, "sdpa"):
-            found = [answer(row) for row in rows]
-        network.train(training)
-        return found
-
-    return answers
+    def _decode(self, ids: Any) -> str:
+        text: str = self.chat.tokenizer.decode(ids, skip_special_tokens=True)
+        return text

@@ -1,6 +1,5 @@
-"""A training from settings: transformers' arguments, the model, how rows are laid out, resuming, ending."""
+"""A training from settings: its rows, the model, how rows are laid out, resuming, ending."""
 
-import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from lockstep import paths
 from lockstep.artifacts import filenames
@@ -17,62 +16,50 @@ from lockstep.errors import Terminated, UserError, is_out_of_memory
 from lockstep.model import networks, peft_adapter, vllm_support
 from lockstep.processes import distributed
 from lockstep.settings.tree import Settings
-from lockstep.training import checkpoints, early_stopping, fast_lora, loss, packed_attention, progress
+from lockstep.training import arguments, checkpoints, early_stopping, fast_lora, loss, packed_attention, progress
 from lockstep.training.batching import WindowCollator
 from lockstep.training.parallel_passes import lanes_for
-from lockstep.training.trainer import SupervisedTrainer, asked_by, perplexity
+from lockstep.training.trainer import SupervisedTrainer, naming, perplexity
 
 Say = Callable[[str], object]
-# Settings of ours that are no field of TrainingArguments, or that our own loop takes care of.
-OURS = {
-    "dtype", "padding_free", "auto_batch", "min_learning_rate", "early_stopping_patience", "early_stopping_threshold",
-    "load_best_model_at_end", "attn_implementation", "sample_rows", "sample_tokens", "training_args",
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit",
-}  # fmt: skip
 
 
-def arguments(settings: Settings, on: str, dtype: torch.dtype, evaluate: bool) -> Any:
-    """transformers' TrainingArguments from the train section, which uses its names."""
-    train = settings.train.model_dump(exclude=OURS)
-    if train["optim"] == "auto":
-        train["optim"] = "paged_adamw_8bit" if on == "cuda" else "adamw_torch"
-    if floor := settings.train.min_learning_rate:
-        if train["lr_scheduler_type"] == "linear":  # a polynomial of power 1 is a line, and it has an end
-            train |= {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 1.0, "lr_end": floor}}
-        else:
-            train |= {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": floor}}
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(settings.run_dir / filenames.TENSORBOARD)
-    window = settings.train.per_device_train_batch_size * settings.train.gradient_accumulation_steps
-    given = {
-        "report_to": "tensorboard" if distributed.FIRST else "none",
-        "log_level": "error",
-    } | settings.train.training_args
-    try:
-        made = TrainingArguments(
-            output_dir=str(settings.run_dir / filenames.CHECKPOINTS),
-            **train,
-            per_device_train_batch_size=window,  # Trainer sees a window as one batch: see lockstep/training/trainer.py
-            save_total_limit=settings.train.save_total_limit,
-            bf16=dtype == torch.bfloat16,
-            fp16=dtype == torch.float16,
-            use_cpu=on == "cpu",
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            eval_strategy="steps" if evaluate else "no",
-            save_strategy="steps",
-            metric_for_best_model="eval_loss" if evaluate else None,
-            greater_is_better=False,
-            logging_first_step=True,
-            logging_nan_inf_filter=False,
-            remove_unused_columns=False,
-            prediction_loss_only=True,
-            disable_tqdm=True,  # ours shows tokens/s
-            ddp_find_unused_parameters=False,
-            **given,
+@dataclass(frozen=True)
+class Rows:
+    """The data sets of a training, each with the columns `input_ids`, `labels` and `row`.
+
+    Attributes:
+        held_out: None where there are no held-out rows.
+    """
+
+    train: Any
+    held_out: Any | None
+
+
+def read_rows(settings: Settings) -> Rows:
+    """What stage 01 wrote. Raises UserError where a setting needs held-out rows and there are none."""
+    from datasets import load_from_disk
+
+    splits = [
+        load_from_disk(settings.run_dir / filenames.DATA / split).select_columns(["input_ids", "labels", "row"])
+        for split in ("train", "validation")
+    ]
+    rows = Rows(splits[0], splits[1] if len(splits[1]) else None)
+    train = settings.train
+    if rows.held_out is None and (train.early_stopping_patience or train.load_best_model_at_end):
+        raise UserError(
+            "--train.early_stopping_patience and load_best_model_at_end go by held-out rows, and there are none: "
+            "set --data.validation_share or --data.validation_file"
         )
-    except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"the train settings do not fit transformers' TrainingArguments: {error}") from error
-    made._n_gpu = min(made.n_gpu, 1)  # one process, one GPU: never nn.DataParallel
-    return made
+    return rows
+
+
+def compute_dtype(settings: Settings, on: str) -> torch.dtype:
+    """The dtype that training computes in. Raises UserError where the device cannot."""
+    if settings.method == "full" and settings.train.dtype == "float16" and on == "cpu":
+        # it would compute in float32, and say otherwise
+        raise UserError("--train.dtype float16 needs a GPU with --method full: take bfloat16 or float32")
+    return networks.compute_dtype(settings.train.dtype, on)
 
 
 def load_base(settings: Settings, dtype: torch.dtype, on: str, folder: Path | None = None) -> Any:
@@ -88,7 +75,11 @@ def load_base(settings: Settings, dtype: torch.dtype, on: str, folder: Path | No
 
 
 def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(what is trained, the network inside it): base and adapter, or the base itself. Raises UserError where it has no room."""
+    """(what is trained, the network inside it): base and adapter, or the base itself.
+
+    Raises:
+        UserError: memory runs out while the base is loaded.
+    """
     try:
         network = load_base(settings, dtype, on)
     except (RuntimeError, MemoryError) as error:
@@ -96,7 +87,8 @@ def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, An
             raise
         smaller = "" if settings.method == "qlora" else "--method qlora loads it in 4 bits; or "
         raise UserError(
-            f"out of memory while {paths.label(settings.model.folder)} was loaded: {smaller}stop other programs, or choose a smaller model"
+            f"out of memory while {paths.label(settings.model.folder)} was loaded: "
+            f"{smaller}stop other programs, or choose a smaller model"
         ) from error
     set_seed(settings.train.seed)  # of the adapter's first weights, whatever was drawn while loading
     if settings.method == "full":
@@ -113,27 +105,31 @@ def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, An
 def lay_out(settings: Settings, network: Any, on: str, pad: int) -> WindowCollator:
     """How the rows of a pass are laid out: end to end where this model computes the same then, else padded."""
     train, packed = settings.train, False
-    # NEFTune's noise is scaled by the length of what is embedded at once: a row's own, where it lies by itself
-    wanted = train.padding_free is not False and not train.neftune_noise_alpha
-    given = network.config._attn_implementation if train.attn_implementation == "auto" else train.attn_implementation
+    automatic = train.attn_implementation == "auto"
+    attention = network.config._attn_implementation if automatic else train.attn_implementation
     try:
-        if wanted:
+        # NEFTune's noise is scaled by the length of what is embedded at once: a row's own, where it lies by itself
+        if train.padding_free is not False and not train.neftune_noise_alpha:
             packed_attention.register()
-            network.set_attn_implementation(packed_attention.NAME if train.attn_implementation == "auto" else given)
+            network.set_attn_implementation(packed_attention.NAME if automatic else attention)
             packed = loss.rows_stay_apart(network, settings.data.max_length)
         if not packed:
-            network.set_attn_implementation(given)
+            network.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
-        raise UserError(f"--train.attn_implementation {given}: {error}") from error
+        raise UserError(f"--train.attn_implementation {attention}: {error}") from error
     if train.padding_free and train.neftune_noise_alpha:
         raise UserError("--train.padding_free: NEFTune's noise depends on a row's own length; leave one of them out")
     if train.padding_free and not packed:
         raise UserError("--train.padding_free: rows of this model would see each other; leave it out")
-    own = packed and train.attn_implementation == "auto"
     return WindowCollator(
-        pad, train.per_device_train_batch_size, settings.data.max_length, packed,
-        share_prefix=own and on == "cpu", rank=distributed.RANK, processes=distributed.PROCESSES,
-    )  # fmt: skip
+        pad,
+        train.per_device_train_batch_size,
+        settings.data.max_length,
+        packed,
+        share_prefix=packed and automatic and on == "cpu",  # only our own attention on CPUs knows shared beginnings
+        rank=distributed.RANK,
+        processes=distributed.PROCESSES,
+    )
 
 
 @dataclass(frozen=True)
@@ -170,20 +166,29 @@ def build(
     Raises:
         UserError: a setting that transformers, PEFT or an optimizer's library cannot do.
     """
-    made = arguments(settings, on, dtype, evaluate=held_out is not None)
+    trainer_arguments = arguments.build(settings, on, dtype, evaluate=held_out is not None)
     model, network = load_model(settings, on, dtype)
-    before = checkpoints.note_of(checkpoint)["fast"] if checkpoint else None
-    fast = fast_lora.FastPass(model, before) if on != "mps" and not distributed.SHARDED else None
+    was_fast = checkpoints.note_of(checkpoint)["fast"] if checkpoint else None
+    fast = fast_lora.FastPass(model, was_fast) if on != "mps" and not distributed.SHARDED else None
     with torch.autocast(on, dtype, enabled=dtype != torch.float32):
         collate = lay_out(settings, network, on, pad)
         # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
         in_pieces = not distributed.SHARDED and loss.head_is_plain(network)
         collate = replace(collate, lanes=lanes_for(settings.train, network, fast, collate))
-    with asked_by("what --train.training_args asks for"):
+    with naming("what --train.training_args asks for"):
         trainer = SupervisedTrainer(
-            train=settings.train, lora=settings.lora, collate=collate, in_pieces=in_pieces, network=network,
-            fast=fast, model=model, args=made, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks),
-        )  # fmt: skip
+            train=settings.train,
+            lora=settings.lora,
+            collate=collate,
+            in_pieces=in_pieces,
+            network=network,
+            fast=fast,
+            model=model,
+            args=trainer_arguments,
+            train_dataset=train,
+            eval_dataset=held_out,
+            callbacks=list(callbacks),
+        )
     trainer.remove_callback(PrinterCallback)  # it would print every log line again
     return Training(trainer, fast, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
 
@@ -208,12 +213,15 @@ def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say
 
 
 def finish(trainer: SupervisedTrainer, settings: Settings, terminated: bool, say: Say) -> dict[str, float]:
-    """The weights that are published, and their held-out loss; nothing where training did not come to its end."""
+    """Put the weights that are published in place, and return their held-out loss, if there are held-out rows.
+
+    Raises:
+        Terminated: SIGTERM ended the training; the step is saved.
+        UserError: training did not come to its end.
+    """
     state, train = trainer.state, settings.train
     if terminated:
-        raise Terminated(
-            f"terminated after step {state.global_step} of {state.max_steps}; run the same command again to go on"
-        )
+        raise Terminated(f"terminated after step {state.global_step} of {state.max_steps}")
     stuck = early_stopping.is_stuck(state.log_history, train.early_stopping_patience, train.early_stopping_threshold)
     if state.global_step != state.max_steps and not stuck:
         raise UserError(
@@ -225,7 +233,8 @@ def finish(trainer: SupervisedTrainer, settings: Settings, terminated: bool, say
     best = early_stopping.best_step(state.log_history) if train.load_best_model_at_end else None
     if stuck:
         say(
-            f"the held-out loss got no better in {train.early_stopping_patience} evaluations: stopped at step {state.global_step}"
+            f"the held-out loss got no better in {train.early_stopping_patience} evaluations: "
+            f"stopped at step {state.global_step}"
         )
     if best is not None and best != state.global_step:
         say(f"step {best} had the lowest held-out loss: its weights are published")
@@ -257,17 +266,20 @@ def advise_on_memory(work: Callable[[], Any], settings: Settings, trainer: Super
         rows, train = trainer.rows_in_a_pass, settings.train
         if not trainer.model.training and train.per_device_eval_batch_size > 1:
             raise UserError(
-                f"out of memory on the held-out rows, {train.per_device_eval_batch_size} × {settings.data.max_length} tokens "
-                f"at a time: try --train.per_device_eval_batch_size {train.per_device_eval_batch_size // 2}"
+                f"out of memory on the held-out rows, {train.per_device_eval_batch_size} × {settings.data.max_length} "
+                f"tokens at a time: try --train.per_device_eval_batch_size {train.per_device_eval_batch_size // 2}"
             ) from error
         window = train.per_device_train_batch_size * train.gradient_accumulation_steps
         by_itself = "" if train.auto_batch else " (or --train.auto_batch true, which does that by itself)"
-        sizes = [size for size in range(1, rows // 2 + 1) if window % size == 0]  # by which the window stays whole
-        fewer = max(sizes, default=0)
-        advice = (
-            f"--train.per_device_train_batch_size {fewer} --train.gradient_accumulation_steps {window // fewer}{by_itself}"
-            if fewer
-            else f"--data.max_length {settings.data.max_length // 2}"
-        )
+        sizes = [size for size in range(1, rows // 2 + 1) if window % size == 0]  # those that divide the window
+        if sizes:
+            advice = (
+                f"--train.per_device_train_batch_size {sizes[-1]} "
+                f"--train.gradient_accumulation_steps {window // sizes[-1]}{by_itself}"
+            )
+        else:
+            advice = f"--data.max_length {settings.data.max_length // 2}"
         checkpointing = "" if train.gradient_checkpointing else ", or --train.gradient_checkpointing true"
-        raise UserError(f"out of memory with passes of {rows} × {settings.data.max_length} tokens: try {advice}{checkpointing}") from error  # fmt: skip
+        raise UserError(
+            f"out of memory with passes of {rows} × {settings.data.max_length} tokens: try {advice}{checkpointing}"
+        ) from error

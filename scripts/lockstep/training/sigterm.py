@@ -7,8 +7,6 @@ from transformers import TrainerCallback
 
 from lockstep.errors import Terminated
 
-MESSAGE = "terminated; run the same command again to go on"
-
 
 class Termination(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Turns SIGTERM into a checkpoint at the end of the step that is being computed.
@@ -27,7 +25,7 @@ class Termination(TrainerCallback):  # type: ignore[misc]  # transformers has no
 
     def _handle(self, number: int, frame: Any) -> None:
         if self.asked or not self.training:
-            raise Terminated(MESSAGE)
+            raise Terminated("terminated")  # `checkpoints.telling_what_remains` adds the rest
         self.asked = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

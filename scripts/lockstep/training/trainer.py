@@ -1,4 +1,4 @@
-"""transformers' Trainer, with windows: one call per optimizer step, an exact loss, verified checkpoints."""
+"""transformers' Trainer with windows: one call per optimizer step, an exact loss, verified checkpoints."""
 
 import contextlib
 import math
@@ -28,8 +28,8 @@ EVALUATED_AT_ONCE = 64  # rows among which passes of like length are found
 class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     """Loss per supervised token over the whole window, in training and evaluation.
 
-    Trainer sees one batch per step, the window. How it is cut into forward passes, and that their
-    gradients add up to the window's, is done in `training_step`.
+    Trainer sees one batch per step, the window. `training_step` cuts it into forward passes whose
+    gradients add up to the window's.
 
     Args:
         train: the settings; `arguments` are transformers' own.
@@ -70,11 +70,15 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         """Windows in the order of seed and epoch; each process takes its share in the collator."""
         per_process = self.settings.per_device_train_batch_size * self.settings.gradient_accumulation_steps
         sampler = WindowSampler(len(self.train_dataset), per_process * self.collate.processes, self.args.seed)
+        arguments = self.args
         return WindowLoader(
             self.train_dataset,
             batch_sampler=sampler,
             collate_fn=list,  # laid out in training_step, once more where memory runs out
-            num_workers=self.args.dataloader_num_workers,
+            num_workers=arguments.dataloader_num_workers,
+            persistent_workers=arguments.dataloader_persistent_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+            multiprocessing_context=arguments.dataloader_multiprocessing_context,
         )
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -137,7 +141,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         return part
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's, with a mean loss of our own: Trainer forgets at a resume which steps no line has told yet."""
+        """Trainer's, with a mean loss of our own: on resuming, Trainer forgets the steps since the last log line."""
         if "loss" in logs:
             logs["loss"] = self._mean_over_processes()[0] / (self.state.global_step - self.logged_at)
             self.losses[0], self.logged_at = 0.0, self.state.global_step
@@ -182,31 +186,38 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
     def _require_finite(self, value: float, what: str = "loss") -> None:
         if not math.isfinite(value):
             raise UserError(
-                f"the {what} is {value} at step {self.state.global_step + 1}, in {_named(self.rows)}: nothing was "
-                f"changed by that step; look at those rows, lower --train.learning_rate or set --train.dtype float32, "
-                f"and start afresh with --force"
+                f"the {what} is {value} at step {self.state.global_step + 1}, in {_named(self.rows)}: "
+                f"that step changed nothing; look at those rows, lower --train.learning_rate or set "
+                f"--train.dtype float32, and start afresh with --force"
             )
 
     # --- optimizer ---
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Trainer's, or LoRA+'s: the same one with a higher learning rate for B. Raises UserError where it cannot be made."""
+        """Trainer's, or LoRA+'s: the same one with a higher learning rate for B.
+
+        Raises:
+            UserError: the optimizer cannot be made.
+        """
         self.optimizer: Any
-        with asked_by(f"--train.optim {self.args.optim.value}"):
+        with naming(f"--train.optim {self.args.optim.value}"):
             if self.optimizer is not None or not self.lora.loraplus_lr_ratio:
                 return super().create_optimizer(model)
             from peft.optimizers import create_loraplus_optimizer
 
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = create_loraplus_optimizer(
-                self.model, kind, loraplus_lr_ratio=self.lora.loraplus_lr_ratio,
-                loraplus_weight_decay=self.args.weight_decay, **options,
-            )  # fmt: skip
+                self.model,
+                kind,
+                loraplus_lr_ratio=self.lora.loraplus_lr_ratio,
+                loraplus_weight_decay=self.args.weight_decay,
+                **options,
+            )
             return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Trainer's. Raises UserError where it cannot be made."""
-        with asked_by(f"--train.lr_scheduler_type {self.settings.lr_scheduler_type}"):
+        with naming(f"--train.lr_scheduler_type {self.settings.lr_scheduler_type}"):
             return super().create_scheduler(num_training_steps, optimizer)
 
     # --- evaluation ---
@@ -226,14 +237,17 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         training = self.model.training
         self.model.eval()
         for start in range(0, len(rows), EVALUATED_AT_ONCE):
-            some = [rows[place] for place in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))]
-            for part in self.lanes.each(self._nats_and_tokens, collate(some).lanes):
+            chunk = [rows[place] for place in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))]
+            for part in self.lanes.each(self._nats_and_tokens, collate(chunk).lanes):
                 total += part
         self.model.train(training)
         nats, tokens = self._sum_over_processes(total.to(torch.float32).to(self.args.device)).tolist()
         value = nats / tokens
         if not math.isfinite(value):
-            raise UserError(f"the loss on the held-out rows is {value} at step {self.state.global_step}: lower --train.learning_rate, and start afresh with --force")  # fmt: skip
+            raise UserError(
+                f"the loss on the held-out rows is {value} at step {self.state.global_step}: "
+                f"lower --train.learning_rate, and start afresh with --force"
+            )
         metrics = {
             f"{metric_key_prefix}_loss": value,
             f"{metric_key_prefix}_perplexity": perplexity(value),
@@ -260,7 +274,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         return state
 
     def load_weights(self, checkpoint: Path) -> None:
-        """Put a checkpoint's weights into the model. Raises UserError where it is not there any more, or was changed."""
+        """Put a checkpoint's weights into the model. Raises UserError where it is gone or was changed."""
         if not checkpoints.verifies(checkpoint):
             raise UserError(f"{paths.label(checkpoint)} is gone, or is not what was saved: run again with --force")
         self._load_from_checkpoint(str(checkpoint), self.model_wrapped if self.is_fsdp_enabled else None)
@@ -303,14 +317,14 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
 
 
 @contextlib.contextmanager
-def asked_by(setting: str) -> Iterator[None]:
-    """What a library refuses of a setting. Raises UserError."""
+def naming(setting: str) -> Iterator[None]:
+    """Turn a library's refusal of a setting into a UserError that names the setting."""
     try:
         yield
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{setting} cannot be: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{setting} does not work: {' '.join(str(error).split())[:300]}") from error
 
 
 def perplexity(nats: float) -> float:

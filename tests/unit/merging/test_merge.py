@@ -1,20 +1,21 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Run
 from safetensors.torch import load_file
-from support import homes, tiny
+from support import homes, rounding, tiny
 from support.edits import edit_tensors
 
 from lockstep import paths
 from lockstep.artifacts import filenames, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.errors import UserError
-from lockstep.merging import certificate, merge, safetensors_stream
+from lockstep.merging import certificate, dequantizer, merge, safetensors_stream
 from lockstep.model import adapter_delta, adapter_files, networks
 from lockstep.settings.schema import Model, Quantization
 from lockstep.settings.tree import Settings
@@ -60,6 +61,17 @@ def logits(network: torch.nn.Module) -> torch.Tensor:
         return network(input_ids=IDS).logits
 
 
+def picked(network: torch.nn.Module, names: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of a network's tensors that have these names."""
+    return {name: tensor for name, tensor in network.state_dict().items() if name in names}
+
+
+def assert_same_function(merged: torch.nn.Module, network: torch.nn.Module) -> None:
+    """The merged network's logits are as near to those of float64 as the unmerged network's own."""
+    exact = logits(rounding.in_float64(network))
+    rounding.assert_as_exact({"logits": logits(merged)}, {"logits": logits(network)}, {"logits": exact})
+
+
 def config(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())
 
@@ -98,17 +110,32 @@ def test_the_merge_equals_pefts_own(tmp_path: Path, monkeypatch, kind: str, tied
     lora = save(network, tmp_path / "adapter")
     plain = networks.load(base, torch.float32, "cpu")
     assert (logits(network) - logits(plain)).abs().max() > 0.02
-    made = merge.plan(base, adapter_files.read(lora))
-    ours = {name: torch.cat(list(blocks)) for _, name, blocks in merge.pieces(made, None)}
-    theirs = PeftModel.from_pretrained(networks.load(base, torch.float32, "cpu"), lora).merge_and_unload().eval()
-    reference = theirs.state_dict()
-    for name, tensor in ours.items():
-        torch.testing.assert_close(tensor.float(), reference[name], rtol=1e-5, atol=1e-5)
-    assert reference.keys() - ours.keys() <= {"lm_head.weight"}  # a tied one
+    plan = merge.plan_merge(base, adapter_files.read(lora))
+    ours = {name: torch.cat(list(blocks)).float() for _, name, blocks in merge.pieces(plan, None)}
+    loaded = PeftModel.from_pretrained(networks.load(base, torch.float32, "cpu"), lora)
+    exact = rounding.in_float64(loaded).merge_and_unload()
+    theirs = loaded.merge_and_unload().eval()
+    assert theirs.state_dict().keys() - ours.keys() <= {"lm_head.weight"}  # a tied one
+    rounding.assert_as_exact(ours, picked(theirs, ours), picked(exact, ours))
     monkeypatch.setattr(merge, "DTYPE", torch.float32)
     out = networks.load(tiny.merged(base, lora, tmp_path / "out"), torch.float32, "cpu")
-    for wanted in (logits(theirs), logits(network)):
-        torch.testing.assert_close(logits(out), wanted, rtol=1e-5, atol=1e-5)
+    assert_same_function(out, network)
+
+
+@pytest.mark.parametrize("factor", [0.999, 1.001, -1.0])
+def test_a_merge_with_another_scale_is_not_taken_for_pefts(tmp_path: Path, factor: float) -> None:
+    """The bounds of these tests are rounding: what is a thousandth off is outside."""
+    base = tiny.model(tmp_path / "base")
+    network = trained(base)
+    lora = adapter_files.read(save(network, tmp_path / "adapter"))
+    wrong = replace(
+        lora, low_rank={name: replace(part, scale=factor * part.scale) for name, part in lora.low_rank.items()}
+    )
+    plan = merge.plan_merge(base, wrong)
+    ours = {name: torch.cat(list(blocks)).float() for _, name, blocks in merge.pieces(plan, None)}
+    exact, theirs = rounding.in_float64(network).merge_and_unload(), network.merge_and_unload()
+    with pytest.raises(AssertionError, match="is rounding"):
+        rounding.assert_as_exact(ours, picked(theirs, ours), picked(exact, ours))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +183,7 @@ def test_a_head_that_is_no_longer_the_embedding_is_untied(
     monkeypatch.setattr(merge, "DTYPE", torch.float32)
     out = tiny.merged(base, save(network, tmp_path / "adapter"), tmp_path / "out")
     assert config(out)["tie_word_embeddings"] is not untied
-    torch.testing.assert_close(logits(networks.load(out, torch.float32, "cpu")), logits(network), rtol=1e-5, atol=1e-5)
+    assert_same_function(networks.load(out, torch.float32, "cpu"), network)
     there = safetensors_stream.tensors_of(out)
     assert there.keys() >= {"lm_head.weight", "model.embed_tokens.weight"} or not untied
     if shard == "50KB":
@@ -178,12 +205,11 @@ def test_an_adapter_is_merged_onto_the_4_bit_weights_that_it_was_trained_on(
     hashes = {f"{name}.weight": networks.tensor_sha256(networks.dequantize(layer)) for name, layer in layers}
     (lora / "base_tensors.json").write_text(json.dumps({"dequantized": hashes, "dtype": "float32"}))
     monkeypatch.setattr(merge, "DTYPE", torch.float32)
-    exact = tiny.merged(base, lora, tmp_path / "exact", merge.Dequantizer(lora, Quantization()))
-    torch.testing.assert_close(
-        logits(networks.load(exact, torch.float32, "cpu")), logits(network), rtol=1e-4, atol=1e-4
-    )
-    usual = tiny.merged(base, lora, tmp_path / "usual")
-    assert (logits(networks.load(usual, torch.float32, "cpu")) - logits(network)).abs().max() > 1e-2
+    exact = tiny.merged(base, lora, tmp_path / "exact", dequantizer.Dequantizer(lora, Quantization()))
+    assert_same_function(networks.load(exact, torch.float32, "cpu"), network)
+    usual = networks.load(tiny.merged(base, lora, tmp_path / "usual"), torch.float32, "cpu")
+    with pytest.raises(AssertionError, match="is rounding"):
+        assert_same_function(usual, network)
 
 
 @pytest.mark.parametrize(("kind", "tied"), BASES)
@@ -323,11 +349,11 @@ def test_the_dequantized_base_is_proved_tensor_by_tensor(tmp_path: Path) -> None
     hashes = {f"{name}.weight": networks.tensor_sha256(networks.dequantize(layer)) for name, layer in layers}
     note = tmp_path / "base_tensors.json"
     note.write_text(json.dumps({"dequantized": hashes, "dtype": "bfloat16"}))
-    dequantizer = merge.Dequantizer(tmp_path, Quantization())
-    merge.write_weights(base, tmp_path / "out", adapter_delta.AdapterDelta(), dequantizer)
+    proving = dequantizer.Dequantizer(tmp_path, Quantization())
+    merge.write_weights(base, tmp_path / "out", adapter_delta.AdapterDelta(), proving)
     written = load_file(tmp_path / "out/model.safetensors")
     assert all(networks.tensor_sha256(written[name]) == sha256 for name, sha256 in hashes.items())
-    other = merge.Dequantizer(tmp_path, Quantization(bnb_4bit_quant_type="fp4"))
+    other = dequantizer.Dequantizer(tmp_path, Quantization(bnb_4bit_quant_type="fp4"))
     with pytest.raises(UserError, match="is not the tensor that the adapter was trained on"):
         merge.write_weights(base, tmp_path / "out2", adapter_delta.AdapterDelta(), other)
 
@@ -403,7 +429,7 @@ def test_full_training_ships_all_its_weights(tmp_path: Path, monkeypatch, stage:
     words += ("--method", "full")
     said = stage("03_merge_lora.py", *words, "--merge.strategy", "dequantized")
     assert said.returncode == 2 and "nothing was quantized in a full run" in said.stderr
-    assert "no other one is needed" in stage("03_merge_lora.py", *words, "--base").stdout
+    assert "no other base is needed" in stage("03_merge_lora.py", *words, "--base").stdout
     done = stage("03_merge_lora.py", *words)
     assert done.returncode == 0, done.stderr
     assert "outputs/r/merged is complete: all weights in bfloat16" in done.stdout

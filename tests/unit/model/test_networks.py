@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import tiny
+from support import rounding, tiny
 
 from lockstep.data.collator import IGNORE, Collator
-from lockstep.merging import merge
+from lockstep.merging import dequantizer
 from lockstep.model import networks
 from lockstep.settings.schema import Quantization
 from lockstep.training import loss
@@ -23,15 +23,21 @@ def batch() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma"])
 def test_logits_at_supervised_positions_equal_the_full_ones(tmp_path: Path, kind: str) -> None:
     network = networks.load(tiny.model(tmp_path / kind, kind=kind), torch.float32, "cpu").eval()
-    one = batch()
-    logits, targets = loss.supervised_logits(network, one)
-    full = network(input_ids=one["input_ids"], attention_mask=one["attention_mask"]).logits[:, :-1]
-    wanted = one["labels"][:, 1:]
-    torch.testing.assert_close(logits, full[wanted != IGNORE].float())
-    assert targets.tolist() == wanted[wanted != IGNORE].tolist()
-    total, count = loss.loss_sum(network, one)
-    mean = network(**one).loss
-    torch.testing.assert_close(total / count, mean.float(), rtol=1e-5, atol=1e-6)
+    rows = batch()
+    exact = rounding.in_float64(network)
+    logits, targets = loss.supervised_logits(network, rows)
+    supervised = rows["labels"][:, 1:] != IGNORE
+    full, full_exact = (
+        model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits[:, :-1][supervised]
+        for model in (network, exact)
+    )
+    total, count = loss.loss_sum(network, rows)
+    rounding.assert_as_exact(
+        {"logits": logits.detach(), "mean loss": (total / count).detach()},
+        {"logits": full.detach(), "mean loss": network(**rows).loss.detach()},
+        {"logits": full_exact.detach(), "mean loss": exact(**rows).loss.detach()},
+    )
+    assert targets.tolist() == rows["labels"][:, 1:][supervised].tolist()
 
 
 def gradients(network: torch.nn.Module) -> torch.Tensor:
@@ -66,10 +72,11 @@ def test_a_tensor_quantized_again_is_the_one_that_the_layer_computes_with(tiny_m
     layers = dict(networks.linear4bit(network))
     assert len(layers) == 14
     for name, layer in layers.items():
-        again = merge.round_trip(originals[f"{name}.weight"], torch.bfloat16, Quantization(), "cpu")
+        again = dequantizer.round_trip(originals[f"{name}.weight"], torch.bfloat16, Quantization(), "cpu")
         assert torch.equal(networks.dequantize(layer), again)
         x = torch.randn(3, again.shape[1], dtype=torch.bfloat16)
-        torch.testing.assert_close(layer(x), x @ again.T, rtol=0.02, atol=0.02)
+        outputs, exact = layer(x), x.double() @ again.T.double()
+        rounding.assert_as_exact({name: outputs}, {name: x @ again.T}, {name: exact}, torch.bfloat16)
 
 
 def test_compute_dtype() -> None:

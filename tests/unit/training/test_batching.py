@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import rounding
 from transformers import AutoModelForCausalLM
 
 from lockstep.data.collator import IGNORE, Collator, PackingCollator
 from lockstep.training import loss, packed_attention
-from lockstep.training.batching import WindowCollator, WindowSampler, plan
+from lockstep.training.batching import WindowCollator, WindowSampler, assign_passes
 
 
 @given(st.integers(1, 60), st.integers(1, 16), st.integers(0, 5))
@@ -34,7 +35,7 @@ def test_a_plan_gives_each_row_to_one_process_and_keeps_passes_within_their_limi
     lengths: list[int], rows: int, processes: int, packed: bool
 ) -> None:
     limit = rows * 200
-    shares = plan(lengths, limit, None if packed else rows, processes)
+    shares = assign_passes(lengths, limit, None if packed else rows, processes)
     assert len(shares) == processes and len({len(share) for share in shares}) == 1
     assert sorted(place for share in shares for one in share for place in one) == list(range(len(lengths)))
     for share in shares:
@@ -61,30 +62,34 @@ def test_rows_laid_end_to_end_have_the_loss_and_gradients_of_padded_rows_and_of_
     network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).train()
     chosen = rows(*sizes)
 
-    def measured(batches: list[dict[str, torch.Tensor]]) -> tuple[float, int, list[torch.Tensor]]:
-        network.zero_grad()
-        total, count = 0.0, 0
+    def measured(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        total, count = torch.zeros((), dtype=torch.float64), 0
         for batch in batches:
-            part, tokens = loss.loss_sum(network, batch)
+            part, tokens = loss.loss_sum(model, batch)
             part.backward()
-            total, count = total + part.item(), count + tokens
-        return total, count, [p.grad.clone() for p in network.parameters() if p.grad is not None]
+            total, count = total + part.detach(), count + tokens
+        gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+        return gradients | {"loss": total, "count": torch.tensor(count)}
 
-    alone = measured([Collator(0)([row]) for row in chosen])
+    row_by_row = [Collator(0)([row]) for row in chosen]
+    alone, exact = measured(network, row_by_row), measured(rounding.in_float64(network), row_by_row)
     for batch in (Collator(0)(chosen), PackingCollator()(chosen)):
-        value, count, gradients = measured([batch])
-        assert count == alone[1] and value == pytest.approx(alone[0], rel=1e-5)
-        for ours, theirs in zip(gradients, alone[2], strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+        rounding.assert_as_exact(measured(network, [batch]), alone, exact)
 
 
 def test_packed_rows_do_not_see_each_other(tiny_model: Path) -> None:
     network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     first, second, other = rows(9, 12, 9)
-    with torch.no_grad():
-        one = loss.supervised_logits(network, PackingCollator()([first, second]))[0]
-        two = loss.supervised_logits(network, PackingCollator()([other, second]))[0]
-    torch.testing.assert_close(one[-8:], two[-8:], rtol=0, atol=1e-5)
+
+    def logits(model: torch.nn.Module, laid: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Of the second row, which comes last."""
+        with torch.no_grad():
+            return {"logits": loss.supervised_logits(model, PackingCollator()(laid))[0][-8:]}
+
+    alone, exact = logits(network, [second]), logits(rounding.in_float64(network), [second])
+    for before in (first, other):
+        rounding.assert_as_exact(logits(network, [before, second]), alone, exact)
 
 
 def test_models_in_which_rows_would_see_each_other_are_known(tiny_model: Path) -> None:

@@ -13,9 +13,9 @@ def test_the_card_says_what_is_known_and_leaves_nothing_to_fill_in() -> None:
         "train_loss": 1.5,
     }
     ledger = {"files": {"data/train.jsonl": {"lines": 10, "kept": 9, "dropped": {"blank": 1}}}}
-    text = model_card.write(settings, metrics, ledger, [2])
+    text = model_card.text(settings, metrics, ledger, [2])
     assert text.startswith("---\nbase_model: Qwen/Qwen2-1.5B-Instruct\nlibrary_name: peft\n")
-    assert "| data/train.jsonl | 10 | 9 | 1 |" in text and "not measured: no held-out rows" in text
+    assert "| data/train.jsonl | 10 | 9 | 1 |" in text and "not measured, as there were no held-out rows" in text
     assert "| lora.r | 16 |" in text and "quantization." not in text and "None\n" not in text
-    held_out = model_card.write(settings, metrics | {"eval_loss": 0.5, "eval_perplexity": 1.65}, ledger, [2])
-    assert "0.5000 nats a token (perplexity 1.65)" in held_out
+    held_out = model_card.text(settings, metrics | {"eval_loss": 0.5, "eval_perplexity": 1.65}, ledger, [2])
+    assert "0.5000 nats per token (perplexity 1.65)" in held_out

@@ -1,5 +1,6 @@
 """The trainer's promises, on a tiny model in float32: what an optimizer step sees depends on its rows alone."""
 
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from support import rounding
 
 from lockstep import paths
-from lockstep.data.collator import IGNORE
+from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError
 from lockstep.settings import yaml_file
 from lockstep.training import loss, setup
@@ -46,11 +48,50 @@ def build(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return made
 
 
-def step(made: setup.Training, count: int = 8) -> tuple[float, dict[str, torch.Tensor]]:
-    trainer = made.trainer
+Measured = dict[str, torch.Tensor]
+
+
+def step(training: setup.Training, count: int = 8) -> Measured:
+    """The loss and the gradients of one step."""
+    trainer = training.trainer
     trainer.model.zero_grad()
-    loss = trainer.training_step(trainer.model, [trainer.train_dataset[place] for place in range(count)])
-    return loss.item(), {name: w.grad.clone() for name, w in trainer.model.named_parameters() if w.grad is not None}
+    mean = trainer.training_step(trainer.model, [trainer.train_dataset[place] for place in range(count)])
+    return gradients(trainer.model) | {"loss": mean.detach()}
+
+
+def gradients(model: torch.nn.Module) -> Measured:
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def row_by_row(training: setup.Training, exact: bool) -> Measured:
+    """What a step must be: transformers' attention and PEFT's pass over one row after another.
+
+    Args:
+        exact: in float64, else in float32.
+    """
+    model, total, tokens = rounding.in_float64(training.trainer.model), torch.zeros((), dtype=torch.float64), 0
+    if not exact:
+        model = model.float()
+    network = model.get_base_model()
+    network.set_attn_implementation("sdpa")
+    model.zero_grad()
+    for row in training.trainer.train_dataset:
+        part, count = loss.loss_sum(network, Collator(0)([row]))
+        part.backward()
+        total, tokens = total + part.detach(), tokens + count
+    return {name: gradient / tokens for name, gradient in gradients(model).items()} | {"loss": total / tokens}
+
+
+def assert_is_the_step(measured: Measured, training: setup.Training) -> None:
+    rounding.assert_as_exact(measured, row_by_row(training, exact=False), row_by_row(training, exact=True))
+
+
+def move_b(training: setup.Training) -> setup.Training:
+    """B starts at zero, and A has no gradient then."""
+    for name, weight in training.trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(2))
+    return training
 
 
 @pytest.mark.parametrize(
@@ -73,41 +114,72 @@ def step(made: setup.Training, count: int = 8) -> tuple[float, dict[str, torch.T
     ],
 )
 def test_a_step_does_not_depend_on_how_its_rows_are_laid_out(build: Any, other: dict[str, str]) -> None:
-    one, two = build(rows(*SIZES)), build(rows(*SIZES), **other)
-    two.trainer.model.load_state_dict(one.trainer.model.state_dict())
-    for name, weight in one.trainer.model.named_parameters():
-        if "lora_B" in name:  # zero at first, and A has no gradient then
-            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(2))
-    two.trainer.model.load_state_dict(one.trainer.model.state_dict())
-    (loss, gradients), (other_loss, other_gradients) = step(one), step(two)
-    assert other_loss == pytest.approx(loss, rel=1e-5)
-    assert gradients.keys() == other_gradients.keys() and gradients
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-3, atol=1e-6)
+    first = move_b(build(rows(*SIZES)))
+    assert first.fast and first.fast.whole and first.trainer.collate.packed and first.trainer.collate.lanes > 1
+    assert_is_the_step(step(first), first)
+    second = build(rows(*SIZES), **other)
+    second.trainer.model.load_state_dict(first.trainer.model.state_dict())
+    assert second.trainer.collate.packed == ("train__padding_free" not in other)
+    assert_is_the_step(step(second), first)
+
+
+@pytest.mark.parametrize("fault", ["a row is missing", "another scale", "mean of the passes' means"])
+def test_a_step_of_another_formula_is_not_taken_for_rounding(
+    build: Any, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    training = move_b(
+        build(rows(*SIZES), train__per_device_train_batch_size="2", train__gradient_accumulation_steps="4")
+    )
+    reference = move_b(build(rows(*SIZES)))
+    own = training.trainer._part
+    if fault == "another scale":
+        for group in training.fast.groups:
+            group.scales = tuple(1.001 * scale for scale in group.scales)
+    elif fault == "mean of the passes' means":
+
+        def mean_of_means(model: Any, supervised: int, batch: Any) -> torch.Tensor:
+            return own(model, int((batch["labels"][:, 1:] != IGNORE).sum()) * 4, batch)
+
+        monkeypatch.setattr(training.trainer, "_part", mean_of_means)
+    measured = step(training, 7 if fault == "a row is missing" else 8)
+    with pytest.raises(AssertionError, match="is rounding"):
+        assert_is_the_step(measured, reference)
 
 
 LANES = {"train__per_device_train_batch_size": "4", "train__gradient_accumulation_steps": "2"}
 
 
 def test_passes_side_by_side_are_the_same_step_and_the_same_every_time(build: Any) -> None:
-    def measured(lanes: int, dropout: str) -> tuple[float, dict[str, torch.Tensor]]:
-        made = build(rows(*SIZES), lora__lora_dropout=dropout, **LANES)
-        assert made.trainer.collate.lanes == min(torch.get_num_threads(), 4)
-        made.trainer.collate = replace(made.trainer.collate, lanes=lanes)
-        for name, weight in made.trainer.model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(2))
-        torch.manual_seed(5)
-        return step(made)
+    def training(lanes: int, dropout: str) -> setup.Training:
+        training = move_b(build(rows(*SIZES), lora__lora_dropout=dropout, **LANES))
+        assert training.trainer.collate.lanes == min(torch.get_num_threads(), 4)
+        training.trainer.collate = replace(training.trainer.collate, lanes=lanes)
+        return training
 
-    (alone, gradients), (beside, others) = measured(1, "0"), measured(2, "0")
-    assert beside == pytest.approx(alone, rel=1e-5) and gradients.keys() == others.keys() != set()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-6)
-    first = measured(3, "0.3")
+    for lanes in (1, 2, 3):
+        without_dropout = training(lanes, "0")
+        assert_is_the_step(step(without_dropout), without_dropout)
+    torch.manual_seed(5)
+    first = step(training(3, "0.3"))
     for _ in range(5):
-        again = measured(3, "0.3")
-        assert again[0] == first[0] and all(torch.equal(again[1][name], first[1][name]) for name in first[1])
+        torch.manual_seed(5)
+        again = step(training(3, "0.3"))
+        assert again.keys() == first.keys() and all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_lanes_compute_at_the_same_time(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = build(rows(*SIZES), **LANES)
+    training.trainer.collate = replace(training.trainer.collate, lanes=2)
+    both, own = threading.Barrier(2, timeout=60), training.trainer._part
+
+    def together(*given: Any) -> torch.Tensor:
+        both.wait()  # breaks where one lane waits for the other's end
+        return own(*given)
+
+    monkeypatch.setattr(training.trainer, "_part", together)
+    passes = training.trainer.collate([training.trainer.train_dataset[place] for place in range(8)]).lanes
+    assert len(passes) == 2 and len(passes[0]) == len(passes[1])
+    step(training)
 
 
 def test_passes_that_draw_from_the_one_generator_are_computed_in_turn(build: Any) -> None:
@@ -135,8 +207,9 @@ def test_the_loss_is_the_mean_over_the_supervised_tokens_of_the_window(build: An
                 logits[0], labels[0, 1:], ignore_index=IGNORE, reduction="sum"
             ).item()
             tokens += int((labels[0, 1:] != IGNORE).sum())
-    again = build(rows(*SIZES))
-    assert step(again)[0] == pytest.approx(nats / tokens, rel=1e-5)
+    # float32's sum of as many terms as there are tokens, all of them positive, and a few roundings within each
+    mean = torch.tensor(nats / tokens, dtype=torch.float64)
+    rounding.assert_rounded(step(build(rows(*SIZES)))["loss"], mean, mean, 16)
 
 
 def test_an_evaluation_leaves_gradients_and_random_numbers_as_they_were(build: Any) -> None:
@@ -149,9 +222,9 @@ def test_an_evaluation_leaves_gradients_and_random_numbers_as_they_were(build: A
     assert made.trainer.model.training
     torch.manual_seed(7)
     after = step(made)
-    assert before[0] == after[0]
-    for name, gradient in before[1].items():
-        assert torch.equal(gradient, after[1][name]), name
+    assert before.keys() == after.keys()
+    for name, gradient in before.items():
+        assert torch.equal(gradient, after[name]), name
 
 
 def test_a_window_without_loss_is_fatal_and_named(build: Any) -> None:
@@ -191,8 +264,7 @@ def test_what_is_not_finite_stops_before_the_step_and_names_the_rows(build: Any,
 def test_out_of_memory_halves_the_passes_and_keeps_the_step(
     build: Any, monkeypatch: pytest.MonkeyPatch, lanes: int
 ) -> None:
-    wanted = step(build(rows(*SIZES)))
-    made, small = build(rows(*SIZES), train__auto_batch="true"), loss.loss_sum
+    made, small = move_b(build(rows(*SIZES), train__auto_batch="true")), loss.loss_sum
     made.trainer.collate = replace(made.trainer.collate, lanes=lanes)
 
     def scarce(network: Any, batch: Any, *rest: Any, **named: Any) -> Any:
@@ -200,12 +272,11 @@ def test_out_of_memory_halves_the_passes_and_keeps_the_step(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return small(network, batch, *rest, **named)
 
-    monkeypatch.setattr(loss, "loss_sum", scarce)
-    found = step(made)
+    with monkeypatch.context() as patch:
+        patch.setattr(loss, "loss_sum", scarce)
+        measured = step(made)
     assert made.trainer.rows_in_a_pass == lanes
-    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
-    for name, gradient in wanted[1].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-6)
+    assert_is_the_step(measured, made)
 
 
 def test_a_pass_that_failed_does_not_stay_in_memory(build: Any) -> None:
@@ -227,9 +298,10 @@ def test_a_pass_that_failed_does_not_stay_in_memory(build: Any) -> None:
     for layer in made.trainer.network.model.layers:
         layer.mlp.register_forward_pre_hook(called)
         layer.mlp.act_fn.register_forward_pre_hook(scarce)
-    loss, _ = step(made)
+    mean = step(made)["loss"]
     assert failed == [1] and len(inputs) == 3 and made.trainer.rows_in_a_pass == 4
-    assert loss == pytest.approx(step(build(rows(*SIZES)))[0], rel=1e-5)
+    exact = row_by_row(build(rows(*SIZES)), exact=True)["loss"]
+    rounding.assert_rounded(mean, exact, exact, 16)
 
 
 def test_a_model_that_has_no_room_is_one_line(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:

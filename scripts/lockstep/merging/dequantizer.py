@@ -1,0 +1,56 @@
+"""The 4-bit weights that training computed with, made again from the original ones and proved by their hashes."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lockstep.artifacts import atomic, filenames
+from lockstep.errors import UserError
+from lockstep.model import networks
+from lockstep.settings.schema import Quantization
+
+
+def round_trip(weight: Tensor, dtype: torch.dtype, quantization: Quantization, on: str) -> Tensor:
+    """A weight as a 4-bit layer computes with it: quantized and dequantized, on the CPU."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(
+        weight.to(on, dtype).contiguous(),
+        compress_statistics=quantization.bnb_4bit_use_double_quant,
+        quant_type=quantization.bnb_4bit_quant_type,
+    )
+    restored: Tensor = dequantize_4bit(packed, state)
+    return restored.to(dtype).cpu()
+
+
+def trained_dtype(adapter: Path) -> torch.dtype:
+    """The compute dtype that an adapter was trained with."""
+    record = atomic.read_json(adapter / filenames.BASE_TENSORS)
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[record["dtype"]]
+
+
+class Dequantizer:
+    """Makes the weights that training computed with, and proves each by its hash.
+
+    Args:
+        adapter: an adapter's folder; its base_tensors.json holds hashes and dtype.
+    """
+
+    def __init__(self, adapter: Path, quantization: Quantization) -> None:
+        record = atomic.read_json(adapter / filenames.BASE_TENSORS)
+        self.hashes: dict[str, str] = record["dequantized"]
+        self.dtype = trained_dtype(adapter)
+        self.quantization, self.on = quantization, networks.device()
+
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        """The tensor that training used. Raises UserError where this machine makes another."""
+        if name not in self.hashes:
+            return weight
+        weight = round_trip(weight, self.dtype, self.quantization, self.on)
+        if networks.tensor_sha256(weight) != self.hashes[name]:
+            raise UserError(
+                f"{name}, quantized on this machine, is not the tensor that the adapter was trained "
+                f"on: merge on the machine that trained, or force --merge.strategy original"
+            )
+        return weight

@@ -1,0 +1,104 @@
+"""What is published of a training: the adapter's folder, and what the trained model says, on record."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lockstep.artifacts import atomic, filenames
+from lockstep.model import networks, peft_adapter
+from lockstep.processes import distributed
+from lockstep.settings.tree import Settings
+from lockstep.training import loss_plot, model_card, reference, setup
+
+if TYPE_CHECKING:
+    from lockstep.prompts.template import Template
+    from lockstep.training.setup import Training
+    from lockstep.training.trainer import SupervisedTrainer
+
+
+def metrics(
+    training: "Training", settings: Settings, dtype: torch.dtype, held_out_loss: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    """What metrics.json holds. All processes must ask.
+
+    Args:
+        dtype: that training computed in.
+        held_out_loss: as `setup.finish` gives it.
+        seconds: that training took in this process, loading apart.
+    """
+    trainer = training.trainer
+    splits = atomic.read_json(settings.run_dir / filenames.DATA / filenames.LEDGER)["splits"]
+    device = trainer.args.device.type
+    return {
+        "train_loss": trainer.mean_loss(),
+        **held_out_loss,
+        "train_rows": splits["train"]["rows"],
+        "supervised_tokens": splits["train"]["supervised_tokens"],
+        "steps": trainer.state.global_step,
+        "tokens_per_second": round(trainer.tokens * distributed.PROCESSES / seconds, 1),
+        "train_seconds": round(seconds, 1),
+        "peak_memory_bytes": setup.peak_memory(device),
+        "trainable_parameters": training.trainable,
+        "rows_in_a_pass": trainer.rows_in_a_pass,
+        "processes": distributed.PROCESSES,
+        "device": device,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def save(
+    trainer: "SupervisedTrainer", chat: "Template", settings: Settings, measured: dict[str, Any], work: Path
+) -> None:
+    """Everything that later stages and other people need of what was trained. All processes must ask; the first writes.
+
+    Args:
+        measured: of `metrics`.
+        work: the folder that becomes outputs/<run>/adapter/.
+    """
+    data = settings.run_dir / filenames.DATA
+    state = trainer.gathered_state()
+    if not distributed.FIRST:
+        return
+    hashes: dict[str, str] = {}
+    if settings.method == "full":
+        trainer.network.save_pretrained(work, state_dict=state)
+    else:
+        initial = settings.run_dir / filenames.CHECKPOINTS / peft_adapter.INITIAL
+        peft_adapter.save(trainer.model, settings.model.origin, initial if initial.exists() else None, state, work)
+        hashes = peft_adapter.base_hashes(trainer.model)
+    chat.tokenizer.save_pretrained(work)
+    atomic.write_json(work / filenames.BASE_TENSORS, {"dequantized": hashes, "dtype": measured["dtype"]})
+    atomic.write_json(work / filenames.METRICS, measured)
+    # for servers that load the untouched base: where the answers that were learned end
+    atomic.write_json(work / filenames.GENERATION_CONFIG, {"eos_token_id": chat.stop_ids})
+    card = model_card.text(settings, measured, atomic.read_json(data / filenames.LEDGER), chat.stop_ids)
+    (work / filenames.MODEL_CARD).write_text(card, encoding="utf-8")
+    loss_plot.draw(settings.run_dir / filenames.TRAINING_LOG, work / filenames.LOSS_PLOT, settings.run)
+    shutil.copyfile(data / filenames.CONTRACT, work / filenames.CONTRACT)
+
+
+def remember(trainer: "SupervisedTrainer", settings: Settings, dtype: torch.dtype, work: Path) -> None:
+    """Write reference.json: what the trained model and its base say to the golden conversations and held-out rows.
+
+    Args:
+        work: where `save` wrote.
+    """
+    from peft import PeftModel
+
+    data, model, full = settings.run_dir / filenames.DATA, trainer.model, settings.method == "full"
+    if distributed.SHARDED:  # no process may hold all weights: what was saved is read back
+        model = setup.load_base(settings, dtype, networks.device(), work if full else None)
+        model = model if full else PeftModel.from_pretrained(model, work)
+    else:
+        trainer.network.set_attn_implementation("sdpa")
+    record = reference.record(
+        model,
+        atomic.read_json(data / filenames.CONTRACT)["conversations"],
+        reference.probe_rows(data),
+        dtype,
+        without_adapter=None if full else model.disable_adapter(),
+        longest=networks.longest(trainer.network.config),
+    )
+    atomic.write_json(work / filenames.REFERENCE, record)
