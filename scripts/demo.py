@@ -1,7 +1,7 @@
 """The whole pipeline on the embedded model, as `make demo` runs it.
 
-Runs the stages one after the other as anyone would, and prints what base and tuned model answered to
-the same test questions, side by side.
+Runs the stages one after the other, as a user would, and prints what the base and the tuned model
+answered to the same test questions, side by side.
 
 Writes  outputs/demo/demo.json
 Run     make demo          (a second run skips what is done)
@@ -22,6 +22,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.errors import UserError
 from lockstep.settings import cli, yaml_file
+from lockstep.settings.tree import Settings
 from lockstep.text import json_text
 from lockstep.text.unicode import drop_controls
 
@@ -33,25 +34,61 @@ STAGES = {
     "merge": ("03_merge_lora.py", "outputs/demo/merged"),
     "evaluate": ("05_evaluate.py", "outputs/demo/eval"),
 }
+SIDES = ("base", "tuned")
 SHOWN = 8  # questions in the side-by-side table
+WIDTH = 150  # characters of an answer in it
+# On a CPU that computes in float32 the config's two epochs take up to half an hour; one epoch is enough
+# to answer as many orders exactly.
+FLOAT32_STEPS = 43
 
-Answers = list[dict[str, Any]]
+Answers = list[dict[str, Any]]  # lines of predictions.jsonl
 
 
 def run(*words: str) -> None:
-    """Run a script of this project, after showing the line; its failure ends the demo."""
+    """Show a script's command line and run it; its failure ends the demo."""
     print(f"\n$ python {shlex.join(words)}", flush=True)
     code = subprocess.run([sys.executable, *words], cwd=paths.ROOT, check=False).returncode
     if code:
         raise UserError(f"{words[0]} ended with exit code {code}; run `make demo` again to go on from there")
 
 
+def training_words(settings: Settings) -> list[str]:
+    """What to add to the training's command line: fewer steps where the CPU has no instructions for bfloat16.
+
+    A finished training keeps the number of steps that it had, so that it is up to date.
+    """
+    adapter, own = settings.run_dir / filenames.ADAPTER, settings.train.max_steps
+    if (adapter / filenames.MANIFEST).exists():
+        steps = manifest.read(adapter).config["train"]["max_steps"]
+    else:
+        steps = FLOAT32_STEPS if computes_in_float32(settings) else own
+    if steps == own:
+        return []
+    words = ["--train.max_steps", str(steps)]
+    print(
+        f"\nnote: this run trains {steps} steps and not the {settings.train.num_train_epochs:g} epochs of {CONFIG}, "
+        f'because float32 is slow on this CPU; by hand, make train ARGS="{shlex.join(words)}" is the same training'
+    )
+    return words
+
+
+def computes_in_float32(settings: Settings) -> bool:
+    """Whether a training would run on a CPU without instructions for bfloat16."""
+    import torch
+
+    from lockstep.model import networks
+
+    device = networks.device()
+    return device == "cpu" and networks.compute_dtype(settings.train.dtype, device) == torch.float32
+
+
 def is_order(row: dict[str, Any]) -> bool:
-    """Whether a row is of the task whose answers can be checked exactly."""
+    """Whether a row belongs to the task whose answers can be checked exactly: orders as JSON."""
     return bool(row["wanted"].startswith("{"))
 
 
 def exact_match(rows: Answers, side: str) -> float:
+    """The share of orders that a model answered exactly as in the test row."""
     orders = [row for row in rows if is_order(row)]
     return [row[side].get("answer") == row["wanted"] for row in orders].count(True) / len(orders)
 
@@ -62,49 +99,67 @@ def stop_rate(rows: Answers, side: str) -> float:
 
 
 def show(rows: Answers) -> None:
-    """The same questions, the answer that was wanted, and what both models said."""
+    """Print a few questions, each with its reference answer and what both models answered."""
     orders, persona = [row for row in rows if is_order(row)], [row for row in rows if not is_order(row)]
     for row in orders[: SHOWN // 2] + persona[: SHOWN // 2]:
         question = row["messages"][-1]["content"].replace("\n", " ")
         print(f"\n  {question}")
-        for name, text in (("wanted", row["wanted"]), *((side, row[side].get("answer")) for side in ("base", "tuned"))):
-            line = drop_controls(" ".join(str(text).split()))
-            print(f"    {name:6} {line[:150]}{'…' if len(line) > 150 else ''}")
+        print(f"    {'reference':9} {shortened(row['wanted'])}")
+        for side in SIDES:
+            print(f"    {side:9} {shortened(row[side].get('answer'))}")
+
+
+def shortened(answer: str | None) -> str:
+    """An answer on one line of a terminal."""
+    if answer is None:
+        return "(no answer)"
+    line = drop_controls(" ".join(answer.split()))
+    return line[:WIDTH] + ("…" if len(line) > WIDTH else "")
+
+
+def run_stages(settings: Settings) -> dict[str, float]:
+    """Stage → seconds that it took, now or when it was run."""
+    seconds = {}
+    for stage, (script, folder) in STAGES.items():
+        output = paths.HOME / folder
+        finished_before = manifest.looks_complete(output)
+        more = training_words(settings) if stage == "train" else []
+        started = time.monotonic()
+        run(f"scripts/{script}", "--config", str(CONFIG), *more)
+        elapsed = time.monotonic() - started
+        seconds[stage] = round(manifest.read(output).seconds if finished_before else elapsed, 1)
+    return seconds
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     settings = yaml_file.load(paths.ROOT / CONFIG, {})
-    run_dir, seconds = settings.run_dir, {}
     run("data/build_toy_dataset.py")
-    for stage, (script, folder) in STAGES.items():
-        there = manifest.looks_complete(paths.HOME / folder)
-        started = time.monotonic()
-        run(f"scripts/{script}", "--config", str(CONFIG))
-        took = time.monotonic() - started
-        seconds[stage] = round(manifest.read(paths.HOME / folder).seconds if there else took, 1)
+    seconds = run_stages(settings)
 
-    rows = [row for _, row in json_text.json_lines(run_dir / filenames.EVALUATION / filenames.PREDICTIONS)]
-    metrics = atomic.read_json(run_dir / filenames.EVALUATION / filenames.METRICS)
-    match = {side: exact_match(rows, side) for side in ("base", "tuned")}
-    stops = {side: stop_rate(rows, side) for side in ("base", "tuned")}
-    result = {
-        "rows": len(rows),
-        "exact_match": match,
-        "stop_rate": stops["tuned"],
-        "base_stop_rate": stops["base"],
-        "verdict": metrics["verdict"],
-        "seconds": seconds,
-    }
-    summary = run_dir / filenames.DEMO
-    atomic.write_json(summary, result)
+    evaluation = settings.run_dir / filenames.EVALUATION
+    rows = [row for _, row in json_text.json_lines(evaluation / filenames.PREDICTIONS)]
+    match = {side: exact_match(rows, side) for side in SIDES}
+    stops = {side: stop_rate(rows, side) for side in SIDES}
+    summary = settings.run_dir / filenames.DEMO
+    atomic.write_json(
+        summary,
+        {
+            "rows": len(rows),
+            "exact_match": match,
+            "stop_rate": stops["tuned"],
+            "base_stop_rate": stops["base"],
+            "verdict": atomic.read_json(evaluation / filenames.METRICS)["verdict"],
+            "seconds": seconds,
+        },
+    )
     show(rows)
     print(f"\n{len(rows)} held-out questions, greedy, the same server settings and template for both models")
     print(f"  orders answered exactly      base {match['base']:6.1%}   tuned {match['tuned']:6.1%}")
     print(f"  answers that end themselves  base {stops['base']:6.1%}   tuned {stops['tuned']:6.1%}")
     print("  seconds  " + "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()))
     print(
-        f"{paths.label(summary)} is written, and the report {paths.label(run_dir)}/eval/report.html. "
+        f"{paths.label(summary)} is written, and the report {paths.label(evaluation)}/{filenames.REPORT}. "
         f"Now try `make serve`, and in a second terminal `make client`, `make curl` or `make chat`."
     )
 
