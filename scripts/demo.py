@@ -98,6 +98,24 @@ def stop_rate(rows: Answers, side: str) -> float:
     return [row[side].get("finish_reason") for row in rows].count("stop") / len(rows)
 
 
+def figures(rows: Answers, verdict: dict[str, str], seconds: dict[str, float]) -> dict[str, Any]:
+    """demo.json.
+
+    Args:
+        rows: of predictions.jsonl.
+        verdict: of eval/metrics.json.
+        seconds: that each stage took.
+    """
+    return {
+        "rows": len(rows),
+        "exact_match": {side: exact_match(rows, side) for side in SIDES},
+        "stop_rate": stop_rate(rows, "tuned"),
+        "base_stop_rate": stop_rate(rows, "base"),
+        "verdict": verdict,
+        "seconds": seconds,
+    }
+
+
 def show(rows: Answers) -> None:
     """Print a few questions, each with its reference answer and what both models answered."""
     orders, persona = [row for row in rows if is_order(row)], [row for row in rows if not is_order(row)]
@@ -139,24 +157,14 @@ def main() -> None:
 
     evaluation = settings.run_dir / filenames.EVALUATION
     rows = [row for _, row in json_text.json_lines(evaluation / filenames.PREDICTIONS)]
-    match = {side: exact_match(rows, side) for side in SIDES}
-    stops = {side: stop_rate(rows, side) for side in SIDES}
+    result = figures(rows, atomic.read_json(evaluation / filenames.METRICS)["verdict"], seconds)
     summary = settings.run_dir / filenames.DEMO
-    atomic.write_json(
-        summary,
-        {
-            "rows": len(rows),
-            "exact_match": match,
-            "stop_rate": stops["tuned"],
-            "base_stop_rate": stops["base"],
-            "verdict": atomic.read_json(evaluation / filenames.METRICS)["verdict"],
-            "seconds": seconds,
-        },
-    )
+    atomic.write_json(summary, result)
     show(rows)
     print(f"\n{len(rows)} held-out questions, greedy, the same server settings and template for both models")
+    match = result["exact_match"]
     print(f"  orders answered exactly      base {match['base']:6.1%}   tuned {match['tuned']:6.1%}")
-    print(f"  answers that end themselves  base {stops['base']:6.1%}   tuned {stops['tuned']:6.1%}")
+    print(f"  answers that end themselves  base {result['base_stop_rate']:6.1%}   tuned {result['stop_rate']:6.1%}")
     print("  seconds  " + "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()))
     print(
         f"{paths.label(summary)} is written, and the report {paths.label(evaluation)}/{filenames.REPORT}. "

@@ -13,11 +13,12 @@ from support.programs import run
 from support.serving import Home
 from support.world import Likely
 
+import demo
 from lockstep.endpoint import server_note
 
 OWN_SECTIONS = {"manifest.json", "--output FILE"}  # of the page, that name no place
 SERVED = {"outputs/<run>/serve/gate_report.json", "outputs/<run>/serve/server.json"}  # tests/e2e has a real server
-DEMO = {"outputs/demo/demo.json"}
+DEMO = {"outputs/demo/demo.json"}  # no demo was run here: its figures are made of this run
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,13 @@ def test_a_batchs_answers_have_the_keys_that_the_page_tells(home: Home) -> None:
     assert files_page.faults("--output FILE", *files_page.documents(home.folder / "answers.jsonl")) == []
 
 
+def test_the_demos_figures_have_the_keys_that_the_page_tells(home: Home) -> None:
+    rows = files_page.documents(home.run / "eval/predictions.jsonl")
+    (metrics,) = files_page.documents(home.run / "eval/metrics.json")
+    result = demo.figures(rows, metrics["verdict"], dict.fromkeys(demo.STAGES, 1.0))
+    assert files_page.faults("outputs/demo/demo.json", result) == []
+
+
 def test_a_servers_note_has_the_keys_that_the_page_tells(tmp_path: Path) -> None:
     about: dict[str, Any] = {
         "url": "http://127.0.0.1:9/v1",
@@ -99,7 +107,7 @@ def test_a_servers_note_has_the_keys_that_the_page_tells(tmp_path: Path) -> None
     }
     server_note.write(tmp_path, "open", **about)
     note = json.loads((tmp_path / "server.json").read_text(encoding="utf-8"))
-    assert note.keys() == server_note.NOTED
+    assert note.keys() == server_note.Note.model_fields.keys()
     assert files_page.faults("outputs/<run>/serve/server.json", note) == []
 
 
