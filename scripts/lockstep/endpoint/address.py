@@ -53,7 +53,7 @@ def base_name(settings: Settings) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether an address is this machine's own; also 0.0.0.0, by which a server that listens everywhere can be asked."""
+    """Whether an address is this machine's own; so is 0.0.0.0, where a server that listens everywhere can be asked."""
     host = urllib.parse.urlsplit(url).hostname or ""
     try:
         address = ipaddress.ip_address(host)

@@ -1,4 +1,4 @@
-"""What the server's middleware and its clients agree on: variables, headers, routes, reasons of a refusal, and the key."""
+"""What the server's middleware and its clients agree on: variables, headers, routes, refusals, and the key."""
 
 import json
 import os
@@ -7,9 +7,10 @@ from typing import Any
 
 from lockstep.errors import UserError
 
+# Variables of the server's environment: two files, this start's secret, and the key that clients need.
 RULES, OPEN, SECRET, KEY = "LOCKSTEP_RULES", "LOCKSTEP_OPEN", "LOCKSTEP_SECRET", "LOCKSTEP_API_KEY"
 HEADER = b"x-lockstep-secret"
-IN_FLIGHT = "/lockstep/in-flight"  # with the secret: how many requests have been let in and are not answered
+IN_FLIGHT = "/lockstep/in-flight"  # with the secret: how many requests were admitted and are not answered yet
 # `error.reason` of an answer by the middleware; vLLM, behind it, answers with the same statuses for other causes.
 BEING_CHECKED, KEY_WANTED, FLOODED = "being_checked", "key_wanted", "flooded"
 
@@ -26,11 +27,15 @@ def reason_of(body: Any) -> str:
 
 
 def key() -> str:
-    """The endpoint's key, empty where there is none. Raises UserError, which does not tell it, where no header can carry it."""
-    found = os.environ.get(KEY, "").strip()
-    if not re.fullmatch("[!-~]*", found):
+    """The endpoint's key, empty where there is none.
+
+    Raises:
+        UserError: no header can carry it; the message does not tell it.
+    """
+    value = os.environ.get(KEY, "").strip()
+    if not re.fullmatch("[!-~]*", value):
         raise UserError(
             f"{KEY} holds what no HTTP header can carry, such as a space or a line break: "
             f"set it to the output of `openssl rand -hex 24`"
         )
-    return found
+    return value

@@ -1,4 +1,4 @@
-"""What vLLM is told about the device that it computes on."""
+"""vLLM's flags about the device that it computes on."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from lockstep.errors import UserError
 from lockstep.serving import preflight
 from lockstep.settings.schema import Serve
 
-STEP = 512  # tokens of prompts that a CPU computes at a time
+STEP = 512  # prompt tokens that a CPU computes in one step
 
 
 def has_cuda() -> bool:
@@ -37,34 +37,34 @@ def arguments(serve: Serve, model: Path, cuda: bool) -> list[str]:
     dtype = _cpu_dtype(serve.dtype)
     preflight.check_cpu_memory(model, serve.kv_cache_memory_bytes, dtype)
     memory = ["--dtype", dtype, "--kv-cache-memory-bytes", str(serve.kv_cache_memory_bytes)]
-    memory += ["--block-size", "32"]  # vLLM's 128 on CPUs would keep no beginning of a prompt that is shorter
-    # A step with a long prompt is over in seconds, and other requests, the canary among them, get their turn.
+    memory += ["--block-size", "32"]  # with vLLM's 128 on CPUs, prefixes shorter than that would not be cached
+    # A step with a long prompt ends within seconds, and other requests, the canary among them, get their turn.
     memory += ["--max-num-batched-tokens", str(max(STEP, serve.max_num_seqs))]
     # Compiling needs a C++ compiler and a minute; it pays on a server that stays up.
     return memory + (["--enforce-eager"] if serve.enforce_eager is not False else [])
 
 
 def cpu_environment(workers: int) -> dict[str, str]:
-    """All cores answer, each worker on its share of them. Raises UserError where they are fewer than workers."""
-    found = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    """Variables that give each worker its share of all cores. Raises UserError with fewer cores than workers."""
+    variables = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
     if workers > 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
         cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
         if len(cores) < workers:
             raise UserError(f"{workers} workers share a model, and there are {len(cores)} cores for them")
         share = len(cores) // workers
         shares = [cores[start : start + share] for start in range(0, share * workers, share)]
-        found["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(",".join, shares))
-    return found
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(",".join, shares))
+    return variables
 
 
 def _gpu_dtype(setting: str, gpus: int) -> str:
-    """As in training: GPUs older than Ampere have no bfloat16."""
-    found = preflight.ask_gpus("compute_cap", gpus) if setting == "auto" else []
-    return "float16" if any(re.fullmatch(r"[1-7]\.\d", one) for one in found) else setting
+    """As in training: GPUs older than Ampere (compute capability 8.0) have no bfloat16."""
+    capabilities = preflight.ask_gpus("compute_cap", gpus) if setting == "auto" else []
+    return "float16" if any(re.fullmatch(r"[1-7]\.\d", capability) for capability in capabilities) else setting
 
 
 def _cpu_dtype(setting: str) -> str:
-    """As in training: a CPU without instructions for bfloat16 is many times slower with it."""
+    """As in training: a CPU that has no instructions for bfloat16 is many times slower with it."""
     import torch
 
     from lockstep.model import networks

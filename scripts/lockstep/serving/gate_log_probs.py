@@ -137,7 +137,8 @@ def check_effect(
     }
     if slope <= 0.5:
         findings.reasons.append(
-            f"it answers as the base does (effect of the training {slope:.2f}, which should be 1): the adapter is not in it"
+            f"it answers as the base does (effect of the training {slope:.2f}, which should be 1): "
+            f"the adapter is not in it"
         )
     elif abs(slope - 1) > 0.25 + 3 * error:
         findings.reasons.append(

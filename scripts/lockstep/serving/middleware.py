@@ -1,9 +1,8 @@
-"""The door of vLLM's server: closed until the gate opens it, and then open only to what is on the list.
+"""Admission to vLLM's server: nobody before the gate has opened, and after that only to the listed routes and fields.
 
-vLLM listens as soon as it can, with every route that it has, some of them without a key. Its
-`--middleware lockstep.serving.middleware.Guard` puts this outermost. The supervisor says by a file whether
-the endpoint is open, so that all of the server's processes hear it; until then only who knows the
-secret of this start is let in.
+vLLM listens as soon as it can, with every route that it has, and some of them ask for no key. Its flag
+`--middleware lockstep.serving.middleware.Guard` makes this the outermost layer. A file says whether the endpoint is
+open, so that all of the server's processes know; until then only requests with this start's secret are admitted.
 """
 
 import asyncio
@@ -19,8 +18,8 @@ from typing import Any
 from lockstep.endpoint import protocol
 from lockstep.serving.request_rules import GENERATING, Rules
 
-BODY_SECONDS = 30.0  # for a body to arrive: who sends more slowly holds nothing up
-HEAR_OUT_SECONDS = 1.0  # for that of a request that is refused anyway
+BODY_SECONDS = 30.0  # for a body to arrive: a client that sends more slowly must not occupy a place
+DRAIN_SECONDS = 1.0  # for what still comes of a request that is refused anyway
 HERE = re.compile(rb"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)  # this machine, as clients call it
 
 Scope = MutableMapping[str, Any]
@@ -30,7 +29,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Refusal(Exception):
-    """A request is not let in.
+    """A request is not admitted.
 
     Args:
         status: of HTTP.
@@ -44,7 +43,7 @@ class Refusal(Exception):
 
 
 class Guard:
-    """Pure ASGI, so that streams pass through untouched. Settings come from the environment (see the constants)."""
+    """Pure ASGI, so that streams pass through untouched. Its settings come from the environment, see `protocol`."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -52,8 +51,8 @@ class Guard:
         self.open = Path(os.environ[protocol.OPEN])
         self.secret = os.environ[protocol.SECRET].encode()
         self.key = protocol.key().encode()
-        self.running, self.judging = 0, asyncio.Semaphore(1)
-        self.rules.template.control_token("")  # loaded now, and not while the first client waits
+        self.running, self.checking = 0, asyncio.Semaphore(1)
+        self.rules.template.control_token("")  # loads it now, and not while the first client waits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -67,18 +66,18 @@ class Guard:
             return await self.app(scope, receive, send)
         route = ""
         try:
-            route = self._at_the_door(scope, headers)
+            route = self._admit(scope, headers)
             if scope["method"] == "POST":
                 receive = await self._checked(route, headers, receive)
-                self._at_the_door(scope, headers)  # others may have come while the body did, or it was shut
+                self._admit(scope, headers)  # while the body came, others may have come too, or the endpoint closed
         except Refusal as refusal:
             if not route:
-                await self._hear_out(headers, receive)
+                await self._drain_body(headers, receive)
             await _refuse(refusal, send)
             if refusal.status in (408, 413):
-                await _linger(receive)
+                await _drain_until_gone(receive)
             return await send({"type": "http.response.body", "body": b""})
-        if route == "/health":  # the canary has answered; vLLM's own would hang with its engine
+        if route == "/health":  # the canary has answered; vLLM's own route would hang with its engine
             return await _answer(200, {"status": "open"}, [], send)
         if route not in GENERATING:
             return await self.app(scope, receive, send)
@@ -88,13 +87,13 @@ class Guard:
         finally:
             self.running -= 1
 
-    def _at_the_door(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
-        """The route, if it may be asked at all."""
+    def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
+        """The route of a request that is admitted as far as its head tells. Raises Refusal."""
         if not self.open.exists():
             message = "the gate has not opened: the server is being checked, or does not answer (make status)"
             raise Refusal(503, message, protocol.BEING_CHECKED)
         if self.rules.loopback and not self.key and not HERE.fullmatch(headers.get(b"host", b"localhost")):
-            # a page of the web whose name leads to this machine asks in its own name
+            # a web page whose name was made to lead to this machine sends its own name (DNS rebinding)
             raise Refusal(403, "without LOCKSTEP_API_KEY this server answers as localhost only, and not by other names")
         route: str = scope["path"]
         if self.rules.routes.get(route) != scope["method"]:
@@ -102,47 +101,45 @@ class Guard:
         given = headers.get(b"authorization", b"").partition(b" ")[2].strip()
         if self.key and route != "/health" and not hmac.compare_digest(given, self.key):
             raise Refusal(401, "a key is needed: Authorization: Bearer …", protocol.KEY_WANTED)
-        self._room_for(route)
-        return route
-
-    def _room_for(self, route: str) -> None:
         if route in GENERATING and self.running >= self.rules.max_requests:
             message = f"{self.running} requests run and wait already: try again later"
             raise Refusal(429, message, protocol.FLOODED)
+        return route
 
     async def _checked(self, route: str, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """Read and judge the body; returns what gives it to the server."""
+        """Read and check the body; returns what gives it to the server. Raises Refusal."""
         try:
             body = await asyncio.wait_for(self._body(headers, receive), BODY_SECONDS)
         except TimeoutError as error:
             raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
-        async with self.judging:  # in a thread, one at a time: a large body must not hold up the streams of others
-            waiting = [await asyncio.to_thread(self._judged, route, body)]
+        async with self.checking:  # in a thread, one at a time: a large body must not hold up the streams of others
+            pending = [await asyncio.to_thread(self._rewritten, route, body)]
 
         async def replay() -> MutableMapping[str, Any]:
-            if waiting:
-                return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-            return await receive()  # what tells the server that the client has gone
+            if pending:
+                return {"type": "http.request", "body": pending.pop(), "more_body": False}
+            return await receive()  # which tells the server when the client has gone
 
         return replay
 
-    def _judged(self, route: str, body: bytes) -> bytes:
-        """The body written anew: the server reads what was judged, whatever another parser might see in the original."""
+    def _rewritten(self, route: str, body: bytes) -> bytes:
+        """The body, serialised again: the server reads what was checked, whatever it would see in the original."""
         try:
-            asked = json.loads(body)
-            again = json.dumps(asked, ensure_ascii=False).encode()
+            value = json.loads(body)
+            again = json.dumps(value, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:  # half a character, too, which no tokenizer takes
             raise Refusal(400, f"the body is not JSON: {error}") from error
-        if reason := self.rules.refusal(route, asked):
+        if reason := self.rules.refusal(route, value):
             raise Refusal(400, reason)
         return again
 
-    async def _hear_out(self, headers: dict[bytes, bytes], receive: Receive) -> None:
-        """Take the body that is on its way: closed on unread bytes, a connection is reset, and the refusal may be lost."""
+    async def _drain_body(self, headers: dict[bytes, bytes], receive: Receive) -> None:
+        """Read the body that is on its way: closed on unread bytes, a connection is reset and the answer may be lost."""
         with contextlib.suppress(Refusal, TimeoutError):
-            await asyncio.wait_for(self._body(headers, receive), HEAR_OUT_SECONDS)
+            await asyncio.wait_for(self._body(headers, receive), DRAIN_SECONDS)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole body. Raises Refusal where it is too large or the client goes."""
         limit = self.rules.max_body_bytes
         too_big = Refusal(413, f"the body is larger than {limit} bytes (--serve.max_body_bytes)")
         if int(headers.get(b"content-length", b"0") or 0) > limit:
@@ -159,20 +156,20 @@ class Guard:
                 return bytes(body)
 
 
-async def _linger(receive: Receive) -> None:
-    """Take what still comes until the client has read its answer and gone: closed at once, its connection is reset, and
-    the answer may be lost."""
+async def _drain_until_gone(receive: Receive) -> None:
+    """Read what still comes until the client has read its answer and gone: closed at once, its connection would be
+    reset, and the answer might be lost."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(gone(), HEAR_OUT_SECONDS)
+        await asyncio.wait_for(gone(), DRAIN_SECONDS)
 
 
 async def _refuse(refusal: Refusal, send: Send) -> None:
-    """Answer as OpenAI's API words its errors; the connection stays until the end is sent."""
+    """Answer in the form of OpenAI's errors; the connection stays open until the body's end is sent."""
     kind = "invalid_request_error" if refusal.status < 500 and refusal.status != 429 else "unavailable"
     headers = []
     if refusal.status in (429, 503):

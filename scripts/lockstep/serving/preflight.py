@@ -1,4 +1,4 @@
-"""What must hold before a slow start of vLLM: an address that may be used, a length that the model has, room in memory."""
+"""What must hold before a slow start of vLLM: a permitted address, a length that the model has, enough memory."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from lockstep.endpoint import address, protocol
 from lockstep.errors import UserError
 
 SHORTEST_KEY = 16  # characters
-# Beside weights and KV cache, on a CPU: two Python processes with torch, and activations.
+# Bytes beside weights and KV cache on a CPU: two Python processes with torch, and activations.
 CPU_OVERHEAD = 3 * 2**30
 
 
@@ -20,7 +20,8 @@ def check_address(host: str, port: int) -> bool:
     """Whether only this machine can reach the address.
 
     Raises:
-        UserError: it is none, others could reach it without a key, the key is no key, or the port is taken.
+        UserError: it is no address, others could reach it without a key, no header can carry the key, or the port is
+            taken.
     """
     loopback = address.is_loopback(host, "--serve.host")
     if len(protocol.key()) < SHORTEST_KEY and not loopback:
@@ -28,21 +29,22 @@ def check_address(host: str, port: int) -> bool:
             f"--serve.host {host}: others could reach the server, so it needs a key: set {protocol.KEY} to at least "
             f"{SHORTEST_KEY} characters, such as the output of `openssl rand -hex 24`, or serve on 127.0.0.1"
         )
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            listener.bind((host, port))
         except PermissionError as error:
             raise UserError(f"port {port} needs the rights of root: choose one above 1023 with --serve.port") from error
         except OSError as error:
             raise UserError(
-                f"port {port} on {host} is in use: run `make stop` if it is this run's server, or choose another --serve.port"
+                f"port {port} on {host} is in use: run `make stop` if it is this run's server, "
+                f"or choose another --serve.port"
             ) from error
     return loopback
 
 
 def config_of(model: Path) -> dict[str, Any]:
-    """The model's config.json; of a model of text and more, the part about text."""
+    """The model's config.json; where it takes more than text, its part about text in place of the rest."""
     config: dict[str, Any] = atomic.read_json(model / filenames.CONFIG)
     text: dict[str, Any] = config.get("text_config", {})
     return config | text
@@ -56,7 +58,12 @@ def check_length(model: Path, length: int) -> None:
 
 
 def check_cpu_memory(model: Path, cache: int, dtype: str) -> None:
-    """Raise UserError where weights in the dtype that they are served in, and KV cache (bytes), do not fit into what is free."""
+    """Raise UserError where weights and KV cache do not fit into the free memory.
+
+    Args:
+        cache: bytes of the KV cache.
+        dtype: that the weights are served in, as vLLM names it.
+    """
     import psutil
 
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
@@ -72,16 +79,16 @@ def check_cpu_memory(model: Path, cache: int, dtype: str) -> None:
         )
 
 
-def ask_gpus(what: str, gpus: int) -> list[str]:
-    """What nvidia-smi says (--query-gpu) of the GPUs that the server will take, the first visible ones: a line for each."""
-    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+def ask_gpus(fields: str, gpus: int) -> list[str]:
+    """What nvidia-smi (--query-gpu) says about the first visible GPUs, which the server will use; a line each."""
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         query += ["--id", ",".join(visible.split(",")[:gpus])]
     return subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()[:gpus]
 
 
 def check_gpu_memory(share: float, gpus: int) -> None:
-    """Raise UserError where one of the GPUs that the server will take has too little free."""
+    """Raise UserError where a GPU that the server will use has less free memory than the share it is to take."""
     for gpu, line in enumerate(ask_gpus("memory.total,memory.free", gpus)):
         if not re.fullmatch(r"\d+, \d+", line):  # unified memory is reported as [N/A]
             continue

@@ -1,7 +1,7 @@
 """What a request to the endpoint may ask for: routes, fields, limits, and no control tokens in its texts.
 
-vLLM takes more than a chat needs: a request may bring its own template, fetch media by URL, or (in
-adapter mode on CPUs) stop the engine with one field. What is not listed here is refused with a reason.
+vLLM accepts more than a chat needs: a request may bring its own template, have media fetched by URL, or (in
+adapter mode on CPUs) stop the engine with one field. Whatever is not listed here is refused, with a reason.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 CHAT, COMPLETION, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 GENERATING = (CHAT, COMPLETION)
-MOST_TEXTS = 4096  # in one request: each is looked through
-# Outside loopback only the first of these, and each but /health with the key.
+MOST_TEXTS = 4096  # in one request: each is searched for control tokens
+# Outside loopback only ROUTES are served, and all but /health need the key.
 ROUTES = {"/health": "GET", "/metrics": "GET", "/v1/models": "GET", CHAT: "POST", COMPLETION: "POST"}
 LOCAL_ROUTES = {"/version": "GET", TOKENIZE: "POST", "/detokenize": "POST"}
 
@@ -32,7 +32,7 @@ SAMPLING = {
     "response_format", "structured_outputs", "skip_special_tokens", "spaces_between_special_tokens",
     "include_stop_str_in_output", "return_token_ids", "return_tokens_as_token_ids", "request_id", "user", "priority",
 }  # fmt: skip
-PROMPT = {"add_special_tokens"}  # only as false, which is what training does
+PROMPT = {"add_special_tokens"}  # only as false, as in training
 FIELDS = {
     CHAT: SAMPLING | PROMPT | {
         "messages", "tools", "tool_choice", "parallel_tool_calls", "max_completion_tokens", "top_logprobs", "echo",
@@ -47,17 +47,17 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Rules:
-    """What one server takes.
+    """What a server accepts.
 
     Args:
         tokenizer: folder of the tokenizer and template that the server answers with.
         allow_tokens: added tokens that texts may hold.
         vocabulary: tokens that a prompt of ids may name are below this.
-        max_n: answers to one request; also prompts in one.
+        max_n: answers to a request; also prompts in a request.
         max_body_bytes: size of a request's body.
         max_requests: requests that generate, running and waiting.
         loopback: whether only this machine reaches the server.
-        prompt_logprobs: whether it can give those of a prompt's tokens.
+        prompt_logprobs: whether it can give log-probabilities of a prompt's tokens.
     """
 
     tokenizer: str
@@ -80,7 +80,7 @@ class Rules:
 
     @cached_property
     def template(self) -> "Template":
-        """The one that training used; it knows the control tokens."""
+        """The template that training used; it knows the control tokens."""
         from lockstep.prompts import template
 
         folder = Path(self.tokenizer)
@@ -92,7 +92,7 @@ class Rules:
         return ROUTES | LOCAL_ROUTES if self.loopback else ROUTES
 
     def refusal(self, route: str, body: Any) -> str | None:
-        """Why a request's body is not taken, in one sentence; None where it is."""
+        """Why a request's body is refused, in one sentence; None where it is accepted."""
         if not isinstance(body, dict):
             return "the body must be a JSON object"
         if route not in FIELDS:
@@ -103,23 +103,30 @@ class Rules:
             return "add_special_tokens would change the prompt that training saw"
         if not self.prompt_logprobs and (body.get("prompt_logprobs") is not None or body.get("echo")):
             return "prompt_logprobs and echo stop vLLM's engine while it serves adapters on a CPU: take logprobs"
-        return self._too_many(body) or self._unfit(body)
+        return self._refuse_counts(body) or self._refuse_texts(body)
 
-    def _too_many(self, body: dict[str, Any]) -> str | None:
+    def _refuse_counts(self, body: dict[str, Any]) -> str | None:
+        """For too many answers or prompts, and for token ids that the model does not have."""
         answers = body.get("n")
         if answers is not None and not (type(answers) is int and 1 <= answers <= self.max_n):
             return f"n is {answers!r:.40}, and this server gives at most {self.max_n} answers at a time (--serve.max_n)"
         prompt = body.get("prompt")
         if isinstance(prompt, list):
-            several = [one for one in prompt if isinstance(one, str | list)]
-            if len(several) * (answers or 1) > self.max_n:
-                return f"{len(several)} prompts in one request, and this server gives at most {self.max_n} answers at a time (--serve.max_n)"
-            ids = prompt if not several else [token for one in several if isinstance(one, list) for token in one]
-            if wrong := [one for one in ids if type(one) is not int or not 0 <= one < self.vocabulary]:
+            prompts = [part for part in prompt if isinstance(part, str | list)]
+            if len(prompts) * (answers or 1) > self.max_n:
+                return (
+                    f"{len(prompts)} prompts in one request, and this server gives at most {self.max_n} answers "
+                    f"at a time (--serve.max_n)"
+                )
+            # one prompt as a list of ids, or several of them, as texts or lists of ids
+            ids = list(chain(*(part for part in prompts if isinstance(part, list)))) if prompts else prompt
+            wrong = [token for token in ids if type(token) is not int or not 0 <= token < self.vocabulary]
+            if wrong:
                 return f"{wrong[0]!r:.40} in the prompt is no token id below {self.vocabulary}"
         return None
 
-    def _unfit(self, body: dict[str, Any]) -> str | None:
+    def _refuse_texts(self, body: dict[str, Any]) -> str | None:
+        """For what is no text, and for texts that would act as control tokens, alone or where two of them meet."""
         messages = body.get("messages")
         for message in messages if isinstance(messages, list) else ():
             content = message.get("content") if isinstance(message, dict) else None
@@ -138,16 +145,16 @@ class Rules:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, the names of fields too; also in a tool call's arguments, which are JSON in a string."""
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, dict):
-            waiting += [*one.keys(), *one.values()]
-            if isinstance(arguments := one.get("arguments"), str):
+    """Every string in a JSON value: names of fields, too, and those in a tool call's arguments, JSON in a string."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            pending += [*part.keys(), *part.values()]
+            if isinstance(arguments := part.get("arguments"), str):
                 with suppress(ValueError, RecursionError):
-                    waiting.append(json.loads(arguments))
-        elif isinstance(one, list):
-            waiting += one
+                    pending.append(json.loads(arguments))
+        elif isinstance(part, list):
+            pending += part

@@ -39,8 +39,8 @@ def alone(folder: Path) -> Iterator[None]:
 def clear(folder: Path) -> str:
     """Kill what a server of this folder has left behind; returns what to tell the user, nothing where nothing was left.
 
-    One whose supervisor and API server were both killed leaves an engine that waits for ever, and holds its memory. It is
-    known by what its environment says.
+    A server whose supervisor and API server were both killed leaves an engine that waits for ever and holds its memory.
+    That is known by its environment.
 
     Raises:
         UserError: a server runs there.

@@ -38,7 +38,7 @@ Prove = Callable[[Server, Claim], dict[str, Any]]
 
 
 class _Signalled(BaseException):
-    """A signal asked to stop; carries its number. No Exception, which a library that is being imported might swallow."""
+    """A signal asked to stop; carries its number. No Exception, which a library's import might swallow."""
 
 
 def start(plan: LaunchPlan, prove: Prove = gate.prove) -> int:
