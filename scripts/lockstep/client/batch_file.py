@@ -1,8 +1,8 @@
-"""The file of a batch's answers: one line for each question, in order, and there only when whole.
+"""The file of a batch's answers: one line for each question, in order; it appears when it is whole.
 
-Answers are kept in `.NAME.partial` beside it as they come, so that a batch which was killed at any
-point goes on where it was. `.NAME.done` says what a finished file is an answer to, and
-`.NAME.KEY.partial` keeps what was unfinished when another batch came, until its own comes again.
+Until then answers are appended to `.NAME.partial` beside it as they come, in a form that any program can read, so that
+a batch which was killed at any point goes on from there. `.NAME.done` records what the finished file answers, and
+`.NAME.KEY.partial` keeps the unfinished answers of another batch until that one runs again.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from lockstep.artifacts import atomic, manifest
 from lockstep.errors import UserError
 from lockstep.text.unicode import printable
 
-AnswerRecord = dict[str, Any]  # with `row`, its number, and `error` where it has no answer
+AnswerRecord = dict[str, Any]  # `row`, its number, and `error` where it has no answer
 
 
 def key_of(parts: Any) -> str:
@@ -37,21 +37,21 @@ class BatchFile:
         output: the finished file.
         key: what it answers, from `key_of`.
         rows: how many lines it will have.
-        force: replace a finished file of another batch, or answer this one anew.
+        force: replace a finished file of another batch, or answer this one again.
 
     Attributes:
         done: numbers of the rows that have their answer or their error.
         finished: whether the output was there already, whole and without errors.
-        news: what the user should know of what was found, or nothing.
+        news: what to tell the user about unfinished work that was there; empty where there was none.
 
     Raises:
-        UserError: another program writes this file, or the output holds what this batch did not make.
+        UserError: another program writes this file, or the output is not this batch's.
     """
 
     def __init__(self, output: Path, key: str, rows: int, force: bool = False) -> None:
         self.output, self.key, self.rows = output, key, rows
         self.partial, self.record = (output.with_name(f".{output.name}.{end}") for end in ("partial", "done"))
-        self._places: dict[int, int] = {}  # row → where its line begins in the partial file
+        self._offsets: dict[int, int] = {}  # row → where its line begins in the partial file, in bytes
         self.news, self._synced = "", 0.0
         self._lock = filelock.FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
         try:
@@ -78,12 +78,12 @@ class BatchFile:
 
     @property
     def done(self) -> set[int]:
-        return set(self._places)
+        return set(self._offsets)
 
     def add(self, row: AnswerRecord) -> None:
-        """Keep a row; a kill right after loses nothing, a power cut at most a second."""
+        """Keep a row: a kill right after this loses nothing, a power cut at most a second."""
         assert self._stream
-        self._places[row["row"]] = self._stream.tell()
+        self._offsets[row["row"]] = self._stream.tell()
         self._stream.write(_line(row))
         self._stream.flush()
         if time.monotonic() - self._synced > 1:
@@ -91,78 +91,52 @@ class BatchFile:
             self._synced = time.monotonic()
 
     def fill(self, work: Callable[[int], AnswerRecord], concurrency: int) -> Iterator[AnswerRecord]:
-        """Have the rows that are not done worked on and kept; yields each when it is.
+        """Make the records of the rows that are not done, and keep them; yields each once it is kept.
 
         Args:
-            work: makes the record of a row's number; several threads call it at once.
+            work: makes the record of a row from its number; several threads call it at once.
 
         Raises:
-            What `work` raised first. No row is begun after that, and those that were are kept.
+            What `work` raised first. No row is begun after that, and those that were begun are kept.
         """
-        rows = [number for number in range(self.rows) if number not in self._places]
-        concurrency = min(concurrency, len(rows))
-        todo, found = iter(rows), queue.Queue[AnswerRecord | BaseException | None](concurrency)
-        stop = threading.Event()
-
-        def worker() -> None:
-            try:
-                for number in iter(lambda: None if stop.is_set() else next(todo, None), None):
-                    found.put({"row": number} | work(number))
-            except BaseException as error:  # is raised where the rows are waited for
-                stop.set()
-                found.put(error)
-            finally:
-                found.put(None)
-
-        # not a pool: its threads would keep Ctrl-C waiting for the answers that are on their way
-        for _ in range(concurrency):
-            threading.Thread(target=worker, daemon=True).start()
-        failure = None
-        while concurrency:
-            result = found.get()
-            if result is None:
-                concurrency -= 1
-            elif isinstance(result, BaseException):
-                failure = failure or result
-            else:
-                self.add(result)
-                yield result
-        if failure:
-            raise failure
+        for record in _worked(work, [row for row in range(self.rows) if row not in self._offsets], concurrency):
+            self.add(record)
+            yield record
 
     def publish(self) -> None:
-        """Write the output in order and put it in its place.
+        """Write the output in order, and put it in its place in one step.
 
         Raises:
-            UserError: a row is missing.
+            UserError: a row is not done.
         """
-        if missing := self.rows - len(self._places):
+        if missing := self.rows - len(self._offsets):
             raise UserError(f"{missing} of {self.rows} rows have not been asked: the same command goes on")
         digest = hashlib.sha256()
         with self.partial.open("rb") as source, atomic.replacing(self.output, "wb", encoding=None) as target:
             for number in range(self.rows):
-                source.seek(self._places[number])
+                source.seek(self._offsets[number])
                 line = source.readline()
                 digest.update(line)
                 target.write(line)
-            made = digest.hexdigest()
-            # a kill before the new file is in its place must leave one that this batch may replace
-            old = manifest.sha256_of(self.output) if self.output.exists() else made
-            record = {"key": self.key, "rows": self.rows, "sha256": made, "replaces": None if old == made else old}
+            new = digest.hexdigest()
+            # A kill before the new file is in its place leaves the old one, which this batch may replace.
+            old = manifest.sha256_of(self.output) if self.output.exists() else new
+            record = {"key": self.key, "rows": self.rows, "sha256": new, "replaces": None if old == new else old}
             atomic.write_json(self.record, record)
         self.partial.unlink()
 
     def _opened(self, force: bool) -> BinaryIO | None:
-        """The partial file, ready to be added to; None where the output is finished."""
-        found = self._found()
-        if self.output.exists() and not force and not self._is_ours("sha256", *(["replaces"] if found else [])):
+        """The partial file, ready to be appended to; None where the output is finished."""
+        unfinished = self._find_unfinished()
+        states = ("sha256", "replaces") if unfinished else ("sha256",)
+        if self.output.exists() and not force and not self._is_ours(*states):
             raise UserError(
                 f"{paths.label(self.output)} answers other questions, or was made with another model or settings: "
                 f"name another --output, or replace it with --force"
             )
-        if found:
-            stream = self._resumed()
-            self.news = f"going on: {len(self._places)} of {self.rows} rows are done" if self._places else ""
+        if unfinished:
+            stream = self._resume()
+            self.news = f"going on: {len(self._offsets)} of {self.rows} rows are done" if self._offsets else ""
             return stream
         answered: list[bytes] = []
         if self.output.exists() and not force:
@@ -170,10 +144,10 @@ class BatchFile:
                 answered = [line for line in lines if "error" not in json.loads(line)]
         if self.partial.exists():
             self._put_aside()
-        return self._begun(answered)
+        return self._begin(answered)
 
-    def _found(self) -> bool:
-        """Whether unfinished work of this batch is there; it is in its place then."""
+    def _find_unfinished(self) -> bool:
+        """Whether there is unfinished work of this batch; it is in `partial` then."""
         if self.partial.exists() and _header(self.partial) == self.key:
             return True
         if not (kept := self._kept(self.key)).exists():
@@ -184,7 +158,7 @@ class BatchFile:
         return True
 
     def _put_aside(self) -> None:
-        """Keep another batch's unfinished answers under its own name."""
+        """Keep another batch's unfinished answers under a name with its key."""
         if key := _header(self.partial):
             kept = self._kept(key)
             self.partial.replace(kept)
@@ -194,30 +168,34 @@ class BatchFile:
         return self.output.with_name(f".{self.output.name}.{key[:16]}.partial")
 
     def _is_ours(self, *states: str) -> bool:
-        """Whether the output is what this batch made, unchanged, or was about to replace, by these keys of the record."""
+        """Whether the record says, under one of these keys, that the output as it is belongs to this batch.
+
+        Args:
+            states: `sha256`: the file that this batch published · `replaces`: the one that it was about to replace.
+        """
         try:
             record = atomic.read_json(self.record)
-            known = [record[state] for state in states]
-            return bool(record["key"] == self.key and manifest.sha256_of(self.output) in known)
+            digests = [record[state] for state in states]
+            return bool(record["key"] == self.key and manifest.sha256_of(self.output) in digests)
         except (FileNotFoundError, ValueError, LookupError, TypeError):  # there is none, or a damaged one
             return False
 
-    def _begun(self, answered: list[bytes]) -> BinaryIO | None:
-        """A new partial file that holds what is answered already."""
-        with atomic.replacing(self.partial, "wb", encoding=None) as made:
-            made.write(_line({"key": self.key}))
-            made.writelines(answered)
-        stream = self._resumed()
-        if len(self._places) == self.rows and self.output.exists():
+    def _begin(self, answered: list[bytes]) -> BinaryIO | None:
+        """A new partial file with the lines that are answered already; None where those are all."""
+        with atomic.replacing(self.partial, "wb", encoding=None) as target:
+            target.write(_line({"key": self.key}))
+            target.writelines(answered)
+        stream = self._resume()
+        if len(self._offsets) == self.rows and self.output.exists():
             stream.close()
             self.partial.unlink()
             return None
-        if self._places:
-            self.news = f"asking {self.rows - len(self._places)} rows again that had no answer"
+        if self._offsets:
+            self.news = f"asking {self.rows - len(self._offsets)} rows again that had no answer"
         return stream
 
-    def _resumed(self) -> BinaryIO:
-        """The partial file behind its last whole line; what a kill tore off is cut away."""
+    def _resume(self) -> BinaryIO:
+        """The partial file, positioned after its last whole line; a line that a kill cut short is removed."""
         stream = self.partial.open("r+b")
         end = len(stream.readline())
         for line in stream:
@@ -227,11 +205,44 @@ class BatchFile:
                 number = None
             if number is None:
                 break
-            self._places[number] = end
+            self._offsets[number] = end
             end += len(line)
         stream.seek(end)
         stream.truncate()
         return stream
+
+
+def _worked(work: Callable[[int], AnswerRecord], rows: list[int], concurrency: int) -> Iterator[AnswerRecord]:
+    """The records of rows, in the order in which threads finish them; see `BatchFile.fill`."""
+    running = min(concurrency, len(rows))
+    pending = iter(rows)
+    results = queue.Queue[AnswerRecord | BaseException | None](running)  # a record, a failure, or a thread's end
+    stop = threading.Event()
+
+    def worker() -> None:
+        try:
+            for row in iter(lambda: None if stop.is_set() else next(pending, None), None):
+                results.put({"row": row} | work(row))
+        except BaseException as error:  # raised below, where the records are waited for
+            stop.set()
+            results.put(error)
+        finally:
+            results.put(None)
+
+    # Daemon threads and no pool, whose threads would keep Ctrl-C waiting for the answers that are on their way.
+    for _ in range(running):
+        threading.Thread(target=worker, daemon=True).start()
+    failure: BaseException | None = None
+    while running:
+        result = results.get()
+        if result is None:
+            running -= 1
+        elif isinstance(result, BaseException):
+            failure = failure or result
+        else:
+            yield result
+    if failure:
+        raise failure
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
@@ -240,7 +251,7 @@ def _line(value: Mapping[str, Any]) -> bytes:
 
 
 def _header(partial: Path) -> str | None:
-    """The key of a partial file, or None where not even that was written whole."""
+    """The key in a partial file's first line; None where not even that was written whole."""
     with partial.open("rb") as stream:
         try:
             return str(json.loads(stream.readline())["key"])

@@ -1,6 +1,5 @@
-"""A conversation with a model: its history, its system message and its sampling, and commands that change them."""
+"""A conversation with a model: history, system message and sampling, and the commands that change them."""
 
-import itertools
 import re
 
 from pydantic import ValidationError
@@ -22,7 +21,7 @@ _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 
 
 class Conversation:
-    """What has been said so far. A turn counts only when its answer is whole.
+    """The turns so far. A turn counts only when its answer is whole.
 
     Attributes:
         stats: whether to show tokens and seconds after each answer.
@@ -34,12 +33,12 @@ class Conversation:
         self._asked: tuple[str, int] | None = None  # the last question, and after how many turns
 
     def ask(self, question: str) -> list[Message]:
-        """What to send to have a question answered."""
+        """The messages to send for a question."""
         self._asked = question, len(self.turns)
         return self._messages(*self._asked)
 
     def ask_again(self) -> list[Message]:
-        """The same for the last question. Until that is answered anew, an answer that it has counts.
+        """The messages to send for the last question again. Its answer, if it has one, counts until the new one comes.
 
         Raises:
             UserError: nothing has been asked.
@@ -49,24 +48,24 @@ class Conversation:
         return self._messages(*self._asked)
 
     def add(self, answer: str) -> None:
-        """The whole answer to what was asked."""
+        """Add the whole answer to the question that was asked last."""
         assert self._asked
         question, before = self._asked
         self.turns[before:] = [(question, answer)]
 
     def _messages(self, question: str, before: int) -> list[Message]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        said = [text for turn in self.turns[:before] for text in turn]
-        return [*system, *({"role": role, "content": text}
-                           for role, text in zip(itertools.cycle(("user", "assistant")), [*said, question], strict=False))]  # fmt: skip
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for earlier, answer in self.turns[:before]:
+            messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": answer}]
+        return [*messages, {"role": "user", "content": question}]
 
     def command(self, line: str) -> str | None:
-        """Do what a line commands and say what was done; None where it is no command, but a question.
+        """Carry out a command; returns what to tell the user, or None where the line is a question.
 
-        Only /retry is not done here: it is a question again, see `ask_again`.
+        /retry is a question, too: see `ask_again`.
 
         Raises:
-            UserError: no such command, or a value that cannot be.
+            UserError: there is no such command, or a setting cannot have that value.
         """
         match = _COMMAND.fullmatch(line.strip())
         if not match or match[1] == "retry":

@@ -1,4 +1,4 @@
-"""Whether an endpoint answers, and if not, what it is doing; for programs that watch one."""
+"""Whether an endpoint is ready and, if not, what it is doing; for programs that watch it."""
 
 import json
 import threading
@@ -14,11 +14,11 @@ Kind = Literal["ready", "starting", "checked", "locked", "down"]
 
 @dataclass(frozen=True)
 class Health:
-    """What was seen of an endpoint.
+    """The state of an endpoint.
 
     Attributes:
-        kind: ready · starting: its program runs, and does not listen yet · checked: the gate is shut ·
-            locked: it wants another key · down.
+        kind: ready · starting: its supervisor runs, and vLLM does not listen yet · checked: the gate has not
+            opened · locked: it needs another key · down.
         models: the names that it serves, where it is ready.
     """
 
@@ -61,10 +61,10 @@ def look(url: str, folder: Path | None = None) -> Health:
 
 
 class Watch(threading.Thread):
-    """Looks at endpoints again and again, for all who want to know.
+    """A thread that looks at endpoints again and again, for all parts of a program.
 
     Attributes:
-        seen: one for each endpoint; None before the first look.
+        seen: the state of each endpoint; None before the first look.
     """
 
     def __init__(self, places: list[tuple[str, Path | None]], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Repeated phrases: what a small tuned model falls into when it does not find the end of its answer."""
+"""Phrases that repeat in a loop, as small tuned models write them when they do not find the end of an answer."""
 
 import re
 
@@ -12,23 +12,23 @@ _DATA = re.compile(r"```|^(?: {4}|\t)|^\s*[{\[<|]", re.MULTILINE)
 
 
 def remove(text: str) -> str:
-    """The text with a phrase that follows itself at once, as in a loop, left standing only once.
+    """The text with every phrase that is repeated directly, as in a loop, kept only once.
 
-    What stands between the copies may be spaces and punctuation. The first copy stays as it was
-    written, and the punctuation after the last one follows it.
+    Between the copies there may be spaces and punctuation. The first copy stays as it was written,
+    followed by the punctuation after the last one.
 
-    Much that repeats is meant: 哈哈哈哈, ha ha, 研究研究, very very very, 7 7 7. So a phrase needs
-    two different letters, must stand so often in a row that it is no emphasis (see `_enough`), and
-    where it stands only twice, both must be clauses or sentences of their own.
-    Answers that look like data or code (a fence, indented lines, a line that begins with a bracket
-    or a bar) come back as they are: there, equal lines may be right.
+    Many repetitions are meant: 哈哈哈哈, ha ha, 研究研究, very very very, 7 7 7. So a phrase needs
+    two different letters and must occur too often in a row for emphasis (see `_fewest_copies`); where
+    it occurs only twice, both copies must be whole clauses or sentences.
+    An answer that looks like data or code (a fence, indented lines, a line that begins with a bracket
+    or a bar) is returned unchanged: equal lines may be right there.
     """
     if _DATA.search(text):
         return text
     words = list(_WORD.finditer(text))
     keys = [word.group().casefold() for word in words]
     kept: list[str] = []
-    place = copied = 0  # the next word; how far the text is handled
+    place = copied = 0  # the next word; the end of the text that is in `kept` or was left out
     while place < len(words):
         length, times = _loop(keys, place)
         first, last = place + length - 1, place + length * times - 1
@@ -49,8 +49,8 @@ def _ends_clause(text: str, words: list[re.Match[str]], place: int) -> bool:
 
 
 def _loop(keys: list[str], place: int) -> tuple[int, int]:
-    """(words of the phrase, times it stands in a row) for a loop that begins at a word; (0, 0) where none does."""
-    units: list[int] = []  # lengths of shorter phrases that repeat here: four of `ha` are no two of `ha ha`
+    """(words of the phrase, copies in a row) of the loop that begins at a word; (0, 0) where none does."""
+    units: list[int] = []  # lengths of shorter phrases that repeat here: `ha` four times is not `ha ha` twice
     for length in range(1, min(LONGEST, (len(keys) - place) // 2) + 1):
         if keys[place + length] != keys[place]:
             continue
@@ -60,18 +60,21 @@ def _loop(keys: list[str], place: int) -> tuple[int, int]:
         if any(length % unit == 0 and phrase == phrase[:unit] * (length // unit) for unit in units):
             continue
         units.append(length)
-        enough, times = _enough(phrase), 2
-        if enough is None:
+        fewest, times = _fewest_copies(phrase), 2
+        if fewest is None:
             continue
         while keys[place + length * times : place + length * (times + 1)] == phrase:
             times += 1
-        if times >= enough:
+        if times >= fewest:
             return length, times
     return 0, 0
 
 
-def _enough(phrase: list[str]) -> int | None:
-    """How often a phrase must stand in a row to be a loop, and not emphasis; None: it never is one."""
+def _fewest_copies(phrase: list[str]) -> int | None:
+    """How often a phrase must occur in a row to be a loop and not emphasis; None where it never is one.
+
+    The shorter a phrase is, the more often people repeat it; Chinese doubles and triples words more than English does.
+    """
     letters, words = "".join(phrase), len(phrase)
     if len(set(letters)) < 2 or letters.isdigit():
         return None

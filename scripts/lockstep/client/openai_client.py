@@ -1,7 +1,7 @@
 """Asking an OpenAI-compatible endpoint: an answer is whole, or there is none and one line says why.
 
-vLLM ends an answer that it gave up on with a reason of its own, a proxy that times out ends a
-stream as if all were well: an answer counts only with a finish reason that stands for an end.
+vLLM ends an answer that it gives up on with a finish reason of its own, and a proxy that times out ends a stream
+as if nothing were wrong: so an answer counts only with a finish reason that stands for a regular end.
 """
 
 import random
@@ -21,14 +21,14 @@ from lockstep.settings.schema import Sampling
 from lockstep.text.unicode import printable
 
 T = TypeVar("T")
-ENDS = ("stop", "length", "tool_calls")  # and not `abort` or `error`, with which vLLM gives up
+ENDS = ("stop", "length", "tool_calls")  # regular ends; with `abort` or `error` vLLM gives up
 RETRIES, TIMEOUT = 5, 120.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before the first retry, doubled each time up to the second
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer. Token counts are None where the server does not say them."""
+    """A whole answer. Token counts are None where the server does not report them."""
 
     text: str
     finish_reason: str  # `length`: the model was cut off
@@ -39,20 +39,20 @@ class Answer:
 
 
 def request(sampling: Sampling, model: str, messages: list[Message]) -> dict[str, Any]:
-    """The body of a chat request; what OpenAI's API lacks goes into vLLM's extra fields."""
+    """The body of a chat request; settings that OpenAI's API lacks go into vLLM's extra fields."""
     fields = sampling.model_dump(exclude_none=True)
     extra = {key: fields.pop(key) for key in ("top_k", "repetition_penalty")}
     return {"model": model, "messages": messages, **fields, "extra_body": extra}
 
 
 class Endpoint:
-    """A server and how patient one is with it. Several threads may ask at once.
+    """A server, and how patiently it is asked. Several threads may ask at once.
 
     Args:
         url: ends in /v1.
         retries: how often a request is sent again that failed before anything of its answer was shown.
         timeout: seconds without a byte after which the server counts as hung.
-        notice: is told before each retry, in one line.
+        notice: is told about each retry before it, in one line.
         wait: for a server that is about to open; not at all where none is given.
 
     Raises:
@@ -86,8 +86,8 @@ class Endpoint:
 
         Args:
             body: as `request` makes it.
-            stream: have it sent while it is made, so that a hung server is noticed in a long answer, too.
-            show: is given each piece of a stream; what it was given is never asked for again.
+            stream: have it sent while it is generated, so that a hung server is noticed in a long answer, too.
+            show: receives each piece of a stream; an answer of which it has shown a part is not asked for again.
 
         Raises:
             NoAnswer: there is none, or only a part of one.
@@ -95,10 +95,10 @@ class Endpoint:
         return self._again(lambda: self._stream(body, show) if stream else self._whole(body))
 
     def prompt_log_probs(self, model: str, ids: Sequence[int]) -> list[float]:
-        """The log-probability, in nats, of each token after the first; for servers of vLLM that give them.
+        """The log-probability, in nats, of each token after the first, where the server is vLLM and gives them.
 
         Raises:
-            NoAnswer: they are not given.
+            NoAnswer: there are none.
         """
 
         def asked() -> list[float]:
@@ -154,7 +154,7 @@ class Endpoint:
         """The answer to one of many requests, or its `error`, as JSON.
 
         Raises:
-            NoAnswer: it is not this request that fails: the others would, too.
+            NoAnswer: the others would fail, too: it is not this request that the server cannot answer.
         """
         started = time.monotonic()
         try:
@@ -173,7 +173,7 @@ class Endpoint:
         }
 
     def answers(self, model: str) -> bool:
-        """Whether the server answers anything at all now: one token tells."""
+        """Whether the server answers anything at all now: it is asked for one token."""
         body = {"model": model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
         try:
             self._whole(body | {"timeout": min(self.timeout, 30.0)})
@@ -185,7 +185,7 @@ class Endpoint:
         started = time.monotonic()
         with self._explained(body["model"]):
             response = self.client.chat.completions.create(**body)
-            if isinstance(response, str):  # the SDK hands on what is no JSON
+            if isinstance(response, str):  # the SDK returns what is no JSON as it came
                 raise NoAnswer(f"{self.url} is no OpenAI endpoint: its address ends in /v1", "always", "not_openai")
             choice = response.choices[0]
             text = _text(choice.message.content or "")
@@ -220,7 +220,7 @@ class Endpoint:
 
     @contextmanager
     def _explained(self, model: str, ended: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Every way in which a request fails becomes one line. A connection may break once `ended`."""
+        """Turn every way in which a request fails into a NoAnswer. A connection may break once `ended`."""
         import openai
 
         try:
@@ -243,7 +243,7 @@ class Endpoint:
             raise NoAnswer(message, "request", "not_sendable") from error
         except (ValueError, RecursionError) as error:  # JSON or a character that ends in the middle, among others
             raise NoAnswer("the answer broke off: what came is not JSON", "moment", "broke_off") from error
-        except (AttributeError, LookupError, TypeError) as error:  # the SDK checks nothing of what it hands on
+        except (AttributeError, LookupError, TypeError) as error:  # the SDK does not check what it returns
             message = f"{self.url} answered with what is no chat completion"
             raise NoAnswer(message, "moment", "not_openai") from error
 

@@ -15,7 +15,7 @@ from lockstep.settings.tree import Settings
 from lockstep.text import json_text
 from lockstep.text.json_text import JsonObject
 
-UNKNOWN = "?"  # stands where a row's answer would be
+UNKNOWN = "?"  # in place of a row's answer
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Question:
 
     Attributes:
         messages, tools: as a chat request holds them.
-        reference: the answer that the row holds, if it holds one.
+        reference: the row's own answer, if it has one.
         fault: why the row cannot be asked.
     """
 
@@ -39,15 +39,15 @@ def read(file: Path, style: str, system: str | None = None) -> Iterator[Question
 
     Args:
         style: the template that folds instruction and input, see `style_of`.
-        system: a system message for conversations that bring none.
+        system: a system message for conversations that have none.
 
     Raises:
-        UserError: not readable, or a line has no fields of a question; names the line.
+        UserError: the file cannot be read, or a line of it has no fields of a question; names the line.
     """
     data = Data.model_validate({"template": style})
     before = [{"role": "system", "content": system}] if system else []
     for number, value in json_text.json_lines(file):
-        whole, answered = _answered(value)
+        whole, answered = _with_answer(value)
         row = layouts.parse(Record(str(file), number, whole), data)
         if isinstance(row, Reject):
             reason = f"{row.reason.replace('_', ' ')} {row.detail}".rstrip()
@@ -55,13 +55,13 @@ def read(file: Path, style: str, system: str | None = None) -> Iterator[Question
                 raise UserError(f"{file}:{number} is no question: {reason}")
             yield Question([], fault=f"no question: {reason}")
             continue
-        *asked, answer = row.messages
-        asked = asked if row.system else [*before, *asked]
-        yield Question(asked, answer["content"] if answered else None, list(row.tools) if row.tools else None)
+        *messages, answer = row.messages
+        messages = messages if row.system else [*before, *messages]
+        yield Question(messages, answer["content"] if answered else None, list(row.tools) if row.tools else None)
 
 
-def _answered(value: Any) -> tuple[Any, bool]:
-    """A row with an answer at its end, as training data has, and whether it brought that itself."""
+def _with_answer(value: Any) -> tuple[Any, bool]:
+    """A row with an answer at its end, as the layouts of training data need it, and whether the answer is its own."""
     if not isinstance(value, Mapping):
         return value, False
     row = JsonObject(list(value.items()))

@@ -1,7 +1,7 @@
-"""The server's own metrics, and what two looks at them say about the time between.
+"""vLLM's own metrics, and what two readings of them say about the time between.
 
-vLLM counts from its start on; what happens now is the difference. A server that was started anew in
-between counts from zero again: then there is no difference to be had.
+vLLM counts from its start on, so the difference of two readings is what happened between them. A server that was
+restarted counts from zero again: then there is no difference.
 """
 
 import math
@@ -23,17 +23,17 @@ COUNTERS = {
 FINISHED, ANSWERED = "vllm:request_success_total", "http_requests_total"
 RUNNING, WAITING, CACHE = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"
 
-Buckets = dict[float, float]  # upper bound in seconds → how many were at most that
+Buckets = dict[float, float]  # upper bound in seconds → observations of at most that
 
 
 @dataclass
 class Snapshot:
-    """One look at /metrics; several engines and models are one server."""
+    """One reading of /metrics, summed over the server's engines and models."""
 
     time: float
     running: float = 0.0
     waiting: float = 0.0
-    cache: float = 0.0  # share of the KV cache in use, of the fullest engine
+    cache: float = 0.0  # share of the KV cache in use, on the engine where it is largest
     counters: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     finished: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     statuses: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -42,14 +42,15 @@ class Snapshot:
 
 @dataclass
 class Rates:
-    """What went on between two looks. None: nothing happened that could be measured.
+    """What happened between two readings. A figure is None where nothing happened that it could measure.
 
     Attributes:
-        seconds: between them.
+        seconds: between the readings.
+        running, waiting, kv_cache, preemptions: requests, requests, share of the cache in use, number.
         prompt_tokens, output_tokens: per second.
-        ttft, itl, e2e: p50 and p95, in seconds.
+        ttft, itl, e2e: p50 and p95 in seconds: time to first token, inter-token latency, end-to-end latency.
         cache_hit_rate: share of prompt tokens that were in the prefix cache.
-        finished: requests by the reason for which they ended.
+        finished: requests by finish reason.
         errors: requests that vLLM answered with 4xx or 5xx, or gave up.
     """
 
@@ -72,7 +73,11 @@ class Rates:
 
 
 def read(text: str, now: float) -> Snapshot:
-    """What /metrics says, at a time in seconds.
+    """A reading of /metrics.
+
+    Args:
+        text: its body.
+        now: time in seconds.
 
     Raises:
         ValueError: it is not in Prometheus' format.
@@ -104,7 +109,7 @@ def read(text: str, now: float) -> Snapshot:
 
 
 def between(before: Snapshot, after: Snapshot) -> Rates | None:
-    """What went on between two looks; None where the server was started anew, or no time went by."""
+    """What happened between two readings; None where the server was restarted, or no time passed."""
     seconds = after.time - before.time
     grown = _grown(before.counters, after.counters)
     finished = _grown(before.finished, after.finished)
@@ -131,10 +136,10 @@ def between(before: Snapshot, after: Snapshot) -> Rates | None:
 
 
 def quantile(buckets: Buckets, share: float) -> float | None:
-    """The value below which a share of the observations lies, as Prometheus' histogram_quantile estimates it.
+    """The value below which a share of the observations lies, estimated as by Prometheus' histogram_quantile.
 
-    Within a bucket observations count as spread evenly; of those above the last finite bound, that
-    bound is all that is known. None where there are no observations.
+    Observations count as evenly spread within a bucket; for those above the last finite bound, that bound is the
+    estimate. None where there are no observations.
     """
     bounds = sorted(buckets)
     if not bounds or not buckets[bounds[-1]]:

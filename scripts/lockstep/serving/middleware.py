@@ -134,7 +134,7 @@ class Guard:
         return again
 
     async def _drain_body(self, headers: dict[bytes, bytes], receive: Receive) -> None:
-        """Read the body that is on its way: closed on unread bytes, a connection is reset and the answer may be lost."""
+        """Read the body that is on its way: closed on unread bytes, a connection is reset and the answer is lost."""
         with contextlib.suppress(Refusal, TimeoutError):
             await asyncio.wait_for(self._body(headers, receive), DRAIN_SECONDS)
 
