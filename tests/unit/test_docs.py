@@ -8,6 +8,7 @@ import pytest
 import yaml
 from support.programs import ROOT
 
+import lockstep
 from lockstep.settings import tree
 
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README*.md"), *ROOT.glob("docs/*.md")})
@@ -130,6 +131,21 @@ def test_a_readme_is_short_and_every_page_stands_in_an_index(name: str) -> None:
     }
     own = {file for file in ROOT.glob("docs/*.md") if (file in CHINESE) == (readme in CHINESE)}
     assert own - links - {index} <= {ROOT / "docs/reliability.md"}
+
+
+def test_the_order_of_packages_is_told_as_it_is() -> None:
+    order = re.search(r"errors, paths .*chat", " ".join(str(lockstep.__doc__).split()))
+    assert order and order[0] in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for page in ("docs/architecture.md", "docs/architecture.zh-CN.md"):
+        table = re.findall(r"^\| (`lockstep\.\w+`.*?) \|", (ROOT / page).read_text(encoding="utf-8"), flags=re.M)
+        assert re.findall(r"\.(\w+)", " ".join(table)) == re.findall(r"\w+", order[0]), page
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    versions = re.findall(
+        r"^## \[(.*?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M
+    )
+    assert versions[0] == lockstep.__version__
 
 
 def test_no_document_names_places_of_one_machine() -> None:
