@@ -8,8 +8,9 @@ Run     make client ARGS='"Who are you?" --stream'
         python scripts/04_client_openai.py --config configs/demo.yaml --chat
         python scripts/04_client_openai.py --config configs/demo.yaml --batch data/toy/test.jsonl --output answers.jsonl
 
-A batch that was stopped, in whatever way, goes on when the same command runs again; when it has ended,
-that asks the rows again that have an error. A server with a key wants LOCKSTEP_API_KEY in the environment.
+A batch that was stopped, in whatever way, goes on when the same command runs again; once it has ended, the same
+command asks the rows again that have an error. A server that is starting or being checked is waited for. A server
+with a key needs LOCKSTEP_API_KEY in the environment.
 """
 
 import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
@@ -46,7 +47,7 @@ from lockstep.settings.tree import Settings
 from lockstep.text import json_text
 from lockstep.text.unicode import drop_controls, printable
 
-note = partial(print, file=sys.stderr, flush=True)  # all that is no answer
+note = partial(print, file=sys.stderr, flush=True)  # everything that is no answer
 POST: dict[str, Callable[[str], str]] = {"dedupe": loop_removal.remove}
 
 
@@ -54,39 +55,39 @@ POST: dict[str, Callable[[str], str]] = {"dedupe": loop_removal.remove}
 
 
 def show(piece: str) -> None:
-    """A terminal gets only text: control sequences in an answer could hide what is said about it."""
+    """Print a piece of an answer; to a terminal without control sequences, which could hide our notes on it."""
     text = drop_controls(piece) if sys.stdout.isatty() else piece
     print(printable(text), end="", flush=True)
 
 
 def answer(server: Endpoint, body: dict[str, Any], stream: bool, post: str | None, stats: bool) -> str:
-    """Ask, print the answer and what is to be said about it; returns it."""
+    """Ask, print the answer and the notes on it; returns its text."""
     try:
-        found = server.ask(body, stream, show if stream and not post else None)
+        reply = server.ask(body, stream, show if stream and not post else None)
     except NoAnswer as error:
         if error.shown:
             print()
         raise
-    text = POST[post](found.text) if post else found.text
+    text = POST[post](reply.text) if post else reply.text
     if not stream or post:
         show(text)
     print()
-    if text != found.text:
+    if text != reply.text:
         note("[repeated phrases were taken out]")
-    if found.finish_reason == "length":
+    if reply.finish_reason == "length":
         note(f"[cut off at {body['max_tokens']} tokens: raise --sampling.max_tokens]")
     if stats:
-        note(f"[{statistics_of(found)}]")
+        note(f"[{statistics_of(reply)}]")
     return text
 
 
-def statistics_of(found: Answer) -> str:
-    parts = [f"prompt {found.prompt_tokens} tokens"] if found.prompt_tokens is not None else []
-    if found.completion_tokens is not None:
-        parts.append(f"answer {found.completion_tokens} tokens at {found.completion_tokens / found.seconds:.1f}/s")
-    if found.first_token_seconds is not None:
-        parts.append(f"first token after {found.first_token_seconds:.2f} s")
-    return ", ".join([*parts, f"{found.seconds:.2f} s in all"])
+def statistics_of(reply: Answer) -> str:
+    parts = [f"prompt {reply.prompt_tokens} tokens"] if reply.prompt_tokens is not None else []
+    if reply.completion_tokens is not None:
+        parts.append(f"answer {reply.completion_tokens} tokens at {reply.completion_tokens / reply.seconds:.1f}/s")
+    if reply.first_token_seconds is not None:
+        parts.append(f"first token after {reply.first_token_seconds:.2f} s")
+    return ", ".join([*parts, f"{reply.seconds:.2f} s in all"])
 
 
 def as_curl(url: str, body: dict[str, Any]) -> str:
@@ -108,9 +109,9 @@ def chat(server: Endpoint, talk: Conversation, model: str, post: str | None) -> 
     note(f"chatting with {model}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
     for line in typed_lines():
         try:
-            said = talk.command(line)
-            if said is not None:
-                note(said)
+            outcome = talk.command(line)
+            if outcome is not None:
+                note(outcome)
                 continue
             messages = talk.ask_again() if line.strip() == "/retry" else talk.ask(line)
             talk.add(answer(server, openai_client.request(talk.sampling, model, messages), True, post, talk.stats))
@@ -121,7 +122,7 @@ def chat(server: Endpoint, talk: Conversation, model: str, post: str | None) -> 
 
 
 def typed_lines() -> Iterator[str]:
-    """What the user types, until Ctrl-D; lines that are pasted together are one."""
+    """What the user types, until Ctrl-D; lines that are pasted together are one entry."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - input() edits with it, Chinese, too, and takes a paste as one line
     terminal = sys.stdin.isatty()
@@ -143,20 +144,21 @@ def typed_lines() -> Iterator[str]:
 
 
 def answer_batch(server: Endpoint, settings: Settings, model: str, style: str, chosen: argparse.Namespace) -> None:
-    """Answer all rows, each with its answer or its error; the file appears when whole."""
-    asked = list(question_file.read(chosen.batch, style, chosen.system))
-    if not asked:
+    """Give every row its answer or its error; the file appears when it is whole."""
+    questions = list(question_file.read(chosen.batch, style, chosen.system))
+    if not questions:
         raise UserError(f"{chosen.batch} holds no rows")
     paths.make_parent(chosen.output)
     body = openai_client.request(settings.sampling, model, [])
-    key = key_of([body, [asdict(one) for one in asked], chosen.post, served_weights(settings, chosen.base_url)])
-    with BatchFile(chosen.output, key, len(asked), chosen.force) as file:
+    weights = served_weights(settings, chosen.base_url)
+    key = key_of([body, [asdict(question) for question in questions], chosen.post, weights])
+    with BatchFile(chosen.output, key, len(questions), chosen.force) as file:
         if file.finished:
             return print(f"{chosen.output} is up to date")
         if file.news:
             note(file.news)
         started = time.monotonic()
-        rows = fill(file, lambda number: record(server, body, asked[number], chosen.post), chosen.concurrency)
+        rows = fill(file, lambda number: record(server, body, questions[number], chosen.post), chosen.concurrency)
         file.publish()
     if chosen.stats and rows:
         note(f"[{totals(rows, time.monotonic() - started)}]")
@@ -164,11 +166,11 @@ def answer_batch(server: Endpoint, settings: Settings, model: str, style: str, c
 
 
 def record(server: Endpoint, body: dict[str, Any], question: Question, post: str | None) -> AnswerRecord:
-    """A question's line of the output."""
+    """The line of the output for a question."""
     if question.fault:
         return {"messages": question.messages, "reference": None, "error": question.fault}
     asked = {"messages": question.messages} | ({"tools": question.tools} if question.tools else {})
-    # a call comes as the text that the model was trained to write
+    # without a choice of tools a call comes as the text that the model was trained to write
     answered = server.record(body | asked | ({"tool_choice": "none"} if question.tools else {}))
     row = asked | {"reference": question.reference} | answered
     if post and "answer" in row and (text := POST[post](row["answer"])) != row["answer"]:
@@ -177,7 +179,7 @@ def record(server: Endpoint, body: dict[str, Any], question: Question, post: str
 
 
 def fill(file: BatchFile, work: Callable[[int], AnswerRecord], concurrency: int) -> list[AnswerRecord]:
-    """Have the missing rows answered, with a bar; returns what `totals` needs of them."""
+    """Have the missing rows answered, with a progress bar; returns the figures that `totals` needs."""
     from tqdm import tqdm
 
     figures = ("answer", "prompt_tokens", "completion_tokens", "seconds")
@@ -194,16 +196,18 @@ def fill(file: BatchFile, work: Callable[[int], AnswerRecord], concurrency: int)
 
 
 def totals(rows: list[AnswerRecord], seconds: float) -> str:
-    """Tokens, speed and latency of the rows that were answered now."""
+    """Tokens, speed and latency of the rows that this run answered."""
     times = sorted(row["seconds"] for row in rows if row["answer"] is not None) or [0.0]
     p50, p95 = (times[round(share * (len(times) - 1))] for share in (0.5, 0.95))
     prompt, completion = (sum(row[key] or 0 for row in rows) for key in ("prompt_tokens", "completion_tokens"))
-    return (f"{len(rows)} rows in {seconds:.1f} s: prompts {prompt} tokens, answers {completion} tokens at "
-            f"{completion / seconds:.1f}/s; latency p50 {p50:.2f} s, p95 {p95:.2f} s")  # fmt: skip
+    return (
+        f"{len(rows)} rows in {seconds:.1f} s: prompts {prompt} tokens, answers {completion} tokens at "
+        f"{completion / seconds:.1f}/s; latency p50 {p50:.2f} s, p95 {p95:.2f} s"
+    )
 
 
 def summarize(output: Path) -> None:
-    """Count what the finished file holds; errors in it end the program as one."""
+    """Count the answers and errors in the finished file. Raises UserError where there are errors."""
     cut = failed = count = 0
     for _, row in json_text.json_lines(output):
         count, failed, cut = count + 1, failed + ("error" in row), cut + (row.get("finish_reason") == "length")
@@ -215,15 +219,14 @@ def summarize(output: Path) -> None:
 
 
 def served_weights(settings: Settings, base_url: str | None) -> Any:
-    """What tells the model behind a name from another: the run's own by its bytes, a foreign one by its address."""
+    """What identifies the model behind a name: digests of the run's own, the address of another one."""
     folders = (settings.run_dir / filenames.ADAPTER, settings.run_dir / filenames.MERGED)
     loaded = server_note.served(address.serve_dir(settings))  # by a server that runs; the folders may be newer
-    own = [
-        loaded.get(paths.label(folder)) or manifest.read(folder).digest
-        for folder in folders
-        if (folder / filenames.MANIFEST).exists()
-    ]
-    return base_url or [settings.serve.mode, own]
+    digests = []
+    for folder in folders:
+        if (folder / filenames.MANIFEST).exists():
+            digests.append(loaded.get(paths.label(folder)) or manifest.read(folder).digest)
+    return base_url or [settings.serve.mode, digests]
 
 
 # ---- the command line ----
@@ -242,12 +245,13 @@ def options() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests at a time in --batch [16]")
     parser.add_argument("--post", choices=POST, help="dedupe: take phrases out that an answer repeats in a loop")
     parser.add_argument("--stats", action="store_true", help="tokens, speed and latency, on stderr")
-    parser.add_argument("--retries", type=int, default=openai_client.RETRIES, metavar="N",
-                        help=f"tries after the first, while nothing of an answer is shown [{openai_client.RETRIES}]")  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=openai_client.TIMEOUT, metavar="SECONDS",
-                        help=f"silence after which the server counts as hung [{openai_client.TIMEOUT:g}]")  # fmt: skip
-    parser.add_argument("--wait", type=float, default=server_wait.SECONDS, metavar="SECONDS",
-                        help=f"for a server that is starting or being checked; 0: do not wait [{server_wait.SECONDS:g}]")  # fmt: skip
+    retries, timeout, wait = openai_client.RETRIES, openai_client.TIMEOUT, server_wait.SECONDS
+    text = f"tries after the first, while nothing of an answer is shown [{retries}]"
+    parser.add_argument("--retries", type=int, default=retries, metavar="N", help=text)
+    text = f"silence after which the server counts as hung [{timeout:g}]"
+    parser.add_argument("--timeout", type=float, default=timeout, metavar="SECONDS", help=text)
+    text = f"longest wait for a server that is starting or being checked; 0: none [{wait:g}]"
+    parser.add_argument("--wait", type=float, default=wait, metavar="SECONDS", help=text)
     parser.add_argument("--model", help="the served model's name [the run's name]")
     parser.add_argument("--base-url", help="the endpoint, ending in /v1 [from serve.host and serve.port]")
     parser.add_argument("--curl", action="store_true", help="print the request as a curl command and send nothing")
@@ -255,7 +259,7 @@ def options() -> argparse.Namespace:
 
 
 def check(chosen: argparse.Namespace) -> None:
-    """Refuse options that would be ignored, or that would overwrite what is asked from."""
+    """Refuse options that would be ignored, or would overwrite the file of questions."""
     if sum(map(bool, (chosen.question, chosen.chat, chosen.batch))) != 1:
         raise UserError("give one of: a question, --chat, --batch FILE")
     if (chosen.input or chosen.stream or chosen.curl) and not chosen.question:
@@ -273,15 +277,15 @@ def check(chosen: argparse.Namespace) -> None:
 
 
 def seldom(say: Callable[[str], None], seconds: float = 5) -> Callable[[str], None]:
-    """The same, but silent for some seconds after each line: many requests meet the same trouble."""
+    """`say`, but silent for some seconds after each line: many requests meet the same trouble at once."""
     last = [-seconds]
 
-    def saying(line: str) -> None:
+    def say_seldom(line: str) -> None:
         if time.monotonic() - last[0] >= seconds:
             last[0] = time.monotonic()
             say(line)
 
-    return saying
+    return say_seldom
 
 
 def main() -> int | None:

@@ -6,8 +6,8 @@ Run     make monitor
         python scripts/monitor.py --config configs/demo.yaml --interval 1
         python scripts/monitor.py --config configs/demo.yaml --once        one line of JSON, for scripts
 
-Every figure is of the last interval. The supervisor's own request for one token every five seconds is among
-them. What the door turns away (401, 429 and the like) never reaches vLLM, and is not.
+Every figure covers the last interval. The supervisor's own request for one token every five seconds is included;
+requests that Lockstep refuses before they reach vLLM (401, 429 and the like) are not.
 """
 
 import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
@@ -27,20 +27,20 @@ from lockstep.errors import UserError
 from lockstep.settings import cli
 from lockstep.settings.tree import Settings
 
-SAID = {
+STATES = {
     "starting": "starting: the server loads the model",
     "checked": "being checked: the server opens when it has passed",
     "locked": "the server wants a key: set LOCKSTEP_API_KEY",
     "down": "not answering: start it with `make serve`",
 }
-HOME, CLEAR = "\x1b[H", "\x1b[J"  # of terminals: to the top, and forget what is below
+HOME, CLEAR = "\x1b[H", "\x1b[J"  # terminal sequences: cursor to the top; erase everything below it
 
 
 def look(url: str, settings: Settings) -> Snapshot | str:
     """The server's figures, or why there are none."""
     kind, body = health.kind_of(url, "/metrics", address.serve_dir(settings))
     if kind != "ready":
-        return SAID[kind]
+        return STATES[kind]
     try:
         return vllm_metrics.read(body, time.monotonic())
     except (ValueError, KeyError):  # no figures, or other figures under these names
@@ -48,7 +48,7 @@ def look(url: str, settings: Settings) -> Snapshot | str:
 
 
 def seconds(spread: tuple[float, float] | None) -> str:
-    """p50 and p95 in a unit that can be read."""
+    """p50 and p95, each in milliseconds or seconds."""
     if spread is None:
         return f"{'–':>10}{'–':>10}"
     return "".join(f"{f'{x * 1000:.0f} ms' if x < 1 else f'{x:.2f} s':>10}" for x in spread)
@@ -58,7 +58,8 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def drawn(rates: Rates) -> list[str]:
+def lines_of(rates: Rates) -> list[str]:
+    cache = f"{share(rates.kv_cache)} used, prefix hits {share(rates.cache_hit_rate)}, preempted {rates.preemptions}"
     finished = ", ".join(f"{n} {reason}" for reason, n in rates.finished.items()) or "none"
     return [
         f"requests   running {rates.running:<5} waiting {rates.waiting}",
@@ -67,13 +68,13 @@ def drawn(rates: Rates) -> list[str]:
         f"{'TTFT':<11}{seconds(rates.ttft)}",
         f"{'ITL':<11}{seconds(rates.itl)}",
         f"{'latency':<11}{seconds(rates.e2e)}",
-        f"KV cache   {share(rates.kv_cache)} used, prefix hits {share(rates.cache_hit_rate)}, preempted {rates.preemptions}",
+        f"KV cache   {cache}",
         f"finished   {finished}; errors {rates.errors}",
     ]
 
 
 def watch(url: str, settings: Settings, interval: float) -> None:
-    """Draw the figures anew, until Ctrl-C: in place on a terminal, one line each elsewhere."""
+    """Show the figures again and again until Ctrl-C: in place on a terminal, as one line each time elsewhere."""
     before: Snapshot | None = None
     terminal = sys.stdout.isatty()
     while True:
@@ -82,7 +83,7 @@ def watch(url: str, settings: Settings, interval: float) -> None:
             before, lines = None, [seen]
         else:
             rates = vllm_metrics.between(before, seen) if before else None
-            before, lines = seen, drawn(rates) if rates else ["ready; the first figures come in a moment"]
+            before, lines = seen, lines_of(rates) if rates else ["ready; the first figures come in a moment"]
         now = time.strftime("%H:%M:%S")
         if terminal:
             width = shutil.get_terminal_size().columns
@@ -94,16 +95,15 @@ def watch(url: str, settings: Settings, interval: float) -> None:
 
 
 def once(url: str, settings: Settings, interval: float) -> None:
-    """One interval's figures as a line of JSON."""
-    looks = []
-    for place in range(2):
+    """Print one interval's figures as a line of JSON."""
+    snapshots = []
+    for pause in (interval, 0):
         seen = look(url, settings)
         if isinstance(seen, str):
             raise UserError(f"{url}: {seen}")
-        looks.append(seen)
-        if place == 0:
-            time.sleep(interval)
-    rates = vllm_metrics.between(*looks)
+        snapshots.append(seen)
+        time.sleep(pause)
+    rates = vllm_metrics.between(*snapshots)
     if rates is None:
         raise UserError(f"{url}: the server was started anew meanwhile; ask again")
     print(json.dumps(rates.as_json()))
