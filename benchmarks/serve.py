@@ -28,12 +28,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WITH_PACKAGE = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}  # for programs that use the project's modules
+# Our figure → its name in the result of vLLM's benchmark.
 FIGURES = {
     "output_tokens_per_second": "output_throughput",
-    **{f"{ours}_{p}": f"{p}_{theirs}_ms" for ours, theirs in (("ttft_ms", "ttft"), ("itl_ms", "itl"), ("latency_ms", "e2el"))
-       for p in ("p50", "p99")},
-    "requests": "completed", "failures": "failed", "seconds": "duration",
-}  # fmt: skip
+    "ttft_ms_p50": "p50_ttft_ms",
+    "ttft_ms_p99": "p99_ttft_ms",
+    "itl_ms_p50": "p50_itl_ms",
+    "itl_ms_p99": "p99_itl_ms",
+    "latency_ms_p50": "p50_e2el_ms",
+    "latency_ms_p99": "p99_e2el_ms",
+    "requests": "completed",
+    "failures": "failed",
+    "seconds": "duration",
+}
 # The `vllm` command of the CPU wheel does not start, so its benchmark is called here.
 BENCH = """
 from vllm.benchmarks.serve import add_cli_args, main
@@ -69,8 +76,8 @@ def main():
         for record in readers.records(paths.data_file(file)):
             row = layouts.parse(record, data)
             if isinstance(row, layouts.Row):
-                said = [one["content"] for one in row.messages if one["role"] == "user"]
-                print(json.dumps({"prompt": said[-1]}))
+                asked = [message["content"] for message in row.messages if message["role"] == "user"]
+                print(json.dumps({"prompt": asked[-1]}))
 cli.run(main)
 """
 
@@ -120,12 +127,14 @@ def load(model: str, url: str, tokenizer: Path, questions: Path, concurrency: in
         environment = {"NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
         if key := os.environ.get("LOCKSTEP_API_KEY"):
             environment["OPENAI_API_KEY"] = key
-        command = [sys.executable, "-c", BENCH, *flags, *(word for k, v in words.items() for word in (f"--{k}", v))]
+        command = [sys.executable, "-c", BENCH, *flags]
+        for name, value in words.items():
+            command += [f"--{name}", value]
         answer = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
         if answer.returncode:
             raise SystemExit(f"vLLM's benchmark failed:\n{answer.stderr[-3000:]}")
-        found = json.loads((Path(scratch) / "result.json").read_text(encoding="utf-8"))
-    return {"concurrency": concurrency} | {ours: found[theirs] for ours, theirs in FIGURES.items()}
+        result = json.loads((Path(scratch) / "result.json").read_text(encoding="utf-8"))
+    return {"concurrency": concurrency} | {ours: result[theirs] for ours, theirs in FIGURES.items()}
 
 
 def measure(options: argparse.Namespace, settings: list[str], folder: Path) -> Iterator[dict[str, Any]]:
@@ -142,33 +151,37 @@ def measure(options: argparse.Namespace, settings: list[str], folder: Path) -> I
                     yield {"mode": mode, "flags": flags, **figures}
 
 
-HEADER = (f"{'mode':7} {'clients':>7} {'requests':>8} {'failed':>6} {'tokens/s':>9} {'TTFT p50':>9} {'p99':>7} "
-          f"{'ITL p50':>8} {'p99':>7} {'latency p50':>12} {'p99':>7}  flags")  # fmt: skip
+HEADER = (
+    f"{'mode':7} {'clients':>7} {'requests':>8} {'failed':>6} {'tokens/s':>9} {'TTFT p50':>9} {'p99':>7} "
+    f"{'ITL p50':>8} {'p99':>7} {'latency p50':>12} {'p99':>7}  flags"
+)
 
 
-def line_of(one: dict[str, Any]) -> str:
+def line_of(row: dict[str, Any]) -> str:
     """A row of the table; times in milliseconds."""
-    return (f"{one['mode']:7} {one['concurrency']:7} {one['requests']:8} {one['failures']:6} "
-            f"{one['output_tokens_per_second']:9.1f} {one['ttft_ms_p50']:9.0f} {one['ttft_ms_p99']:7.0f} "
-            f"{one['itl_ms_p50']:8.1f} {one['itl_ms_p99']:7.1f} {one['latency_ms_p50']:12.0f} "
-            f"{one['latency_ms_p99']:7.0f}  {one['flags']}")  # fmt: skip
+    return (
+        f"{row['mode']:7} {row['concurrency']:7} {row['requests']:8} {row['failures']:6} "
+        f"{row['output_tokens_per_second']:9.1f} {row['ttft_ms_p50']:9.0f} {row['ttft_ms_p99']:7.0f} "
+        f"{row['itl_ms_p50']:8.1f} {row['itl_ms_p99']:7.1f} {row['latency_ms_p50']:12.0f} "
+        f"{row['latency_ms_p99']:7.0f}  {row['flags']}"
+    )
 
 
-def best_of(found: list[dict[str, Any]]) -> dict[str, Any]:
+def best_of(measurements: list[dict[str, Any]]) -> dict[str, Any]:
     """For each mode the flags with the most output tokens/s at any concurrency, of those without failures."""
     best: dict[str, Any] = {}
-    for mode in dict.fromkeys(one["mode"] for one in found):
-        sound = [one for one in found if one["mode"] == mode and not one["failures"]]
+    for mode in dict.fromkeys(row["mode"] for row in measurements):
+        sound = [row for row in measurements if row["mode"] == mode and not row["failures"]]
         if not sound:
             continue
-        top = max(sound, key=lambda one: one["output_tokens_per_second"])
-        own = [one["output_tokens_per_second"] for one in sound if not one["flags"]]
-        gain = top["output_tokens_per_second"] / max(own) if own else None
+        top = max(sound, key=lambda row: row["output_tokens_per_second"])
+        as_configured = [row["output_tokens_per_second"] for row in sound if not row["flags"]]
+        gain = top["output_tokens_per_second"] / max(as_configured) if as_configured else None
         best[mode] = {key: top[key] for key in ("flags", "concurrency", "output_tokens_per_second")} | {"ratio": gain}
     return best
 
 
-def draw(found: list[dict[str, Any]], picture: Path) -> None:
+def draw(measurements: list[dict[str, Any]], picture: Path) -> None:
     """Throughput, TTFT, ITL and latency over the number of clients: p50 as lines, p99 dotted."""
     import matplotlib
 
@@ -176,19 +189,23 @@ def draw(found: list[dict[str, Any]], picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, grid = pyplot.subplots(2, 2, figsize=(11, 7), dpi=110, layout="constrained")
-    panels = (("output_tokens_per_second", "output tokens/s"), ("ttft_ms", "TTFT, ms"), ("itl_ms", "ITL, ms"),
-              ("latency_ms", "end-to-end latency, ms"))  # fmt: skip
-    names = list(dict.fromkeys((one["mode"], one["flags"]) for one in found))
-    for axes, (key, label) in zip(grid.flat, panels, strict=True):
-        for number, (mode, flags) in enumerate(names):
-            points = [one for one in found if (one["mode"], one["flags"]) == (mode, flags)]
-            clients = [one["concurrency"] for one in points]
+    panels = {
+        "output_tokens_per_second": "output tokens/s",
+        "ttft_ms": "TTFT, ms",
+        "itl_ms": "ITL, ms",
+        "latency_ms": "end-to-end latency, ms",
+    }
+    servers = list(dict.fromkeys((row["mode"], row["flags"]) for row in measurements))
+    for axes, (key, label) in zip(grid.flat, panels.items(), strict=True):
+        for number, (mode, flags) in enumerate(servers):
+            points = [row for row in measurements if (row["mode"], row["flags"]) == (mode, flags)]
+            clients = [row["concurrency"] for row in points]
             for suffix, style in (("", "o-"),) if key in points[0] else (("_p50", "o-"), ("_p99", "o:")):
                 name = f"{mode} {flags}".strip() if suffix != "_p99" else None
-                axes.plot(clients, [one[key + suffix] for one in points], style, color=f"C{number}", label=name,
-                          markersize=4, linewidth=1.2)  # fmt: skip
+                values = [row[key + suffix] for row in points]
+                axes.plot(clients, values, style, color=f"C{number}", label=name, markersize=4, linewidth=1.2)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(clients, [str(one) for one in clients])
+        axes.set_xticks(clients, [str(count) for count in clients])
         axes.set_xlabel("clients at a time")
         axes.set_ylabel(label + (": p50, p99 dotted" if key != "output_tokens_per_second" else ""))
         axes.set_ylim(bottom=0)
@@ -201,19 +218,24 @@ def draw(found: list[dict[str, Any]], picture: Path) -> None:
 def report(result: dict[str, Any], picture: Path) -> None:
     """The table, the best flags and the picture."""
     print(f"\n{result['output_tokens']} tokens an answer, {result['cores']} cores; times in ms\n{HEADER}")
-    for one in result["measurements"]:
-        print(line_of(one))
+    for row in result["measurements"]:
+        print(line_of(row))
     for mode, top in best_of(result["measurements"]).items():
         gain = f", {top['ratio']:.2f} × as configured" if top["ratio"] else ""
-        print(f"best for {mode}: {top['flags'] or 'as configured'}: {top['output_tokens_per_second']:.1f} output tokens/s "
-              f"with {top['concurrency']} clients{gain}")  # fmt: skip
+        print(
+            f"best for {mode}: {top['flags'] or 'as configured'}: {top['output_tokens_per_second']:.1f} "
+            f"output tokens/s with {top['concurrency']} clients{gain}"
+        )
     draw(result["measurements"], picture)
     print(f"drawn in {picture}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="Other arguments are settings, as for scripts/serve_vllm.sh.")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Other arguments are settings, as for scripts/serve_vllm.sh.",
+    )
     parser.add_argument("--modes", default="merged,lora", help="of merged, lora and base [merged,lora]")
     parser.add_argument(
         "--flags", action="append", default=[], help="settings to try beside the config's own; repeatable"
@@ -231,11 +253,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # by way of `served`, which stops the server
     folder = Path(python(RUN_DIR, *settings).strip()) / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"settings": settings, "output_tokens": options.output_tokens, "seed": options.seed,
-                              "cores": os.cpu_count(), "measurements": []}  # fmt: skip
-    for one in measure(options, settings, folder):
-        print(line_of(one), flush=True)
-        result["measurements"].append(one)
+    result: dict[str, Any] = {
+        "settings": settings,
+        "output_tokens": options.output_tokens,
+        "seed": options.seed,
+        "cores": os.cpu_count(),
+        "measurements": [],
+    }
+    for row in measure(options, settings, folder):
+        print(line_of(row), flush=True)
+        result["measurements"].append(row)
         result["best"] = best_of(result["measurements"])
         for file in (folder / "bench.json", *([options.json] if options.json else [])):  # what is measured is kept
             file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
