@@ -234,7 +234,11 @@ def test_a_model_that_is_not_the_trained_one_is_not_served(home: Home, tmp_path:
 def test_the_port_is_free_again(home: Home) -> None:
     port = free_port()
     supervisor = launch(home, port=port)
-    time.sleep(5)
+    deadline = time.monotonic() + 60
+    while not (note := server_note.current(home.run / "serve")) or note.state != "starting":
+        assert supervisor.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(2)
     supervisor.terminate()  # in the middle of the start
     assert supervisor.wait(timeout=60) == 0
     with socket.socket() as probe:
