@@ -1,4 +1,4 @@
-"""Stage 06: a chat page in the browser, for the endpoint. It loads no model: it asks the server.
+"""Stage 06: a chat page in the browser. It loads no model: it asks the server.
 
 Reads   the endpoint of make serve (or --base-url), and with --compare-url a second one
 Writes  nothing; the page saves a conversation where the browser saves files
@@ -7,8 +7,8 @@ Run     make chat
         python scripts/06_chat_ui.py --config configs/demo.yaml --compare-url http://127.0.0.1:8001/v1
 
 In mode lora the server offers the base beside the adapter: choose it under "Compare with". LOCKSTEP_API_KEY
-goes from this program to the endpoint and never to a browser. Any --ui.host other than loopback wants a
-login: its password is LOCKSTEP_UI_PASSWORD in the environment.
+goes from this program to the endpoint and never to a browser. A --ui.host other than loopback needs a
+login, whose password is LOCKSTEP_UI_PASSWORD in the environment.
 """
 
 import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing packages while this imports
@@ -42,11 +42,11 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Sealed:
-    """Sends every answer with a policy that keeps browsers on this server.
+    """ASGI middleware that sends every answer with a policy by which browsers fetch from this server only.
 
     Args:
-        own_names: answer where this machine is asked by its own names, and not where a page of the web
-            whose name was made to lead here asks.
+        own_names: answer only requests for localhost or a loopback address. This keeps out pages of the web whose
+            name was made to resolve to this machine (DNS rebinding).
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], own_names: bool) -> None:
@@ -57,8 +57,8 @@ class Sealed:
         if scope["type"] == "http" and self.own_names and not middleware.HERE.fullmatch(host):
             from starlette.responses import PlainTextResponse
 
-            said = f"without {PASSWORD} this page is at http://localhost or a loopback address only"
-            return await PlainTextResponse(said, 403)(scope, receive, send)
+            reason = f"without {PASSWORD} this page answers at http://localhost or a loopback address only"
+            return await PlainTextResponse(reason, 403)(scope, receive, send)
 
         async def sealed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -70,7 +70,7 @@ class Sealed:
 
 
 def login(settings: Settings) -> tuple[str, str] | None:
-    """Name and password, where one is needed or set.
+    """Name and password, where a password is needed or set.
 
     Raises:
         UserError: others can reach the page, and there is no password.
@@ -86,18 +86,22 @@ def login(settings: Settings) -> tuple[str, str] | None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket on the first free port from `port` on."""
-    for place in range(port, min(port + PORTS, 65536)):
-        made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """A listening socket at the first free port from `port` on.
+
+    Raises:
+        UserError: none of the next PORTS ports is free, or the port needs root.
+    """
+    for number in range(port, min(port + PORTS, 65536)):
+        candidate = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            made.bind((host, place))
-            made.listen(128)
-            return made
+            candidate.bind((host, number))
+            candidate.listen(128)
+            return candidate
         except PermissionError as error:
-            raise UserError(f"port {place} needs the rights of root: choose one above 1023 with --ui.port") from error
+            raise UserError(f"port {number} needs root: choose one above 1023 with --ui.port") from error
         except OSError:
-            made.close()
+            candidate.close()
     raise UserError(f"no free port at {host} from {port} on: choose another --ui.port, or another --ui.host")
 
 
@@ -111,15 +115,26 @@ def serve(page: Any, at: socket.socket, auth: tuple[str, str] | None) -> None:
 
     page.queue(max_size=256)
     app = gradio.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page, path="", auth=auth, footer_links=[],
-        run_history=False, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, max_file_size=1,
-        show_error=False, theme=layout.theme(), css_paths=[layout.CSS],
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="",
+        auth=auth,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        max_file_size=1,
+        show_error=False,
+        theme=layout.theme(),
+        css_paths=[layout.CSS],
         head=f"<script>{layout.SCRIPT.read_text(encoding='utf-8')}</script>",
-    )  # fmt: skip
-    # Browsers hold connections open that Ctrl-C need not wait for.
+    )
+    # Browsers keep connections open, and Ctrl-C need not wait for them.
     config = uvicorn.Config(Sealed(app, own_names=auth is None), log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)  # it would tell of each one cut
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)  # or it reports each of them
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[at])
 

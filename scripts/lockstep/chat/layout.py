@@ -1,4 +1,4 @@
-"""The parts of the chat page: what stands where, and how it looks. `chatpage` says what they do."""
+"""The parts of the chat page: what stands where, and how it looks. `page` says what they do."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,20 @@ PRESETS = {
 STEPS = {"temperature": 0.05, "top_p": 0.05, "top_k": 1, "repetition_penalty": 0.05}  # of the sliders
 # Where a slider over all that the setting takes would be of no use.
 SLIDER_ENDS = {"top_k": {"maximum": 200}, "repetition_penalty": {"minimum": 0.8}}
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei",
-         "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "sans-serif"]  # fmt: skip
+FONTS = [
+    "system-ui",
+    "-apple-system",
+    "Segoe UI",
+    "Roboto",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "sans-serif",
+]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
 
 
@@ -31,10 +43,10 @@ def theme() -> Any:
 
 
 class Parts:
-    """All parts, made where they stand: inside a `gr.Blocks`.
+    """All parts of the page. Create it inside a `gr.Blocks`.
 
     Args:
-        sampling: what the controls show first.
+        sampling: what the controls show at first.
     """
 
     def __init__(self, sampling: Sampling) -> None:
@@ -49,7 +61,7 @@ class Parts:
         with gr.Row(elem_id="ask"):
             self._ask()
         self.hint = gr.HTML(elem_id="hint")
-        self.file = gr.Textbox(visible="hidden", elem_id="file")  # what the browser is to save
+        self.file = gr.Textbox(visible="hidden", elem_id="file")  # carries what the browser is to save
 
     def _settings(self, sampling: Sampling) -> None:
         self.model = gr.Dropdown(label="Model", elem_id="model", filterable=False)
@@ -67,9 +79,14 @@ class Parts:
         self.state = gr.HTML(elem_id="state")
         self.new = gr.Button("New chat", size="sm", elem_id="new", min_width=80, scale=0)
         self.language = gr.Radio(
-            [("EN", "en"), ("中文", "zh")], value="en", show_label=False, container=False,
-            elem_id="language", min_width=110, scale=0,
-        )  # fmt: skip
+            [("EN", "en"), ("中文", "zh")],
+            value="en",
+            show_label=False,
+            container=False,
+            elem_id="language",
+            min_width=110,
+            scale=0,
+        )
 
     def _ask(self) -> None:
         self.box = gr.Textbox(
@@ -81,16 +98,26 @@ class Parts:
 
 def _pane(name: str, visible: bool) -> Any:
     return gr.Chatbot(
-        elem_id=name, visible=visible, show_label=False, editable="user", buttons=["copy"], layout="bubble",
-        height="100%", min_width=260, group_consecutive_messages=False, feedback_options=None,
+        elem_id=name,
+        visible=visible,
+        show_label=False,
+        editable="user",
+        buttons=["copy"],
+        layout="bubble",
+        height="100%",
+        min_width=260,
+        group_consecutive_messages=False,
+        feedback_options=None,
         reasoning_tags=[("<think>", "</think>")],
-    )  # fmt: skip
+    )
 
 
 def _preset(sampling: Sampling) -> str | None:
-    """The preset that the settings are, if they are one."""
-    ours = [getattr(sampling, key) for key in CONTROLS]
-    return next((name for name, one in PRESETS.items() if [getattr(one, key) for key in CONTROLS] == ours), None)
+    """The preset that has these settings, if one has."""
+    for name, preset in PRESETS.items():
+        if all(getattr(preset, key) == getattr(sampling, key) for key in CONTROLS):
+            return name
+    return None
 
 
 def _control(name: str, value: float) -> Any:

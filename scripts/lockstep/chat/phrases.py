@@ -20,14 +20,13 @@ WORDS = {
     "top_k": ("Top-k (-1: all)", "Top-k（-1：不限）"),
     "repetition_penalty": ("Repetition penalty", "重复惩罚"),
     "max_tokens": ("Max tokens", "最多生成 token 数"),
-    "settings": ("Settings", "设置"),
     "send": ("Send", "发送"),
     "stop": ("Stop", "停止"),
     "new": ("New chat", "新对话"),
     "export_markdown": ("Save as Markdown", "存为 Markdown"),
     "export_json": ("Save as JSON", "存为 JSON"),
     "export_hint": (
-        "JSON holds the first model's whole answers as a training row.",
+        "JSON holds the first model's complete answers as a training row.",
         "JSON 收录第一个模型的完整回答，可直接当训练数据。",
     ),
     "write": ("Write a message…", "输入消息…"),
@@ -35,13 +34,13 @@ WORDS = {
     "welcome": ("### What would you like to ask?", "### 想问点什么？"),
     # state line
     "ready": ("ready: {models}", "就绪：{models}"),
-    "starting": ("starting: the server loads the model…", "启动中：服务端正在加载模型…"),
+    "starting": ("starting: the server is loading the model…", "启动中：服务端正在加载模型…"),
     "checked": (
-        "being checked: the server opens when it has passed",
+        "being checked: the server opens once it has passed",
         "核验中：通过之后服务端才会开放",
     ),
     "locked": (
-        "the server wants a key: set LOCKSTEP_API_KEY and start this page again",
+        "the server needs a key: set LOCKSTEP_API_KEY and start this page again",
         "服务端需要密钥：设置 LOCKSTEP_API_KEY 后重启本页面",
     ),
     "down": ("not answering at {url}: start it with `make serve`", "{url} 没有响应：用 `make serve` 启动服务"),

@@ -1,7 +1,7 @@
 """A conversation with one model, or with two side by side: what was asked, and how each answer went.
 
-Each answer is made in a thread of its own, so that two come at the same time, and a page that
-shows them can be redrawn, or stop them, whatever the server does.
+Each answer is received in a thread of its own, so that two models answer at the same time, and the page
+can be redrawn, or stop the answers, whatever the server does.
 """
 
 import json
@@ -16,14 +16,14 @@ from lockstep.client.request_errors import NoAnswer
 from lockstep.errors import UserError
 from lockstep.settings.schema import Sampling
 
-# Of an answer: `length` was cut off by max_tokens, `broken` ended in the middle, `failed` never began.
+# Of an answer: `length`: cut off by max_tokens · `broken`: ended in the middle · `failed`: never began.
 State = Literal["running", "whole", "length", "stopped", "broken", "failed"]
-WHOLE = ("whole", "length")
+SENT_ON = ("whole", "length")  # answers that later questions are sent with
 
 
 @dataclass(frozen=True)
-class Voice:
-    """A model at an endpoint, and what to call it."""
+class ServedModel:
+    """A model at an endpoint, and the name that the page shows."""
 
     endpoint: Endpoint
     model: str
@@ -31,7 +31,7 @@ class Voice:
 
 
 class _Stopped(Exception):
-    """The reader has seen enough."""
+    """The reader pressed Stop."""
 
 
 @dataclass
@@ -39,9 +39,16 @@ class Reply:
     """One model's answer, as far as it has come.
 
     Attributes:
-        tokens: counted by the server; while the answer is made, and where it broke off, the pieces that came.
-        first: seconds until the first of them.
-        error: why there is no answer, or only a part of one.
+        label: the model's name on the page.
+        text: what has come of the answer.
+        state: see `State`.
+        error: why there is no answer, or only part of one.
+        tokens: as the server counted them; the pieces received so far, as long as the answer is not whole.
+        prompt_tokens: as the server counted them.
+        seconds: from the question to the end of the answer.
+        first: seconds until the first piece.
+        stopped: whether the reader pressed Stop.
+        started: when it was asked, on the monotonic clock.
     """
 
     label: str
@@ -55,34 +62,32 @@ class Reply:
     stopped: bool = False
     started: float = field(default_factory=time.monotonic)
 
-    def make(self, voice: Voice, body: dict[str, Any]) -> None:
-        """Have the answer made."""
+    def receive(self, model: ServedModel, body: dict[str, Any]) -> None:
+        """Ask the model, and take the answer piece by piece; returns when it has ended."""
         try:
-            found = voice.endpoint.ask(body, show=self._grow)
+            answer = model.endpoint.ask(body, show=self._add)
+            self.tokens = answer.completion_tokens or self.tokens
+            self.prompt_tokens = answer.prompt_tokens
+            self._end("length" if answer.finish_reason == "length" else "whole")
         except _Stopped:
-            return
+            pass
         except NoAnswer as error:
             self._end("broken" if error.shown else "failed", error)
-            return
-        except Exception as error:  # nobody waits for this thread: the page must not wait for its answer for ever
-            self._end("broken" if self.text else "failed", UserError(f"{type(error).__name__}: {error}"))
-            raise
-        self.tokens = found.completion_tokens or self.tokens
-        self.prompt_tokens = found.prompt_tokens
-        self._end("length" if found.finish_reason == "length" else "whole")
+        finally:  # a fault of this program must not leave the page waiting; its traceback is in the terminal
+            self._end("broken" if self.text else "failed", UserError("this page's program failed: see its terminal"))
 
     def stop(self) -> None:
-        """End it here: what has come stays. The request ends with the next piece that arrives."""
+        """End it here and keep what has come. The request ends with the next piece that arrives."""
         self.stopped = True
         self._end("stopped")
 
     @property
     def speed(self) -> float:
-        """Tokens per second, from the first one on."""
+        """Tokens per second since the first one."""
         elapsed = (self.seconds or time.monotonic() - self.started) - (self.first or 0.0)
         return (self.tokens - 1) / elapsed if self.tokens > 1 and elapsed > 0 else 0.0
 
-    def _grow(self, piece: str) -> None:
+    def _add(self, piece: str) -> None:
         if self.stopped:
             raise _Stopped
         self.first = self.first or time.monotonic() - self.started
@@ -90,7 +95,7 @@ class Reply:
         self.tokens += 1
 
     def _end(self, state: State, error: UserError | None = None) -> None:
-        if self.state == "running":  # what comes after a stop changes nothing
+        if self.state == "running":  # the first end counts: nothing changes an answer that was stopped
             self.seconds, self.error, self.state = time.monotonic() - self.started, error, state
 
 
@@ -100,55 +105,61 @@ class Turn:
     replies: list[Reply]
 
 
-class Talk:
-    """What has been said on one page. A turn counts for a model only when its answer is whole."""
+class ChatSession:
+    """The conversation on one page. A turn counts for a model only if it has answered it."""
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
         self.system = ""
 
-    def ask(self, question: str, voices: list[Voice], sampling: Sampling, system: str) -> Turn:
-        """Have a question answered by each of the voices; returns the turn, in which the answers grow."""
+    def ask(self, question: str, models: list[ServedModel], sampling: Sampling, system: str) -> Turn:
+        """Have each of the models answer a question; returns the turn, in which the answers grow."""
         self.system = system.strip()
-        bodies = [request(sampling, voice.model, self.messages(place, question)) for place, voice in enumerate(voices)]
-        turn = Turn(question, [Reply(voice.label) for voice in voices])
+        bodies = [request(sampling, model.model, self.messages(pane, question)) for pane, model in enumerate(models)]
+        turn = Turn(question, [Reply(model.label) for model in models])
         self.turns.append(turn)
-        for reply, voice, body in zip(turn.replies, voices, bodies, strict=True):
-            threading.Thread(target=reply.make, args=(voice, body), daemon=True).start()
+        for reply, model, body in zip(turn.replies, models, bodies, strict=True):
+            threading.Thread(target=reply.receive, args=(model, body), daemon=True).start()
         return turn
 
-    def messages(self, place: int, question: str) -> list[dict[str, Any]]:
-        """What to send to the model in a place to have a question answered."""
-        said = Conversation(Sampling(), self.system)
-        for turn, reply in self._counting(place):
-            said.turns.append((turn.question, reply.text))
-        return said.ask(question)
+    def messages(self, pane: int, question: str) -> list[dict[str, Any]]:
+        """What the model in a pane is sent to answer a question: its own history and the question."""
+        conversation = Conversation(Sampling(), self.system)
+        for turn, reply in self._answered(pane):
+            conversation.turns.append((turn.question, reply.text))
+        return conversation.ask(question)
 
     @property
     def running(self) -> bool:
-        return any(reply.state == "running" for turn in self.turns[-1:] for reply in turn.replies)
+        """Whether an answer is still coming."""
+        return any(reply.state == "running" for reply in self._last_replies())
 
     def stop(self) -> None:
-        for turn in self.turns[-1:]:
-            for reply in turn.replies:
-                reply.stop()
+        """Stop the answers that are still coming."""
+        for reply in self._last_replies():
+            reply.stop()
+
+    def _last_replies(self) -> list[Reply]:
+        return self.turns[-1].replies if self.turns else []
 
     def rows(self) -> str:
-        """The conversation with the first model as a JSON array of training rows; only answers that ended by themselves."""
-        turns = [(turn, reply) for turn, reply in self._counting(0) if reply.state == "whole"]
-        said = [
-            message
-            for turn, reply in turns
-            for message in (
-                {"role": "user", "content": turn.question},
-                {"role": "assistant", "content": reply.text},
-            )
-        ]
+        """The conversation with the first model as a JSON array of one training row, or none.
+
+        Only answers that ended by themselves are part of it.
+        """
+        messages = []
+        for turn, reply in self._answered(0):
+            if reply.state == "whole":
+                messages += [
+                    {"role": "user", "content": turn.question},
+                    {"role": "assistant", "content": reply.text},
+                ]
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return json.dumps([{"messages": [*system, *said]}] if said else [], ensure_ascii=False, indent=2) + "\n"
+        rows = [{"messages": [*system, *messages]}] if messages else []
+        return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
 
     def markdown(self) -> str:
-        """All of it, for people: with both models, and what became of each answer."""
+        """The whole conversation for people to read: both models' answers, and what became of each."""
         parts = [f"> {line}" for line in self.system.splitlines()] + [""] if self.system else []
         for turn in self.turns:
             parts += [f"## {turn.question}", ""]
@@ -157,7 +168,7 @@ class Talk:
                 parts += [f"**{reply.label}**{ending}", "", reply.text, ""]
         return "\n".join(parts)
 
-    def _counting(self, place: int) -> list[tuple[Turn, Reply]]:
-        """The turns that a model has answered, with its answers."""
-        answered = [(turn, turn.replies[place]) for turn in self.turns if place < len(turn.replies)]
-        return [(turn, reply) for turn, reply in answered if reply.state in WHOLE and reply.text]
+    def _answered(self, pane: int) -> list[tuple[Turn, Reply]]:
+        """The turns that the model in a pane has answered, with its answers."""
+        replies = [(turn, turn.replies[pane]) for turn in self.turns if pane < len(turn.replies)]
+        return [(turn, reply) for turn, reply in replies if reply.state in SENT_ON and reply.text]
