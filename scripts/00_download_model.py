@@ -36,7 +36,7 @@ from lockstep.settings.schema import Model
 
 # Weights, settings, tokenizer and template: all that a model needs, and nothing that can run.
 ALLOWED = (
-    "*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "LICENSE*",
+    "*.safetensors", "*.json", "*.jinja", filenames.MERGES, filenames.WORDPIECES, filenames.SENTENCEPIECE, "LICENSE*",
 )  # fmt: skip
 # A wheel's name, and no folder, address or option of pip's, which would run a setup.py.
 WHEEL = re.compile(r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*")

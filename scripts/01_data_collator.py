@@ -213,7 +213,7 @@ def template_advice(chat: Template, data: Data, thoughts: int) -> list[str]:
 
 def failed_folder(folder: Path) -> Path:
     """Where the account of rows that must not be trained on is kept."""
-    return folder.with_name("data.failed")
+    return folder.with_name(filenames.DATA_FAILED)
 
 
 def refuse(reason: str, work: Path, folder: Path) -> None:
@@ -234,7 +234,7 @@ def show_samples(folder: Path, settings: Settings, count: int) -> None:
 
     text = (folder / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
     chat = template.load(settings.model.folder, text, settings.data.allow_tokens)
-    train = load_from_disk(folder / "train")
+    train = load_from_disk(folder / filenames.TRAIN)
     for sample in train.select(range(min(count, len(train)))):
         print(f"\n{sample['row']}")
         for kind, token in preview.token_spans(sample["input_ids"], sample["labels"], chat):

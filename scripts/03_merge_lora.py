@@ -110,7 +110,7 @@ def refuse(report: dict[str, Any], settings: Settings, adapter: Path, failed: Pa
 
 def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
     """Write outputs/<run>/merged/, or nothing but merged.failed/merge_report.json."""
-    failed, full = stage.folder.with_name("merged.failed"), settings.method == "full"
+    failed, full = stage.folder.with_name(filenames.MERGED_FAILED), settings.method == "full"
     with stage.writing() as work:
         report = merge_candidates(settings, adapter, work)
         stage.metrics = report["candidates"][report["strategy"]]

@@ -173,7 +173,7 @@ def evaluate(settings: Settings, work: Path) -> dict[str, Any]:
             who, tasks, run_dir / filenames.ANSWERS, section.concurrency, print, progress_bar
         )
 
-    metrics = verdict.metrics(cases, answers, panel, recorded, run_dir / filenames.DATA / "train", section.seed)
+    metrics = verdict.metrics(cases, answers, panel, recorded, run_dir / filenames.DATA / filenames.TRAIN, section.seed)
     metrics["sampling"] = sampling_of(settings).model_dump(exclude_none=True)
     metrics["samplings"] = [
         verdict.of_sampling(cases, sampling, answers["tuned"][f"sampling-{number}"])

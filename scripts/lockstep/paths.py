@@ -1,6 +1,6 @@
-"""Where things are. `models/` and `data/hub/` are downloaded, `outputs/` is made here.
+"""Where things are. `models/` and `data/hub/` hold downloads, `outputs/` what the stages make.
 
-`LOCKSTEP_HOME` moves these to another disk; the user's data files and configs stay where they are.
+`LOCKSTEP_HOME` moves these three to another disk; the user's data files and configs stay where they are.
 """
 
 import os
@@ -21,10 +21,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 def check_name(name: str) -> str:
-    """The name itself if it is safe as a folder name; ValueError otherwise."""
+    """The name, if it is safe as the name of a folder. Raises ValueError otherwise."""
     if not NAME.fullmatch(name):
         raise ValueError(
-            "must start with a letter or digit, go on with letters, digits, '.', '_' or '-', "
+            "must start with a letter or digit, continue with letters, digits, '.', '_' or '-', "
             "and have at most 96 characters"
         )
     return name
@@ -34,7 +34,7 @@ def model_dir(name: str) -> Path:
     """The folder of a downloaded model.
 
     Raises:
-        UserError: no safe folder name can be made of `name`.
+        UserError: `name` is not safe as the name of a folder.
     """
     try:
         return MODELS / check_name(name)
@@ -43,7 +43,7 @@ def model_dir(name: str) -> Path:
 
 
 def run_dir(run: str) -> Path:
-    """The folder of a run's stages: data, adapter, merged, base, serve, eval."""
+    """The folder of a run, which holds those of its stages: data, adapter, merged, base, serve, eval."""
     return OUTPUTS / check_name(run)
 
 
@@ -53,21 +53,21 @@ def data_file(path: str) -> Path:
 
 
 def label(path: Path) -> str:
-    """How a path is written in manifests and messages: short where it is one of ours."""
+    """How manifests and messages write a path: short, if it is one of ours."""
     if any(path.is_relative_to(ours) for ours in (MODELS, OUTPUTS, DATASETS)):
         return path.relative_to(HOME).as_posix()
     short = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
-    # a file in the repository's own outputs/, where LOCKSTEP_HOME is elsewhere, must not be taken for one of there
+    # if LOCKSTEP_HOME is elsewhere, a file in the repository's own outputs/ must not be taken for one of that home
     return short if short and not short.startswith(_OURS) else path.as_posix()
 
 
 def resolve_label(text: str) -> Path:
-    """The path that `label` wrote as `text`."""
+    """The path that `label` writes as `text`."""
     return HOME / text if text.startswith(_OURS) else ROOT / text
 
 
 def make_parent(path: Path) -> None:
-    """Create the folder that will hold `path`; a UserError where that is impossible."""
+    """Create the folder that will hold `path`. Raises UserError where that is impossible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

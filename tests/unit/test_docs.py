@@ -165,6 +165,17 @@ def test_the_makefile_shows_each_stages_plain_line() -> None:
         assert re.search(rf"^\t\$\(PY\) scripts/{script.name}", makefile, flags=re.M), script.name
 
 
+def test_the_makefile_hands_earlier_stages_the_settings_that_they_read() -> None:
+    """Its pattern RUN repeats names of sections: all but those that no stage before the server reads."""
+    later = {"serve", "sampling", "evaluate", "ui"}
+    top = {name for name, _ in tree.leaves() if "." not in name}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    pattern = re.search(r"--\(([a-z|]+)\|serve\\.mode\|\(([a-z|]+)\)\\.", makefile)
+    assert pattern, "RUN in the Makefile looks different"
+    assert set(pattern[1].split("|")) == top
+    assert set(pattern[2].split("|")) == set(tree.SECTIONS) - later, "a new section belongs there, or to `later` here"
+
+
 def test_no_setting_is_read_by_nothing() -> None:
     """Each leaf's name occurs in the code outside its definition, or its section is passed on whole."""
     whole = {"lora", "quantization", "train", "sampling"}

@@ -1,10 +1,13 @@
 """The house keeps its order: packages import downwards only, functions fit on a screen, names say what they hold."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 from support.programs import ROOT
+
+from lockstep.artifacts import filenames
 
 PACKAGE = ROOT / "scripts/lockstep"
 # A room imports only from those before it, inside functions too; scripts import any of them.
@@ -131,3 +134,32 @@ def test_unit_tests_stand_where_the_code_does() -> None:
     for test in (ROOT / "tests/unit").glob("*/test_*.py"):
         code = PACKAGE / test.parent.name / f"{test.stem.removeprefix('test_')}.py"
         assert code.exists(), f"{test.relative_to(ROOT)} tests no module of that name"
+
+
+FILE_NAME = re.compile(
+    r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(json|jsonl|jinja|safetensors|model|html|csv|txt|png|md|log)"
+)
+
+
+def written_names(file: Path) -> set[str]:
+    """The names of files and folders that a module spells out: whole literals, and what stands after a path's slash."""
+    names = set()
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE_NAME.fullmatch(node.value):
+            names.add(node.value)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant):
+            names |= set(node.right.value.split("/")) if isinstance(node.right.value, str) else set()
+    return names
+
+
+def test_the_name_of_a_file_or_folder_stands_in_one_place() -> None:
+    """Names that stages share are constants of artifacts/filenames.py; any other name belongs to one module alone."""
+    shared = {value for value in vars(filenames).values() if isinstance(value, str)}
+    modules_of: dict[str, list[str]] = {}
+    for file in [*SCRIPTS, *MODULES]:
+        # paths.py names what is outside of runs: the repository's own data/, models/ and outputs/
+        if file not in (PACKAGE / "artifacts/filenames.py", PACKAGE / "paths.py"):
+            for name in written_names(file):
+                modules_of.setdefault(name, []).append(file.name)
+    repeated = {name: modules for name, modules in modules_of.items() if name in shared or len(modules) > 1}
+    assert not repeated, "use artifacts/filenames.py"

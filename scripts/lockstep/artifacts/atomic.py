@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and on the disk before anything relies on them."""
+"""Files that exist whole or not at all, and are on the disk before anything relies on them."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from typing import IO, Any
 def replacing(
     file: Path, mode: str = "w", newline: str | None = None, encoding: str | None = "utf-8"
 ) -> Iterator[IO[Any]]:
-    """A stream for a file's new bytes: a reader sees the old file or the new one, never half of one.
+    """A stream for the new content of a file: readers see the old file or the new one, never half of one.
 
-    Two processes must not write the same file at once. What a killed one leaves, the next one replaces.
+    Two processes must not write the same file at once. What a killed process leaves behind, the next one replaces.
 
     Raises: OSError.
     """
@@ -40,7 +40,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Have a file's or a folder's bytes on the disk before going on."""
+    """Wait until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,5 +49,5 @@ def fsync(path: Path) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """The value in a JSON file. Raises: OSError; ValueError or RecursionError where it is no JSON."""
+    """The value in a JSON file. Raises: OSError; ValueError or RecursionError where it is not JSON."""
     return json.loads(file.read_text(encoding="utf-8"))

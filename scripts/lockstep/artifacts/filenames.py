@@ -1,4 +1,4 @@
-"""The name of every file and folder that one stage writes and another, or somebody else, reads: each once.
+"""The name of every file and folder that one stage writes and another stage, or another program, reads: each once.
 
 `docs/files.md` says what they hold.
 """
@@ -22,12 +22,18 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SENTENCEPIECE = "tokenizer.model"
+VOCABULARY = "vocab.json"
+WORDPIECES = "vocab.txt"
+MERGES = "merges.txt"
 CHAT_TEMPLATE = "chat_template.jinja"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
-# data/
+# data/, beside data.failed/ with the reports of rows that were refused
+DATA_FAILED = "data.failed"
+TRAIN, VALIDATION, TEST = "train", "validation", "test"  # folders of the splits
 LEDGER = "ledger.json"
 REJECTS = "rejects.jsonl"
 CHANGES = "changes.jsonl"
@@ -44,7 +50,11 @@ MODEL_CARD = "README.md"
 TRAINING_LOG = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 
-# merged/
+# checkpoints/checkpoint-STEP/
+TRAINER_STATE = "trainer_state.json"  # transformers' own
+
+# merged/, or merged.failed/ with nothing but the report
+MERGED_FAILED = "merged.failed"
 MERGE_REPORT = "merge_report.json"
 
 # serve/

@@ -1,4 +1,4 @@
-"""A JSON-lines file that grows while a stage works: what is torn off at its end, by a kill or a full disk, never counts."""
+"""A JSON-lines file that grows while a stage works. A last line that a kill or a full disk cut off is ignored."""
 
 import json
 from pathlib import Path
@@ -17,14 +17,14 @@ def append(file: Path, record: dict[str, Any]) -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All whole records; none where there is no file.
+    """All complete records; none if there is no file.
 
     Raises:
-        UserError: a line in it is no record.
+        UserError: a complete line is not JSON.
     """
     if not file.exists():
         return []
-    # as bytes, and split there alone: a text may hold other line breaks, and may end within a character
+    # split as bytes: texts may contain other line breaks, and the last line may end within a character
     *lines, _ = file.read_bytes().split(b"\n")
     try:
         return [json.loads(line) for line in lines]
@@ -33,7 +33,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def forget_after(file: Path, step: int) -> None:
-    """Drop the records of later steps, and what is torn off."""
+    """Drop the records of later steps, and an incomplete last line."""
     if file.exists():
         kept = [record for record in read(file) if record["step"] <= step]
         with atomic.replacing(file, "wb", encoding=None) as stream:

@@ -1,8 +1,8 @@
 """A folder is complete if and only if its manifest verifies.
 
-`manifest.json` is written last. Its `digest` covers what the folder is: stage, schema, the
-settings that the stage read, the digests of its inputs and the hashes of its files. Beside it
-stands what may differ between two equal runs: time, command, versions, device, metrics.
+`manifest.json` is written last. Its `digest` covers what the folder is: stage, schema, the settings that the stage
+read, the digests of its inputs and the hashes of its files. It does not cover what may differ between two equal runs:
+time, command, versions, device, metrics.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ from lockstep.errors import UserError
 from lockstep.settings.tree import flatten
 
 SCHEMA = 1
-# Files that hold timings: verified like all others, but no part of what the folder *is*.
+# Files that contain timings: verified like all others, but not part of what the folder *is*.
 VOLATILE_FILES = frozenset({filenames.METRICS})
-CACHED = 500  # hashes of large files that are remembered
-# What makes each kind of folder, for the message that says it is missing.
+CACHED = 500  # hashes of large files to remember
+# Stage → the command that makes its folder, for messages about missing folders.
 MAKERS = {
     "download": "make download",
     "dataset": "make data",
@@ -34,21 +34,29 @@ MAKERS = {
     "base": "python scripts/03_merge_lora.py --base",
     "evaluate": "make evaluate",
 }
+# Folder of a run → the stage that makes it.
+STAGES = {
+    filenames.DATA: "data",
+    filenames.ADAPTER: "train",
+    filenames.MERGED: "merge",
+    filenames.BASE: "base",
+    filenames.EVALUATION: "evaluate",
+}
 
 
 def maker_of(folder: Path) -> str:
-    """The command that makes a folder, from where the folder is."""
+    """The command that makes a folder, judging by where the folder is."""
     if folder.parent == paths.MODELS:
         return MAKERS["download"]
     if folder.parent == paths.DATASETS:
         return MAKERS["dataset"]
-    return MAKERS[{"adapter": "train", "merged": "merge", "base": "base", "eval": "evaluate"}.get(folder.name, "data")]
+    return MAKERS[STAGES.get(folder.name, "data")]
 
 
 def again(folder: Path) -> str:
-    """The command that makes a folder anew, for messages."""
+    """The command that makes a folder again, for messages."""
     maker = maker_of(folder)
-    if folder.parent == paths.DATASETS:  # --force makes rows anew, and fetches nothing that is there
+    if folder.parent == paths.DATASETS:  # --force would only build the rows again
         return f"remove {paths.label(folder)} and run `{maker}`"
     return f"run `{maker} ARGS=--force`" if maker.startswith("make ") else f"run `{maker} --force`"
 
@@ -81,13 +89,13 @@ class Manifest(BaseModel):
     seconds: float = 0.0
 
     def content_digest(self) -> str:
-        """sha256 over all that makes this folder what it is; equal bytes give equal digests."""
+        """sha256 over everything that makes this folder what it is; equal content gives equal digests."""
         content = {
             "stage": self.stage,
             "schema": self.schema_,
             "config": self.config,
             "inputs": self.inputs,
-            "files": {n: f.sha256 for n, f in self.files.items() if n not in VOLATILE_FILES},
+            "files": {name: record.sha256 for name, record in self.files.items() if name not in VOLATILE_FILES},
         }
         return hashlib.sha256(canonical(content)).hexdigest()
 
@@ -105,23 +113,23 @@ class Manifest(BaseModel):
 
 
 def canonical(value: Any) -> bytes:
-    """One spelling of a JSON value, to be hashed."""
+    """The canonical spelling of a JSON value, for hashing."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def short(digest: str | None) -> str:
-    """The first letters of a digest, for messages."""
+    """The first characters of a digest, for messages."""
     return digest[:8] if digest else "none"
 
 
 def sha256_of(file: Path) -> str:
-    """sha256 of a file's bytes, remembered by device, inode, size, mtime and ctime.
+    """sha256 of a file's bytes, cached by device, inode, size, mtime and ctime.
 
-    A user cannot set ctime back, so an edit that keeps the file's time is seen; renaming the
-    folder that holds the file changes none of them.
+    A user cannot set ctime back, so even an edit that preserves mtime is noticed. Renaming the folder that contains
+    the file changes none of them.
     """
     status = file.stat()
-    if status.st_size < 2**20:  # hashed faster than looked up
+    if status.st_size < 2**20:  # hashing it is faster than looking it up
         return hashlib.sha256(file.read_bytes()).hexdigest()
     key = f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
     cache = _read_cache()
@@ -129,7 +137,7 @@ def sha256_of(file: Path) -> str:
         with file.open("rb") as stream:
             cache[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(_cache_file().with_suffix(".lock")):  # stages of several runs remember here
+        with filelock.FileLock(_cache_file().with_suffix(".lock")):  # several stages may run at once
             kept = dict(list(cache.items())[-CACHED:])
             atomic.write_json(_cache_file(), {"hashes": kept, "sha256": hashlib.sha256(canonical(kept)).hexdigest()})
     return cache[key]
@@ -145,26 +153,26 @@ def _read_cache() -> dict[str, str]:
         hashes: dict[str, str] = cache["hashes"]
         sound = hashlib.sha256(canonical(hashes)).hexdigest() == cache["sha256"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return {}  # none yet, or a broken one: hash again
+        return {}  # there is none yet, or it is damaged: hash again
     return hashes if sound else {}
 
 
 def payload(folder: Path) -> dict[str, Path]:
-    """The folder's files by relative name, without the manifest.
+    """The files of a folder by relative name, without the manifest.
 
     Raises:
-        UserError: something there is no regular file (a link, a socket).
+        UserError: something in it is not a regular file (a link, a socket).
     """
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
         if stat.S_ISDIR(mode):
             continue
         if not stat.S_ISREG(mode):
-            raise UserError(f"{paths.label(path)} is no regular file: links are not followed here")
-        found[path.relative_to(folder).as_posix()] = path
-    found.pop(filenames.MANIFEST, None)
-    return found
+            raise UserError(f"{paths.label(path)} is not a regular file: links are not followed here")
+        files[path.relative_to(folder).as_posix()] = path
+    files.pop(filenames.MANIFEST, None)
+    return files
 
 
 def hash_files(folder: Path) -> dict[str, FileRecord]:
@@ -198,19 +206,19 @@ def read(folder: Path) -> Manifest:
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:
-    """Fail in milliseconds if files are missing, new, or of another size.
+    """Fail within milliseconds if files are missing, unexpected, or of another size.
 
     Raises:
         UserError: names the file.
     """
-    found = payload(folder)
-    for name in sorted(found.keys() | manifest.files.keys()):
+    present = payload(folder)
+    for name in sorted(present.keys() | manifest.files.keys()):
         record = manifest.files.get(name)
         if record is None:
             problem = "does not belong there"
-        elif name not in found:
+        elif name not in present:
             problem = "is missing"
-        elif found[name].stat().st_size != record.bytes:
+        elif present[name].stat().st_size != record.bytes:
             problem = "has another size than when it was made"
         else:
             continue
@@ -230,7 +238,7 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
 
 
 def check_seal(folder: Path) -> None:
-    """Compare every byte of somebody's folder, where a stage or a checkpoint sealed it; others have no such manifest.
+    """Compare every byte of a user's folder with its manifest, if a stage or a checkpoint of ours left one in it.
 
     Raises:
         UserError: names the file.
@@ -247,17 +255,17 @@ def check_seal(folder: Path) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """What stands for an input in a digest: a folder's own digest, a file's sha256."""
+    """What represents an input in a digest: a folder's own digest, or a file's sha256."""
     if path.is_dir():
         return read(path).digest
     return sha256_of(path)
 
 
 def require(folder: Path, stage: str) -> Manifest:
-    """The manifest of an input folder, checked as far as the first second allows.
+    """The manifest of an input folder, checked as far as is possible within a second.
 
-    Sizes must match, and what the folder was made from must still be what is there now, as far
-    as it is there: a deleted input is no fault, a changed one makes the folder stale.
+    Sizes must match, and the inputs from which the folder was made must be unchanged if they still exist: a deleted
+    input is not an error, a changed one makes the folder stale.
 
     Raises:
         UserError: missing, incomplete, changed, stale, or made by another stage.
@@ -281,13 +289,16 @@ def require(folder: Path, stage: str) -> Manifest:
 
 
 def identity(folder: Path) -> str:
-    """What tells one published output from the next, even of equal bytes: when it was made, too. Nothing where there is none."""
+    """What distinguishes one published output from the next, even with equal bytes; empty if there is none.
+
+    It covers the whole manifest, and so the time at which the output was made.
+    """
     file = folder / filenames.MANIFEST
     return sha256_of(file) if file.exists() else ""
 
 
 def looks_complete(folder: Path) -> bool:
-    """Whether a folder has a sound manifest and files of the right sizes."""
+    """Whether a folder has a valid manifest and files of the right sizes."""
     try:
         check_sizes(folder, read(folder))
     except UserError:

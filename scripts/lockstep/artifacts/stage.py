@@ -1,4 +1,4 @@
-"""How a stage writes its folder: alone, beside the final place, and visible only when whole."""
+"""How a stage writes its output folder: under a lock, beside the final place, and visible only when complete."""
 
 import contextlib
 import datetime
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import filelock
 
+import lockstep
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.artifacts.manifest import FileRecord, Manifest
@@ -28,15 +29,15 @@ PACKAGES = (
 
 
 class Stage:
-    """One stage's output folder, from the look at what is there to the rename that makes it count.
+    """The output folder of a stage, from the check of what is there to the rename that publishes it.
 
     Args:
         name: the stage, a key of `manifest.MAKERS`.
         folder: where the output goes.
-        config: the settings that this stage reads, as plain JSON.
-        inputs: folders with manifests, and files, that the output is made from.
-        force: make the output again, even where a complete one would be replaced.
-        keep_partial: leave unfinished work for the next try (downloads resume).
+        config: the settings that the stage reads, as plain JSON.
+        inputs: the folders with manifests, and the files, from which the output is made.
+        force: make the output again, and replace even a complete one.
+        keep_partial: keep unfinished work for the next attempt, as downloads that resume do.
     """
 
     def __init__(
@@ -49,10 +50,10 @@ class Stage:
         keep_partial: bool = False,
     ) -> None:
         self.name, self.config = name, dict(config)
-        self.folder = folder.resolve() if folder.is_symlink() else folder  # a link to a larger disk stays one
+        self.folder = folder.resolve() if folder.is_symlink() else folder  # a link to a larger disk stays a link
         self.input_paths, self.force, self.keep_partial = inputs, force, keep_partial
         self.inputs = self._fingerprints()
-        self.metrics: dict[str, Any] = {}  # filled by the stage while it works
+        self.metrics: dict[str, Any] = {}  # filled by the stage
         self.device = "cpu"
         self.revision: str | None = None  # of a downloaded model or data set
         self.origin: Literal["external"] | None = None  # of an adapter that was trained elsewhere
@@ -61,7 +62,7 @@ class Stage:
         """The manifest of a complete output made from equal inputs with equal settings.
 
         Raises:
-            UserError: a complete output stands there, but of other inputs or settings, or it was
+            UserError: there is a complete output, but it was made from other inputs or settings, or has been
                 changed since; `force` skips all this.
         """
         if self.force:
@@ -73,23 +74,23 @@ class Stage:
                     f"{paths.label(self.folder)} holds files that Lockstep did not write: move them away{or_force}"
                 )
             return None
-        found = manifest.read(self.folder)
-        changed = found.differences(self.config, self.inputs)
+        record = manifest.read(self.folder)
+        changed = record.differences(self.config, self.inputs)
         if changed:
             raise UserError(
                 f"{paths.label(self.folder)} was made with other inputs ({'; '.join(changed)}): "
                 f"--force makes it again, another {'--model.name' if self.name == 'download' else '--run'} keeps both"
             )
-        manifest.check_hashes(self.folder, found)
-        return found
+        manifest.check_hashes(self.folder, record)
+        return record
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
         """A temporary folder beside the final one; leaving the block publishes it.
 
         Raises:
-            UserError: another process works on this folder, or an input's bytes are not those
-                that its manifest promises.
+            UserError: another process is writing this folder, or the bytes of an input are not those that its
+                manifest lists.
         """
         paths.make_parent(self.folder)
         with self._locked():
@@ -110,7 +111,7 @@ class Stage:
                 raise
 
     def same_task_or_clear(self, work: Path) -> None:
-        """Empty kept partial work that belongs to other settings; for `keep_partial`."""
+        """Discard kept partial work if it belongs to other settings or inputs; for `keep_partial`."""
         note = work.with_name(f"{work.name}.json")
         task = manifest.canonical({"config": self.config, "inputs": self.inputs})
         if not note.exists() or note.read_bytes() != task:
@@ -136,7 +137,7 @@ class Stage:
             lock.release()
 
     def recover(self) -> None:
-        """Put the last good output back, should a kill have come between the two renames of its replacement."""
+        """Put the previous output back, if a kill came between the two renames that replace it."""
         with self._locked():
             self._recover()
 
@@ -157,7 +158,7 @@ class Stage:
         self._require_same_inputs()
 
     def _require_same_inputs(self) -> None:
-        """What is published must be of what its manifest names, and not of what took its place meanwhile."""
+        """Refuse to publish what was made from inputs that have been replaced in the meantime."""
         now = self._fingerprints()
         if changed := [label for label, digest in self.inputs.items() if now[label] != digest]:
             raise UserError(f"{', '.join(changed)} changed while this stage ran: run it again")
@@ -166,7 +167,7 @@ class Stage:
         self._require_same_inputs()
         readable = 0o444 & ~_umask()
         for path in manifest.payload(work).values():
-            path.chmod(path.stat().st_mode | readable)  # safetensors writes for its owner alone
+            path.chmod(path.stat().st_mode | readable)  # safetensors makes files that only their owner can read
             atomic.fsync(path)
         record = self._manifest(manifest.hash_files(work), seconds)
         atomic.write_json(work / filenames.MANIFEST, record.model_dump(by_alias=True))
@@ -202,27 +203,26 @@ class Stage:
 
 
 def _umask() -> int:
-    """What this process takes away from new files; it can only be read by setting it."""
+    """The permissions that new files do not get. It can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def _git_commit() -> str | None:
-    """The commit of this checkout, or None outside of one."""
+    """The commit of this checkout, or None outside of a repository."""
     try:
         answer = subprocess.run(
-            ["git", "-C", str(paths.ROOT), "rev-parse", "HEAD"],
-            capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
+            ["git", "-C", str(paths.ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
+    versions = {"lockstep": lockstep.__version__, "python": sys.version.split()[0]}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -110,7 +110,7 @@ def cases(data: Path, most: int | None) -> list[Case]:
     """
     from datasets import load_from_disk
 
-    split = load_from_disk(str(data / "test"))
+    split = load_from_disk(str(data / filenames.TEST))
     if not len(split):
         raise UserError("the test split has no rows: set --data.test_file or --data.test_share and make the data again")
     rows = split.select(range(min(len(split), most or len(split))))

@@ -18,7 +18,7 @@ from lockstep.prompts.template import Template
 from lockstep.settings.tree import Settings
 from lockstep.training import reference
 
-TOKENIZERS = (filenames.TOKENIZER, "tokenizer.model")  # one of them makes a folder's tokenizer complete
+TOKENIZERS = (filenames.TOKENIZER, filenames.SENTENCEPIECE)  # one of them makes a folder's tokenizer complete
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -112,7 +112,7 @@ def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
     shutil.copyfile(data / filenames.CONTRACT, work / filenames.CONTRACT)
     atomic.write_json(work / filenames.GENERATION_CONFIG, {"eos_token_id": own_chat.stop_ids})
     dtype = networks.compute_dtype(settings.train.dtype, on)
-    dtype_name = str(dtype).removeprefix("torch.")
+    dtype_name = networks.dtype_name(dtype)
     network = certificate.load_trained(settings, work, dtype)
     atomic.write_json(
         work / filenames.BASE_TENSORS, {"dequantized": peft_adapter.base_hashes(network), "dtype": dtype_name}

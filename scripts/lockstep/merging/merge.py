@@ -165,7 +165,7 @@ def write_rest(base: Path, adapter: Path, out: Path) -> None:
     stops = [chat.end_of_turn, chat.tokenizer.eos_token_id, *of_base]
     unique = list(dict.fromkeys(stop for stop in stops if stop is not None))
     eos: Any = unique if len(unique) > 1 else unique[0]
-    config |= {"eos_token_id": eos, "dtype": str(DTYPE).removeprefix("torch.")}
+    config |= {"eos_token_id": eos, "dtype": networks.dtype_name(DTYPE)}
     config.pop("torch_dtype", None)
     if not _still_tied(base, out):
         config["tie_word_embeddings"] = False

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MEBIBYTE = 2**20
 # Files that must be read as a whole: no real one is larger.
-LARGEST = {filenames.TOKENIZER: 256, "vocab.json": 64, filenames.WEIGHTS_INDEX: 64, "merges.txt": 64, "vocab.txt": 64,
+LARGEST = {filenames.TOKENIZER: 256, filenames.VOCABULARY: 64, filenames.WEIGHTS_INDEX: 64, filenames.MERGES: 64, filenames.WORDPIECES: 64,
            filenames.CHAT_TEMPLATE: 1}  # fmt: skip
 LARGEST_OTHER = 16  # mebibytes of any other JSON file
 OBJECTS = {filenames.CONFIG, filenames.GENERATION_CONFIG, filenames.TOKENIZER_CONFIG, filenames.TOKENIZER}

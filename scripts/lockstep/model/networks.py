@@ -40,6 +40,11 @@ def compute_dtype(setting: str, on: str) -> torch.dtype:
     return torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype as configs and manifests write it: bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def longest(config: Any) -> int | None:
     """The positions that a model has; None where its config sets no bound."""
     found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError, is_out_of_memory
-from lockstep.model import networks
+from lockstep.model import adapter_files, networks
 from lockstep.settings.schema import Lora
 
 NAME = "default"  # PEFT's name of the only adapter
@@ -109,7 +109,7 @@ def save(model: Any, origin: str, initial: Path | None, state: Any, work: Path) 
 def base_hashes(model: Any) -> dict[str, str]:
     """sha256 of every 4-bit weight as training computed with it, by the name of the base's tensor."""
     return {
-        name.removeprefix("base_model.model.").replace(".base_layer", "") + ".weight": networks.tensor_sha256(
+        name.removeprefix(adapter_files.PREFIX).replace(".base_layer", "") + ".weight": networks.tensor_sha256(
             networks.dequantize(layer)
         )
         for name, layer in networks.linear4bit(model)

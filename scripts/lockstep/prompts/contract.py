@@ -1,6 +1,6 @@
-"""The token contract: conversations and the exact prompt ids that training renders for them.
+"""The token contract: test conversations with the exact prompt ids that training renders for them.
 
-A server that tokenizes these conversations to the same ids sees what training saw.
+A server that tokenizes these conversations to the same ids gives the model the prompts that it was trained on.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from lockstep.prompts.template import Message, Refused, Template
 from lockstep.settings.schema import Data
 
 GOLDEN = Path(__file__).with_name("golden.json")
-FEWEST = 30  # conversations; with fewer, a difference could slip through
+FEWEST = 30  # conversations; with fewer, a difference could go unnoticed
 TOOL = {
     "type": "function",
     "function": {
@@ -26,7 +26,7 @@ TOOL = {
 
 
 def golden() -> Iterator[tuple[str, list[Message]]]:
-    """(name, messages) of every golden conversation, each ending with the user's turn."""
+    """(name, messages) of every test conversation; each ends with a turn of the user."""
     for name, turns in atomic.read_json(GOLDEN).items():
         yield name, [{"role": role, "content": _repeated(text)} for role, text in turns]
 
@@ -38,18 +38,25 @@ def _repeated(text: str) -> str:
     return body * int(times)
 
 
+def _control_token(chat: Template, messages: list[Message]) -> str | None:
+    for message in messages:
+        if token := chat.control_token(message["content"]):
+            return token
+    return None
+
+
 def build(chat: Template, data: Data) -> dict[str, Any]:
     """The contract of a run's template and tokenizer.
 
-    Conversations that the template refuses, or that hold one of this tokenizer's own control
-    tokens, are left out and named.
+    Conversations that the template refuses, or that contain a control token of this tokenizer, are left out and
+    listed with the reason.
 
     Raises:
         UserError: fewer than FEWEST conversations are left.
     """
     conversations, left_out = [], {}
     for name, messages in golden():
-        if token := next(filter(None, (chat.control_token(m["content"]) for m in messages)), None):
+        if token := _control_token(chat, messages):
             left_out[name] = f"holds {token}"
             continue
         try:
@@ -65,7 +72,8 @@ def build(chat: Template, data: Data) -> dict[str, Any]:
             left_out["a tool"] = str(error)
     if len(conversations) < FEWEST:
         reason = next(iter(left_out.values()))
-        raise UserError(f"the chat template takes only {len(conversations)} of {len(left_out) + len(conversations)} test conversations ({reason})")  # fmt: skip
+        total = len(left_out) + len(conversations)
+        raise UserError(f"the chat template takes only {len(conversations)} of {total} test conversations ({reason})")
     return {
         "template_sha256": hashlib.sha256(chat.text.encode()).hexdigest(),
         "special_ids": chat.special_ids,

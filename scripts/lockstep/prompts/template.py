@@ -1,7 +1,7 @@
-"""The one renderer: the same template and the same ids in training, merging and serving.
+"""Rendering conversations: the same template and the same token ids in training, merging and serving.
 
-A prompt's ids are the whole rendered prompt, encoded without added special tokens, as vLLM does
-it. Only the answer is encoded apart; the end-of-turn token follows it and is supervised.
+A prompt is rendered and encoded as a whole, without added special tokens, as vLLM does it. Only the answer is encoded
+by itself; the end-of-turn token follows it and is supervised.
 """
 
 import datetime
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TODAY = Data().date
-PROBES = ("Be brief. (a+b)*2", "你是谁？", "🙂")  # what any tokenizer should give back, and what most do
+PROBES = ("Be brief. (a+b)*2", "你是谁？", "🙂")  # texts that any tokenizer should decode unchanged; most do
 THINKING_FLAGS = ("enable_thinking", "thinking")
 BUILT_IN = {"instruction_zh": Path(__file__).with_name("instruction_zh.jinja")}
-INPUT_MARK = "\n\n### 输入:\n"  # where instruction_zh.jinja finds the input in a user message
+INPUT_MARK = "\n\n### 输入:\n"  # separates instruction and input in a user message; instruction_zh.jinja looks for it
 _SENTINEL = "LockstepAnswer"
-# A template is a program of somebody else's: all that its own faults can raise.
+# A template is somebody else's program: these are the errors that its faults can raise.
 FAILURES = (
     TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
 )  # fmt: skip
@@ -43,10 +43,10 @@ Message = dict[str, Any]
 
 
 def fold(instruction: str, context: str, template: str) -> str:
-    """One user message from Alpaca's instruction and input, so that a chat request can send it.
+    """Alpaca's instruction and input as one user message, as a chat request sends it.
 
     Args:
-        context: Alpaca's `input`; blank counts as none.
+        context: Alpaca's `input`; if it is blank, there is none.
         template: the `data.template` setting.
     """
     if not context.strip():
@@ -57,14 +57,14 @@ def fold(instruction: str, context: str, template: str) -> str:
 
 
 def source(data: Data, model_dir: Path) -> str:
-    """The template that a run uses, with default system prompt, thinking flag and date written into it.
+    """The source of the template that a run uses, with system prompt, thinking flag and date written into it.
 
     Args:
-        data: its template is `model`, a name in BUILT_IN, or the path of a .jinja file.
+        data: its `template` is `model`, a name in BUILT_IN, or the path of a .jinja file.
         model_dir: the base model's folder.
 
     Raises:
-        UserError: no such template, the model has none of its own, or it has nothing to fix.
+        UserError: there is no such template, the model has none of its own, or it lacks what is to be written into it.
     """
     setting = data.template
     file = (
@@ -86,24 +86,24 @@ def source(data: Data, model_dir: Path) -> str:
 
 
 def of_folder(model_dir: Path) -> str | None:
-    """The chat template in a folder with a tokenizer; before templates had a file of their own it stood in another."""
+    """The chat template in a tokenizer's folder: in a file of its own, or, in older ones, in the tokenizer's config."""
     if (model_dir / filenames.CHAT_TEMPLATE).exists():
         return (model_dir / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
     file = model_dir / filenames.TOKENIZER_CONFIG
     settings = atomic.read_json(file) if file.exists() else {}
     text = settings.get("chat_template")
     if isinstance(text, list):  # several, by name
-        text = next((one["template"] for one in text if one.get("name") == "default"), None)
+        text = next((named["template"] for named in text if named.get("name") == "default"), None)
     return text if isinstance(text, str) else None
 
 
 def bake(text: str, system_prompt: str | None = None, thinking: bool | None = None, date: datetime.date = TODAY) -> str:
-    """A template with what could differ between training and serving written into it.
+    """A template into which everything is written that could differ between training and serving.
 
     Args:
-        system_prompt: opens every conversation without a system message; None leaves the template as it is.
-        thinking: shadows the flags by which templates open a block of thought; None leaves their default.
-        date: what the template is told where it asks for today's.
+        system_prompt: for conversations without a system message; None leaves the template as it is.
+        thinking: the value of the flags by which templates open a block of thought; None leaves their default.
+        date: what the template gets when it asks for today's date.
 
     Raises:
         UserError: `thinking` is given and the template has no such flag, or it asks for the date in an unknown way.
@@ -117,13 +117,13 @@ def bake(text: str, system_prompt: str | None = None, thinking: bool | None = No
     if "strftime_now" in text:
         fixed += _fixed_date(text, date)
     if system_prompt is not None:
-        literal = json.dumps(system_prompt, ensure_ascii=False)  # a JSON string is a Jinja string, too
+        literal = json.dumps(system_prompt, ensure_ascii=False)  # a JSON string is also a Jinja string
         fixed += (
             "{%- if messages[0]['role'] != 'system' -%}"
             "{%- set messages = [{'role': 'system', 'content': " + literal + "}] + messages -%}"
             "{%- endif -%}"
         )
-    # The empty {{ '' }} keeps the next line break, which Jinja would take away after a block.
+    # The empty {{ '' }} keeps the next line break, which Jinja would remove after a block.
     return fixed + "{{ '' }}" + text if fixed else text
 
 
@@ -133,10 +133,11 @@ def thinking_flags(text: str) -> list[str]:
 
 
 def _fixed_date(text: str, date: datetime.date) -> str:
-    """A macro in the place of the function that tells templates the time."""
+    """A macro that takes the place of the function from which templates get the time."""
     calls = re.findall(r"strftime_now\s*\(\s*(.)", text)
-    formats = dict.fromkeys(found[1] for found in re.findall(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)", text))
-    if len(calls) != len(re.findall(r"strftime_now\s*\(\s*(?:'[^']*'|\"[^\"]*\")\s*\)", text)):
+    formats = dict.fromkeys(form for _, form in re.findall(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)", text))
+    constant_calls = re.findall(r"strftime_now\s*\(\s*(?:'[^']*'|\"[^\"]*\")\s*\)", text)
+    if len(calls) != len(constant_calls):  # a format that is computed could be anything
         raise UserError(
             "the chat template asks for the date in a way that cannot be fixed: choose another --data.template"
         )
@@ -145,15 +146,15 @@ def _fixed_date(text: str, date: datetime.date) -> str:
         for form in formats
     )
     macro = "{%- macro strftime_now(format) -%}" + cases + "{%- endmacro -%}"
-    # Llama's templates take a date that a request may bring
+    # in Llama's templates a request may bring a date of its own
     shadow = "{%- set date_string = " + json.dumps(date.strftime(next(iter(formats)))) + " -%}" if formats else ""
     return macro + (shadow if "date_string" in text else "")
 
 
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Raise UserError in a template that takes longer: one that was looked at may still loop over somebody's own row."""
-    if threading.current_thread() is not threading.main_thread():  # where no signal can be taken
+    """Raise UserError if a template takes longer: it may loop over a row although it was inspected before."""
+    if threading.current_thread() is not threading.main_thread():  # signals only reach the main thread
         yield
         return
 
@@ -187,13 +188,13 @@ class Template:
 
     Attributes:
         text: the Jinja source.
-        end_text: what follows an answer, up to and with the end-of-turn token.
-        end_ids: its token ids.
+        end_text: what follows an answer, up to and including the end-of-turn token.
+        end_ids: the token ids of `end_text`.
         end_of_turn: the last of them.
 
     Raises:
-        UserError: the template fails, or puts no control token after an answer, so that a model
-            trained with it would never learn to stop.
+        UserError: the template fails, or writes no control token after an answer, so that a model trained with it
+            would never learn to stop.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str, allowed: Sequence[str] = ()) -> None:
@@ -201,53 +202,58 @@ class Template:
         tokenizer.chat_template = text
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         if unknown := set(allowed) - set(added):
-            raise UserError(f"--data.allow_tokens: {', '.join(sorted(unknown))} is no added token of this tokenizer")
-        # Runs of spaces (▁ for some tokenizers) are added tokens, too; they control nothing.
+            raise UserError(
+                f"--data.allow_tokens: {', '.join(sorted(unknown))} is not an added token of this tokenizer"
+            )
+        # Runs of spaces (▁ in some tokenizers) are added tokens, too, but control nothing.
         controls = {token for token in added if token.strip().strip("▁")} - set(allowed)
         self._control = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
         self._seams = Seams(controls, text)
         self.end_text = self._find_end()
         self.end_ids = self.encode([self.end_text])[0]
         self.end_of_turn = self.end_ids[-1]
-        # SentencePiece puts a space before a text's first word; an answer never is a text's beginning.
+        # SentencePiece puts a space before the first word of a text, and an answer never begins a text.
         self._marks_starts = self.encode(["a"])[0] != self.encode([self.end_text + "a"])[0][len(self.end_ids) :]
 
     @property
     def stop_ids(self) -> list[int]:
         """The ids at which a model trained with this template stops: end of turn, and the tokenizer's eos."""
-        return [one for one in dict.fromkeys([self.end_of_turn, self.tokenizer.eos_token_id]) if one is not None]
+        ids = dict.fromkeys([self.end_of_turn, self.tokenizer.eos_token_id])  # each once, in this order
+        return [token for token in ids if token is not None]
 
     @property
     def special_ids(self) -> dict[str, int | None]:
         """The ids of bos, eos, pad and end_of_turn."""
-        made = self.tokenizer
         return {
-            "bos": made.bos_token_id, "eos": made.eos_token_id, "pad": made.pad_token_id, "end_of_turn": self.end_of_turn,
-        }  # fmt: skip
+            "bos": self.tokenizer.bos_token_id,
+            "eos": self.tokenizer.eos_token_id,
+            "pad": self.tokenizer.pad_token_id,
+            "end_of_turn": self.end_of_turn,
+        }
 
     @property
     def starts_with_bos(self) -> bool:
-        """Whether the tokenizer by itself begins a text with a token for that."""
+        """Whether the tokenizer by itself puts its bos token at the beginning of a text."""
         bos = self.tokenizer.bos_token_id
         return bos is not None and cast(list[int], self.tokenizer.encode("a"))[0] == bos
 
     def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
-        """The prompt that asks for the next answer, as text. Raises Refused."""
+        """The text of the prompt for the next answer. Raises Refused."""
         return self._apply(messages, tools, add_generation_prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
-        """The prompt's token ids, equal to those of the server for the same messages. Raises Refused."""
+        """The token ids of the prompt, equal to those of the server for the same messages. Raises Refused."""
         return self.encode([self.render(messages, tools)])[0]
 
     def answer_text(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: str) -> str:
-        """What a model must say to give the last message, without the end of the turn.
+        """What a model must generate to give the last message, without the end of the turn.
 
-        An answer of text is that text, byte for byte. For tool calls and reasoning it is what the
+        For an answer that is plain text it is that text, byte for byte. For tool calls and reasoning it is what the
         template adds to the prompt.
 
         Raises:
-            Refused: the template writes such an answer in a way that no model can give.
-            Dropped: it leaves a part of the answer out.
+            Refused: the template writes the answer in a form that no model can generate.
+            Dropped: it omits a part of the answer.
         """
         message = messages[-1]
         if not (message.get("tool_calls") or message.get("reasoning_content")):
@@ -265,45 +271,45 @@ class Template:
         return answer
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        """Each answer's token ids and the end of the turn: what is supervised."""
+        """The token ids of each answer and of the end of its turn: what is supervised."""
         before = self.end_text if self._marks_starts else ""
         encoded = self.encode([before + answer for answer in answers])
         return [ids[len(self.end_ids) if before else 0 :] + self.end_ids for ids in encoded]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts, without added special tokens."""
+        """The token ids of texts, without added special tokens."""
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         return cast(list[list[int]], encoded["input_ids"])
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """The texts that token ids stand for, control tokens too, with nothing tidied up."""
+        """The texts of token ids, including control tokens, without any clean-up."""
         core = getattr(self.tokenizer, "backend_tokenizer", None)
         if core is not None:
-            return cast(list[str], core.decode_batch([list(one) for one in ids], skip_special_tokens=False))
-        return [cast(str, self.tokenizer.decode(one, clean_up_tokenization_spaces=False)) for one in ids]
+            return cast(list[str], core.decode_batch([list(row) for row in ids], skip_special_tokens=False))
+        return [cast(str, self.tokenizer.decode(row, clean_up_tokenization_spaces=False)) for row in ids]
 
     def spelled(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """The texts of what `answer_ids` gave, without the end of the turn."""
+        """The texts of what `answer_ids` returned, without the end of the turn."""
         if not self._marks_starts:
             return self.decode([ids[: -len(self.end_ids)] for ids in answers])
         texts = self.decode([[*self.end_ids, *ids[: -len(self.end_ids)]] for ids in answers])
         return [text[len(self.end_text) :] for text in texts]
 
     def control_token(self, text: str) -> str | None:
-        """The first added token of the tokenizer in a text, which would act as a control token."""
+        """The first added token of the tokenizer in a text, where it would act as a control token; or None."""
         match = self._control.search(text)
         if match is None and not text.isascii():
             match = self._control.search(self._normalized(text))
         return match.group() if match else None
 
     def seam_token(self, texts: Sequence[str]) -> str | None:
-        """A control token that a conversation's texts, none of which holds one, could become where two of them meet."""
+        """A control token that could arise where two texts of a conversation meet, though neither contains it."""
         return self._seams.token([text if text.isascii() else self._normalized(text) for text in texts])
 
     def _normalized(self, text: str) -> str:
-        """The text as the tokenizer sees it: some fold ＜ to <, and a token may appear."""
+        """The text as the tokenizer sees it: some turn ＜ into <, and a control token may appear."""
         core = getattr(self.tokenizer, "backend_tokenizer", None)
         return cast(str, core.normalizer.normalize_str(text)) if core and core.normalizer else text
 
@@ -337,14 +343,14 @@ class Template:
 
 
 def load(model_dir: Path, text: str, allowed: Sequence[str] = ()) -> Template:
-    """The tokenizer of a model folder with a template's source.
+    """The tokenizer of a model folder, with the source of a template.
 
-    transformers 5 builds the tokenizer of some classes anew instead of reading tokenizer.json; with
-    byte-level files that name another class (copies of DeepSeek's, say) spaces and Chinese vanish
-    without a word. Then tokenizer.json is taken as it is, and saved so with adapter and merged model.
+    For some tokenizer classes transformers 5 rebuilds the tokenizer instead of reading tokenizer.json. With byte-level
+    files that name another class (copies of DeepSeek's, for instance) spaces and Chinese are lost silently. Then
+    tokenizer.json is used as it is, and is saved that way with the adapter and the merged model.
 
     Raises:
-        UserError: no tokenizer, or one that loses plain text either way.
+        UserError: there is no tokenizer, or it loses plain text either way.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

@@ -1,8 +1,8 @@
-"""Control tokens that come into being where a template puts two texts side by side.
+"""Control tokens that arise where a template writes two texts next to each other.
 
-No text need hold a whole one: an answer that ends with `<|im_` and a call whose name begins with
-`end|>` make one where the template writes nothing between them, and so does a key `think` in a
-template that writes `<` before keys and `>` after them.
+Neither text needs to contain the whole token: an answer that ends with `<|im_` and a call whose name begins with
+`end|>` form one if the template writes nothing between them, and so does a key `think` in a template that writes `<`
+before keys and `>` after them.
 """
 
 from collections import defaultdict
@@ -10,15 +10,21 @@ from collections.abc import Iterable, Sequence
 
 from jinja2 import Environment, TemplateSyntaxError
 
-Place = tuple[str, int]  # a token, and how many of its characters stand before the seam
+Place = tuple[str, int]  # a token, and how many of its characters are before the seam
 
 
 class Seams:
-    """What can be put together to a control token.
+    """Finds control tokens that can be put together from pieces.
 
     Args:
         tokens: the control tokens.
-        source: the chat template, whose own pieces of text take part.
+        source: the chat template, whose own literal texts can be pieces, too.
+
+    Attributes:
+        begins: a beginning of a token → the places up to which it reaches.
+        ends: an end of a token → the places from which it goes on.
+        inner: a part from the middle of a token → (token, where it starts, where it ends).
+        longest: characters of the longest token.
     """
 
     def __init__(self, tokens: Iterable[str], source: str) -> None:
@@ -33,51 +39,58 @@ class Seams:
                 self.ends[token[place:]].add((token, place))
                 for last in range(place + 1, len(token)):
                     self.inner[token[place:last]].add((token, place, last))
-        own = _pieces(source)
-        self.own_begun, self.own_ended = self._begun(own), self._ended(own)
+        literals = _literals(source)
+        self.template_begun, self.template_ended = self._begun(literals), self._ended(literals)
 
     def token(self, texts: Sequence[str]) -> str | None:
-        """A control token that these texts could become side by side, wherever the template puts them."""
-        made = self._begun(texts)  # with something of the texts in them
-        every = made | self.own_begun
-        inner = {found for text in texts for part in (text, text.strip()) for found in self.inner.get(part, ())}
+        """A control token that these texts could form, in whatever order the template writes them; or None.
+
+        A token counts only if a part of it comes from the texts: what the template writes by itself is intended.
+        """
+        from_texts = self._begun(texts)  # places up to which a token can be put together with a part from the texts,
+        reached = from_texts | self.template_begun  # and all such places
+        middles: set[tuple[str, int, int]] = set()
+        for text in texts:
+            middles |= self.inner.get(text, set()) | self.inner.get(text.strip(), set())
+        # A text that is a middle part leads from one place to a later one, and that may be where the next one starts.
         grown = True
         while grown:
-            more = {(token, last) for token, place, last in inner if (token, place) in every}
-            grown = not more <= made
-            made |= more
-            every |= more
-        found = (every & self._ended(texts)) | (made & self.own_ended)
-        return min(found)[0] if found else None
+            further = {(token, last) for token, place, last in middles if (token, place) in reached}
+            grown = not further <= from_texts
+            from_texts |= further
+            reached |= further
+        complete = (reached & self._ended(texts)) | (from_texts & self.template_ended)
+        return min(complete)[0] if complete else None
 
     def _begun(self, texts: Iterable[str]) -> set[Place]:
-        """The places up to which a token stands at a text's end; templates trim texts."""
-        return {
-            found
-            for text in texts
-            for part in {text[-self.longest :], text.rstrip()[-self.longest :]}
-            for start in range(len(part))
-            for found in self.begins.get(part[start:], ())
-        }
+        """The places up to which tokens are written at the end of a text; templates may trim texts."""
+        places: set[Place] = set()
+        for text in texts:
+            for tail in {text[-self.longest :], text.rstrip()[-self.longest :]}:
+                for start in range(len(tail)):
+                    places |= self.begins.get(tail[start:], set())
+        return places
 
     def _ended(self, texts: Iterable[str]) -> set[Place]:
-        """The places from which on a token stands at a text's beginning."""
-        return {
-            found
-            for text in texts
-            for part in {text[: self.longest], text.lstrip()[: self.longest]}
-            for end in range(1, len(part) + 1)
-            for found in self.ends.get(part[:end], ())
-        }
+        """The places from which tokens go on at the beginning of a text."""
+        places: set[Place] = set()
+        for text in texts:
+            for head in {text[: self.longest], text.lstrip()[: self.longest]}:
+                for end in range(1, len(head) + 1):
+                    places |= self.ends.get(head[:end], set())
+        return places
 
 
-def _pieces(source: str) -> list[str]:
-    """The texts that stand in a template: between its blocks, and in quotes."""
+def _literals(source: str) -> list[str]:
+    """The texts that a template itself writes: those between its blocks, and those in quotes."""
+    literals: list[str] = []
     try:
-        found = [(kind, value) for _, kind, value in Environment().lex(source) if kind in ("data", "string")]
-    except TemplateSyntaxError:  # whoever renders it says so
+        for _, kind, value in Environment().lex(source):
+            if kind == "data":
+                literals.append(value)
+            elif kind == "string":
+                unquoted = value[1:-1].encode("ascii", "backslashreplace")
+                literals.append(unquoted.decode("unicode-escape", "replace"))
+    except TemplateSyntaxError:  # rendering it reports that
         return []
-    return [
-        value if kind == "data" else value[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape", "replace")
-        for kind, value in found
-    ]
+    return literals

@@ -44,7 +44,7 @@ def metrics(
         "rows_in_a_pass": trainer.rows_in_a_pass,
         "processes": distributed.PROCESSES,
         "device": device,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": networks.dtype_name(dtype),
     }
 
 

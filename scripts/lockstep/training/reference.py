@@ -22,6 +22,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError
+from lockstep.model import networks
 from lockstep.training import loss
 
 MAX_ROWS, MAX_POSITIONS = 64, 2000  # of held-out rows
@@ -35,9 +36,9 @@ def probe_rows(data: Path) -> list[dict[str, Any]]:
     """Held-out rows, cut off at MAX_ROWS rows or MAX_POSITIONS supervised tokens; training rows where none are."""
     from datasets import load_from_disk
 
-    split = load_from_disk(str(data / "validation"))
+    split = load_from_disk(str(data / filenames.VALIDATION))
     if not len(split):
-        split = load_from_disk(str(data / "train"))
+        split = load_from_disk(str(data / filenames.TRAIN))
     chosen: list[dict[str, Any]] = []
     positions = 0
     for row in split.select(range(min(MAX_ROWS, len(split)))):
@@ -86,7 +87,7 @@ def record(
         with without_adapter:
             base_nexts, base_tokens = _measure(model, batches, dtype)
     return {
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": networks.dtype_name(dtype),
         "golden": [
             {"name": golden["name"], "trained": trained, "base": base}
             for golden, trained, base in zip(prompts, nexts, base_nexts, strict=True)

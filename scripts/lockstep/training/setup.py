@@ -199,7 +199,7 @@ def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say
     Trainer itself would train one step more. Records after the checkpoint go.
     """
     say(f"resuming from {paths.label(checkpoint)}")
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    state = TrainerState.load_from_json(str(checkpoint / filenames.TRAINER_STATE))
     if distributed.FIRST:
         progress.forget_after(run_dir, state.global_step)
     trainer.recall(checkpoints.note_of(checkpoint))

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from lockstep import paths
-from lockstep.artifacts import atomic
+from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError, disk_errors, is_out_of_memory
 from lockstep.settings.schema import Lora, Train
 from lockstep.training import checkpoints, loss
@@ -309,7 +309,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         self.accelerator.wait_for_everyone()
         self.state.best_model_checkpoint = None  # Trainer's note of it names the folder that is about to go
         if first:
-            self.state.save_to_json(str(partial / name / "trainer_state.json"))
+            self.state.save_to_json(str(partial / name / filenames.TRAINER_STATE))
             atomic.write_json(partial / name / checkpoints.NOTE, note)
             checkpoints.publish(partial / name, folder / name)
             checkpoints.prune(folder, limit, self.state.best_global_step)

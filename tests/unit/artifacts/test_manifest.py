@@ -52,7 +52,7 @@ def test_a_folder_without_a_manifest_names_the_stage_that_makes_it(home: Path) -
         (lambda f: (f / "file.bin").unlink(), "file.bin is missing"),
         (lambda f: (f / "file.bin").write_text("longer than before"), "another size"),
         (lambda f: (f / "evil.py").write_text("import os"), "evil.py does not belong there"),
-        (lambda f: (f / "link").symlink_to("/etc/passwd"), "no regular file"),
+        (lambda f: (f / "link").symlink_to("/etc/passwd"), "not a regular file"),
         (lambda f: (f / "manifest.json").write_text("{"), "is damaged"),
         (
             lambda f: (f / "manifest.json").write_text("\udcff".encode("utf-8", "surrogateescape").decode("latin-1")),

@@ -9,6 +9,7 @@ import pytest
 from support import homes
 from support.programs import ROOT, script_environment
 
+import lockstep
 from lockstep.artifacts import manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.errors import UserError
@@ -60,6 +61,15 @@ def test_an_output_that_is_a_link_to_another_disk_stays_one(home: Path) -> None:
         assert new(home).finished()
     assert sorted(path.name for path in (home / "large").iterdir()) == [".data.lock", "data"]
     assert [path.name for path in (home / "outputs/r").iterdir()] == ["data"]
+
+
+def test_the_version_of_lockstep_is_on_record_and_not_in_the_digest(home: Path) -> None:
+    stage = new(home)
+    write(stage)
+    record = manifest.read(stage.folder)
+    assert record.versions["lockstep"] == lockstep.__version__
+    other = record.model_copy(update={"versions": record.versions | {"lockstep": "99.0.0"}})
+    assert other.content_digest() == record.digest
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o007, 0o640)])

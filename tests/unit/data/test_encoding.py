@@ -92,7 +92,7 @@ def test_a_control_token_anywhere_drops_the_row_and_is_named(place: int) -> None
     assert isinstance(tools, Reject) and tools.reason == "control_token"
     allowed = Template(tiny.tokenizer(), tiny.CHATML, ["<|endoftext|>"])
     assert isinstance(sample(row("<|endoftext|>", "a"), allowed), list)
-    with pytest.raises(UserError, match="no added token"):
+    with pytest.raises(UserError, match="not an added token"):
         Template(tiny.tokenizer(), tiny.CHATML, ["<b>"])
 
 
