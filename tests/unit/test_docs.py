@@ -1,7 +1,12 @@
 """What the documents and the Makefile say must be there, and the structure must be as promised."""
 
+import functools
+import os
 import re
+import shlex
 import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -29,23 +34,56 @@ def targets() -> set[str]:
     return set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
 
 
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.S | re.M)
+
+
 def blocks(document: Path, language: str) -> list[str]:
     """The document's code blocks of one language."""
-    text = document.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.S | re.M)
+    fenced = FENCED.findall(document.read_text(encoding="utf-8"))
+    return [textwrap.dedent(text) for name, text in fenced if name == language]
 
 
 def code(document: Path) -> str:
     """The document's code: blocks and inline."""
     text = document.read_text(encoding="utf-8")
-    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.S | re.M)
-    return "\n".join(fenced + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)))
+    fenced = [block for _, block in FENCED.findall(text)]
+    return "\n".join(fenced + re.findall(r"`([^`\n]+)`", FENCED.sub("", text)))
 
 
 def commands(document: Path) -> list[str]:
     """The lines of its shell blocks, without comments; a line that goes on is one."""
     text = "\n".join(blocks(document, "bash")).replace("\\\n", " ")
     return [" ".join(line.split()) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+@functools.cache
+def script_of(target: str) -> str:
+    """The script that a target runs with its ARGS; nothing where it runs none."""
+    recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    lines = [line for line in (recipe[1].splitlines() if recipe else []) if "$(FLAGS)" in line or "ARGS" in line]
+    scripts = [re.search(r"(?:scripts|benchmarks)/\w+\.(?:py|sh)", line) for line in lines if "call need" not in line]
+    return next((script[0] for script in reversed(scripts) if script), "")
+
+
+@functools.cache
+def options_of(script: str) -> set[str]:
+    """The options that a script lists in its --help; settings aside."""
+    command = [str(ROOT / script)] if script.endswith(".sh") else [sys.executable, str(ROOT / script)]
+    environment = os.environ | {"PYTHON": sys.executable}
+    text = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"--[a-z][\w-]*", text))
+
+
+def invocation(command: str) -> tuple[str, list[str]]:
+    """(script, its words) of a line of shell; no script where it is another program."""
+    words = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word) or word.startswith("ARGS=")]
+    if words[0] == "make":
+        given = next((word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")), "")
+        return script_of(words[1]), shlex.split(given)
+    place = next(
+        (n for n, word in enumerate(words) if re.fullmatch(r"(?:scripts|benchmarks)/\w+\.(?:py|sh)", word)), None
+    )
+    return ("", []) if place is None else (words[place], words[place + 1 :])
 
 
 def anchors(document: Path) -> set[str]:
@@ -63,6 +101,16 @@ def test_every_target_script_config_and_setting_in_a_document_exists(document: P
     known = dict(tree.leaves())
     for key in re.findall(r"--([a-z]+\.[a-z_0-9]+)", text):
         assert key in known, key
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_option_in_a_documents_commands_is_known_to_its_script(document: Path) -> None:
+    for command in commands(document):
+        for path in re.findall(r"(?<=\s)tests/[\w./-]+", command):
+            assert (ROOT / path).exists(), command
+        script, words = invocation(command)
+        for option in [word.split("=")[0] for word in words if script and word.startswith("--")]:
+            assert "." in option or option in options_of(script), command  # with a dot it is a setting
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
