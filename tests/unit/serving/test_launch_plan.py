@@ -12,7 +12,6 @@ from support.serving import reseal
 
 from lockstep.artifacts import filenames
 from lockstep.artifacts.stage import Stage
-from lockstep.endpoint import address
 from lockstep.errors import UserError
 from lockstep.serving import launch_plan
 from lockstep.settings import yaml_file
@@ -268,17 +267,3 @@ def test_switches_that_open_the_server_are_refused(home: Path, monkeypatch: pyte
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
     with pytest.raises(UserError, match="unset it"):
         launch_plan.plan(settings())
-
-
-def test_url_and_name() -> None:
-    assert address.url(yaml_file.load(None, {"serve.port": "1"})) == "http://127.0.0.1:1/v1"
-    assert address.url(yaml_file.load(None, {"serve.host": "::1"})) == "http://[::1]:8000/v1"
-
-
-@pytest.mark.parametrize(
-    "given", ["http://[broken/v1", "http://h:x/v1", "ftp://h/v1", "http://h:8000", "/v1", "h:8000/v1"]
-)
-def test_an_address_that_is_none_is_refused_before_anything_is_asked(given: str) -> None:
-    assert address.checked_url("http://h:8000/v1/") == "http://h:8000/v1"
-    with pytest.raises(UserError, match="begins with http:// and ends in /v1"):
-        address.checked_url(given)
