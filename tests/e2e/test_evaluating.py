@@ -26,7 +26,7 @@ def test_base_tuned_and_another_run_in_one_table(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     metrics = json.loads((home.run / "eval/metrics.json").read_text(encoding="utf-8"))
     figures = metrics["runs"] | {side: metrics[side] for side in ("base", "tuned")}
-    value = {side: found["perplexity"]["value"] for side, found in figures.items()}
+    value = {side: measures["perplexity"]["value"] for side, measures in figures.items()}
     assert value["tuned"] < value["second"] < value["base"]  # six steps, two at a lower rate, none
     lines = [
         json.loads(line) for line in (home.run / "eval/predictions.jsonl").read_text(encoding="utf-8").splitlines()

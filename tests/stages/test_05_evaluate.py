@@ -51,8 +51,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture(scope="module")
-def wanted(home: Home) -> dict[str, str]:
-    """Question → wanted answer, of the test split."""
+def references(home: Home) -> dict[str, str]:
+    """Question → reference answer, of the test split."""
     from datasets import load_from_disk
 
     rows = load_from_disk(str(home.run / "data/test"))
@@ -67,8 +67,8 @@ def urls(base: Any, tuned: Any) -> tuple[str, ...]:
     return ("--evaluate.base_url", base.url, "--evaluate.tuned_url", tuned.url)
 
 
-def test_figures_report_and_sheet(home: Home, wanted: dict[str, str]) -> None:
-    table = dict(list(wanted.items())[:-1])  # all but one right
+def test_figures_report_and_sheet(home: Home, references: dict[str, str]) -> None:
+    table = dict(list(references.items())[:-1])  # all but one right
     with answering({}, -2.0) as base, answering(table, -0.5) as tuned:
         words = (*urls(base, tuned), "--evaluate.sampling_rows", "2")
         answer = evaluate(home, *words)
@@ -78,7 +78,7 @@ def test_figures_report_and_sheet(home: Home, wanted: dict[str, str]) -> None:
         assert "outputs/r/eval is up to date" in again.stdout and len(tuned.seen) == asked
     folder = home.run / "eval"
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    rows = len(wanted)
+    rows = len(references)
     assert metrics["rows"] == rows
     assert metrics["base"]["exact_match"]["value"] == 0
     assert metrics["tuned"]["exact_match"]["value"] == pytest.approx((rows - 1) / rows)
@@ -88,13 +88,13 @@ def test_figures_report_and_sheet(home: Home, wanted: dict[str, str]) -> None:
     for name in ("perplexity", "exact_match", "rouge_l", "bleu", "chrf", "distinct_2", "repetition_rate", "stop_rate"):
         assert {"value", "ci95"} <= metrics["tuned"][name].keys() and name in metrics["verdict"], name
     assert metrics["forgetting"]["base"]["prose_perplexity"]["value"] == pytest.approx(math.exp(2.0))
-    ways = [one["sampling"] for one in metrics["samplings"]]
+    ways = [row["sampling"] for row in metrics["samplings"]]
     assert (
         len(ways) == 8
         and ways[0]["temperature"] == 0
         and {way["repetition_penalty"] for way in ways} == {1.0, 1.1, 1.3}
     )
-    assert all(one["exact_match"] is not None for one in metrics["samplings"])
+    assert all(row["exact_match"] is not None for row in metrics["samplings"])
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["tuned"]["answer"] == line["wanted"] for line in lines].count(True) == rows - 1
 
@@ -118,13 +118,13 @@ def test_figures_report_and_sheet(home: Home, wanted: dict[str, str]) -> None:
 
 
 def test_a_server_that_dies_loses_no_answer_and_is_not_asked_twice(
-    home: Home, wanted: dict[str, str], tmp_path: Path
+    home: Home, references: dict[str, str], tmp_path: Path
 ) -> None:
     again = home.copy(tmp_path / "home")
     shutil.rmtree(again.run / "eval", ignore_errors=True)
     shutil.rmtree(again.run / "answers", ignore_errors=True)
     (again.run / "sheet.csv").unlink(missing_ok=True)
-    with answering({}, -2.0) as base, answering(wanted, -0.5) as tuned:
+    with answering({}, -2.0) as base, answering(references, -0.5) as tuned:
         tuned.fault = lambda question, attempt: "reset" if len(tuned.seen) > 2 else ""
         stopped = evaluate(again, *urls(base, tuned), "--evaluate.concurrency", "1")
         assert stopped.returncode == 2 and "error: " in stopped.stderr
@@ -137,7 +137,7 @@ def test_a_server_that_dies_loses_no_answer_and_is_not_asked_twice(
 
 
 def test_a_forced_evaluation_asks_anew_goes_on_when_stopped_and_leaves_a_running_one_alone(
-    home: Home, wanted: dict[str, str], tmp_path: Path
+    home: Home, references: dict[str, str], tmp_path: Path
 ) -> None:
     again = home.copy(tmp_path / "home")
     (again.run / "sheet.csv").unlink(missing_ok=True)
@@ -145,7 +145,7 @@ def test_a_forced_evaluation_asks_anew_goes_on_when_stopped_and_leaves_a_running
     def kept() -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in (again.run / "answers").iterdir()}
 
-    with answering({}, -2.0) as base, answering(wanted, -0.5) as tuned:
+    with answering({}, -2.0) as base, answering(references, -0.5) as tuned:
         words = (*urls(base, tuned), "--evaluate.concurrency", "1", "--force")
         assert evaluate(again, *words).returncode == 0
         once, before = len(base.seen), kept()
@@ -165,7 +165,9 @@ def test_a_report_is_not_made_of_another_models_figures(home: Home, tmp_path: Pa
     changed = home.copy(tmp_path / "home")
     reseal(changed.run / "merged", {"outputs/r/adapter": "0" * 64})  # as a merge of another adapter would be
     answer = evaluate(changed, "--report")
-    assert answer.returncode == 2 and "was made from another model or other data than what is there now" in answer.stderr
+    assert (
+        answer.returncode == 2 and "was made from another model or other data than what is there now" in answer.stderr
+    )
     (changed.run / "eval/predictions.jsonl").write_text("{}\n")
     assert "has another size than when it was made" in evaluate(changed, "--report").stderr
     taken = evaluate(changed, "--evaluate.runs", "base")
@@ -202,6 +204,6 @@ def test_what_is_missing_is_named(home: Home, tmp_path: Path) -> None:
     answer = evaluate(bare)
     assert answer.returncode == 2 and "outputs/r/merged is missing" in answer.stderr and "make merge" in answer.stderr
     shutil.rmtree(bare.run / "eval", ignore_errors=True)
-    made = evaluate(bare, "--report")
-    assert made.returncode == 0 and "report.html is written, without an evaluation" in made.stdout
+    report = evaluate(bare, "--report")
+    assert report.returncode == 0 and "report.html is written, without an evaluation" in report.stdout
     assert "Nothing was evaluated yet" in (bare.run / "report.html").read_text(encoding="utf-8")

@@ -45,8 +45,8 @@ def shown(folder: Path, *words: str, **environment: str) -> Iterator[str]:
     )  # fmt: skip
     try:
         assert program.stdout
-        said = next(line for line in program.stdout if "chat page at" in line)
-        url = said.split()[3].replace("0.0.0.0", "127.0.0.1")
+        line = next(line for line in program.stdout if "chat page at" in line)
+        url = line.split()[3].replace("0.0.0.0", "127.0.0.1")
         wait_for(lambda: answers(url))
         yield url
     finally:
@@ -63,40 +63,40 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def stand_in(port: int = 0) -> Iterator[Server]:
-    made = Server(("127.0.0.1", port), Handler)
-    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+    stub = Server(("127.0.0.1", port), Handler)
+    threading.Thread(target=stub.serve_forever, args=(0.02,), daemon=True).start()
     try:
-        yield made
+        yield stub
     finally:
-        made.shutdown()
-        made.server_close()
+        stub.shutdown()
+        stub.server_close()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as tool:
-        made = tool.chromium.launch(executable_path=CHROMIUM)
-        yield made
-        made.close()
+        chromium = tool.chromium.launch(executable_path=CHROMIUM)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
-    with stand_in() as made:
-        made.key = KEY
+    with stand_in() as stub:
+        stub.key = KEY
         folder = tmp_path_factory.mktemp("page")
-        with shown(folder, "--base-url", made.url, "--ui.port", str(free_port()), LOCKSTEP_API_KEY=KEY) as url:
-            yield made, url
+        with shown(folder, "--base-url", stub.url, "--ui.port", str(free_port()), LOCKSTEP_API_KEY=KEY) as url:
+            yield stub, url
 
 
 @pytest.fixture
 def server(served: tuple[Server, str]) -> Iterator[Server]:
-    made = served[0]
-    made.answer = lambda model, question: GOOD[model]
-    made.pace = 0.0
-    yield made
-    made.mode, made.gate, made.key = "", True, KEY
-    made.seen.clear()
+    stub = served[0]
+    stub.answer = lambda model, question: GOOD[model]
+    stub.pace = 0.0
+    yield stub
+    stub.mode, stub.gate, stub.key = "", True, KEY
+    stub.seen.clear()
 
 
 class Person:
@@ -123,8 +123,8 @@ class Person:
 
     def text(self, pane: str = "pane", turn: int = -1) -> str:
         """An answer, as it stands on the screen; all are read at once, as they may go at any time."""
-        said = self.page.locator(f"#{pane} .bot .message-content:not(:has(.note))").all_inner_texts()
-        return said[turn].strip() if said else ""
+        texts = self.page.locator(f"#{pane} .bot .message-content:not(:has(.note))").all_inner_texts()
+        return texts[turn].strip() if texts else ""
 
     def note(self, pane: str = "pane") -> str:
         notes = self.page.locator(f"#{pane} .note").all_inner_texts()
@@ -159,10 +159,10 @@ class Person:
 
 @pytest.fixture
 def person(browser: Any, served: tuple[Server, str], server: Server) -> Iterator[Person]:
-    made = Person(browser, served[1]).ready()
-    yield made
-    made.context.close()
-    assert {url.split("/")[2] for url in made.asked if url.startswith("http")} == {served[1].split("/")[2]}
+    visitor = Person(browser, served[1]).ready()
+    yield visitor
+    visitor.context.close()
+    assert {url.split("/")[2] for url in visitor.asked if url.startswith("http")} == {served[1].split("/")[2]}
 
 
 def test_an_answer_grows_and_is_counted_and_the_key_stays_here(person: Person, server: Server) -> None:
@@ -175,18 +175,25 @@ def test_an_answer_grows_and_is_counted_and_the_key_stays_here(person: Person, s
     person.settled(1)
     assert person.text() == ("word " * 60).strip()
     assert re.match(r"300 tokens · [\d.]+ tokens/s · first after [\d.]+ s · prompt 5", person.note())
-    wanted = {"model": "r", "temperature": 0.5, "top_p": 0.8, "top_k": 50, "repetition_penalty": 1.1, "max_tokens": 256}
-    assert server.seen[0].items() >= wanted.items()
+    expected = {
+        "model": "r",
+        "temperature": 0.5,
+        "top_p": 0.8,
+        "top_k": 50,
+        "repetition_penalty": 1.1,
+        "max_tokens": 256,
+    }
+    assert server.seen[0].items() >= expected.items()
     assert server.seen[0]["messages"] == [{"role": "user", "content": "你是谁？"}]
     endless = ("/heartbeat/", "/queue/data")
     kinds = ("document", "script", "fetch", "xhr")
-    texts = [one for one in person.got if one.request.resource_type in kinds and one.ok]
-    bodies = [one.text() for one in texts if not any(part in one.url for part in endless)]
+    texts = [response for response in person.got if response.request.resource_type in kinds and response.ok]
+    bodies = [response.text() for response in texts if not any(part in response.url for part in endless)]
     assert len(bodies) > 3 and not any(KEY in body for body in bodies)
     assert all(
-        "'self'" in one.headers["content-security-policy"]
-        for one in person.got
-        if "127.0.0.1" in one.url and one.status == 200
+        "'self'" in response.headers["content-security-policy"]
+        for response in person.got
+        if "127.0.0.1" in response.url and response.status == 200
     )
     assert not person.page.locator("footer").is_visible()
 
@@ -205,8 +212,8 @@ def test_stop_keeps_what_came_and_says_so(person: Person, server: Server) -> Non
     server.answer, server.pace = lambda model, question: "third answer", 0.0
     person.say("third")
     wait_for(lambda: person.text() == "third answer")
-    said = [message["content"] for message in server.seen[-1]["messages"]]
-    assert said == ["first", GOOD["r"], "third"]  # the stopped one is not sent on
+    sent = [message["content"] for message in server.seen[-1]["messages"]]
+    assert sent == ["first", GOOD["r"], "third"]  # the stopped one is not sent on
 
 
 def test_a_reader_who_leaves_ends_the_answer(browser: Any, served: tuple[Server, str], server: Server) -> None:
@@ -269,8 +276,8 @@ def test_settings_go_with_the_question_and_a_conversation_becomes_a_training_row
     wait_for(lambda: person.page.locator("#temperature input[type=number]").input_value() == "0")
     person.page.fill("#system textarea", "Be brief.")
     person.asks("你好")
-    wanted = {"temperature": 0, "top_p": 1, "top_k": -1, "repetition_penalty": 1, "max_tokens": 256}
-    assert server.seen[0].items() >= wanted.items()
+    expected = {"temperature": 0, "top_p": 1, "top_k": -1, "repetition_penalty": 1, "max_tokens": 256}
+    assert server.seen[0].items() >= expected.items()
     server.mode = "length"
     person.asks("cut", 2)
     (row,) = json.loads(person.saved("#json"))
@@ -352,7 +359,7 @@ def test_what_a_model_writes_runs_nothing_and_fetches_nothing(person: Person, se
     assert person.page.title() == "Lockstep"
     blocked = [url for url in person.asked if "127.0.0.2" in url]
     person.asked = [url for url in person.asked if url not in blocked]
-    assert not any("127.0.0.2" in one.url for one in person.got)
+    assert not any("127.0.0.2" in response.url for response in person.got)
 
 
 def test_a_long_chinese_answer_on_a_phone(browser: Any, served: tuple[Server, str], server: Server) -> None:

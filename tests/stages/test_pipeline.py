@@ -149,8 +149,8 @@ def test_one_contract_travels_from_data_to_adapter_and_merged_model(built: Path)
     contract = json.loads(texts.pop())
     merged = built / "outputs/r/merged"
     chat = template.load(merged, (merged / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8"))
-    for one in contract["conversations"]:
-        assert chat.prompt_ids(one["messages"]) == one["prompt_ids"]
+    for conversation in contract["conversations"]:
+        assert chat.prompt_ids(conversation["messages"]) == conversation["prompt_ids"]
 
 
 def test_the_merge_report_proves_the_dequantized_merge(built: Path) -> None:
@@ -201,8 +201,8 @@ def test_a_byte_of_data_changed_with_its_time_kept_stops_training(home: Path, so
     file.write_bytes(original.replace(b"tea", b"tee", 1))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     try:
-        said = refused(programs.run(home, "02_train_qlora.py", *common(source), *TRAIN))
-        assert "outputs/r/data was made from" in said and "rows.jsonl" in said and "make data" in said
+        error = refused(programs.run(home, "02_train_qlora.py", *common(source), *TRAIN))
+        assert "outputs/r/data was made from" in error and "rows.jsonl" in error and "make data" in error
         assert "rows.jsonl:" in refused(programs.run(home, "01_data_collator.py", *common(source)))
     finally:
         file.write_bytes(original)
@@ -230,12 +230,12 @@ def test_changed_settings_are_refused_by_name(home: Path, source: Path) -> None:
 
 def test_a_merge_past_its_bound_ships_nothing_and_says_why(home: Path, source: Path) -> None:
     shutil.rmtree(home / "outputs/r/merged")
-    said = refused(
+    error = refused(
         programs.run(
             home, "03_merge_lora.py", *common(source), "--merge.strategy", "original", "--merge.max_kl", "1e-12"
         )
     )
-    assert "nothing ships" in said
+    assert "nothing ships" in error
     assert not (home / "outputs/r/merged").exists()
     assert json.loads((home / "outputs/r/merged.failed/merge_report.json").read_text())["passed"] is False
     assert programs.run(home, "03_merge_lora.py", *common(source), "--merge.strategy", "dequantized").returncode == 0
@@ -330,12 +330,12 @@ def test_a_training_killed_after_its_last_step_publishes_the_same_weights(
 def test_nothing_untrained_or_broken_is_published(home: Path, source: Path) -> None:
     words = (*common(source), *TRAIN, "--run", "n", "--train.max_steps", "3")
     shutil.copytree(home / "outputs/r/data", home / "outputs/n/data")
-    said = refused(programs.run(home, "02_train_qlora.py", *words, "--train.learning_rate", "1e30"))
-    assert "lower --train.learning_rate" in said
+    error = refused(programs.run(home, "02_train_qlora.py", *words, "--train.learning_rate", "1e30"))
+    assert "lower --train.learning_rate" in error
     assert not (home / "outputs/n/adapter").exists()
     shutil.rmtree(home / "outputs/n/checkpoints")
-    said = refused(programs.run(home, "02_train_qlora.py", *words, "--lora.target_modules", "q_proj,lm_head"))
-    assert "cannot be merged or served" in said
+    error = refused(programs.run(home, "02_train_qlora.py", *words, "--lora.target_modules", "q_proj,lm_head"))
+    assert "cannot be merged or served" in error
     shutil.rmtree(home / "outputs/n/checkpoints")
     assert "not found" in refused(programs.run(home, "02_train_qlora.py", *words, "--lora.target_modules", "nothing"))
     assert "max_steps" in refused(programs.run(home, "02_train_qlora.py", *words, "--train.max_steps", "0"))
@@ -350,8 +350,8 @@ def test_no_held_out_rows_at_all(tmp_path: Path, source: Path) -> None:
 def test_files_of_the_user_are_never_replaced_unasked(home: Path, source: Path) -> None:
     (home / "outputs/u/data").mkdir(parents=True)
     (home / "outputs/u/data/mine.jsonl").write_text("mine")
-    said = refused(programs.run(home, "01_data_collator.py", *common(source), "--run", "u"))
-    assert "outputs/u/data holds files that Lockstep did not write" in said
+    error = refused(programs.run(home, "01_data_collator.py", *common(source), "--run", "u"))
+    assert "outputs/u/data holds files that Lockstep did not write" in error
     shutil.copytree(source / "tiny", home / "models/own")
     words = ("--model.source", "local", "--model.path", str(home / "models/own"), "--model.name", "own", "--force")
     assert "is models/own itself" in refused(programs.run(home, "00_download_model.py", *words))

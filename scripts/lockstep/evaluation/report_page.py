@@ -108,8 +108,8 @@ def _scale(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[float, fl
 def _verdict(metrics: Mapping[str, Any]) -> dict[str, list[str]]:
     """The measures in which tuned is better, worse, or not known to be either."""
     names: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
-    for name, verdict in metrics["verdict"].items():
-        names[verdict].append(name)
+    for name in catalogue.in_order(set(metrics["verdict"])):
+        names[metrics["verdict"][name]].append(name)
     return names
 
 
