@@ -1,8 +1,8 @@
-"""Which rows of the demo's test file the lm-eval task asks."""
+"""Which rows of the demo's test file the lm-eval task uses."""
 
 from typing import Any
 
 
 def rows(dataset: Any) -> Any:
-    """Those whose answer is one line of JSON."""
+    """The orders: rows whose answer is one line of JSON."""
     return dataset.filter(lambda row: row["output"].startswith("{"))
