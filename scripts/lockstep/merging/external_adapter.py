@@ -12,7 +12,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.merging import merge
-from lockstep.model import adapter_files, inspection, networks
+from lockstep.model import adapter_files, file_checks, networks
 from lockstep.prompts import template
 from lockstep.prompts.template import Template
 from lockstep.settings.tree import Settings
@@ -37,7 +37,7 @@ def files_of(folder: Path) -> list[Path]:
             filenames.CHAT_TEMPLATE,
         ]
     files = [folder / name for name in names if (folder / name).exists()]
-    inspection.check_files(files)
+    file_checks.check_files(files)
     adapter_files.read_config(folder)
     return files
 

@@ -65,14 +65,14 @@ def plan_merge(base: Path, adapter: AdapterDelta) -> MergePlan:
         kept, lacking = sorted(pair, key=lambda name: name not in shapes)
         if lacking in shapes:
             continue
-        if adapter.alike(kept, lacking):
+        if adapter.keeps_tied(kept, lacking):
             adapter = adapter.without({lacking})
         else:
             parted.setdefault(kept, []).append(lacking)
             shapes[lacking] = shapes[kept]
             if kept in adapter.embeddings:  # brought in the place of both, while the two were one
                 adapter = replace(adapter, embeddings={lacking: adapter.embeddings[kept]} | adapter.embeddings)
-    adapter.check(shapes, base.name)
+    adapter.check_base(shapes, base.name)
     files: dict[Path, dict[str, str]] = {}
     for file, tensors in in_files.items():
         files[file] = {}

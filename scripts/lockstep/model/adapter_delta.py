@@ -1,4 +1,4 @@
-"""What an adapter does to its base: low-rank updates, and tensors or rows that were trained as a whole.
+"""What an adapter changes in its base: low-rank updates, and tensors or rows that were trained as a whole.
 
 Names and arithmetic are those of PEFT 0.21. `lockstep/model/adapter_files.py` reads them from disk.
 """
@@ -17,7 +17,7 @@ EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")  # PEFT saves these whole
 BLOCK = 2**21  # elements that are computed at a time: they stay in a CPU's cache
 
 Shapes = Mapping[str, Sequence[int]]
-Done = TypeVar("Done")
+Change = TypeVar("Change")
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,19 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of an embedding that were trained alone: row `indices[i]` becomes `values[i]`."""
+class TrainedRows:
+    """Rows of an embedding that were trained alone: row `indices[i]` becomes `values[i]`.
+
+    Attributes:
+        indices: [rows], of the vocabulary.
+        values: [rows, width].
+    """
 
     indices: Tensor
     values: Tensor
 
-    def are(self, others: "Rows") -> bool:
-        return torch.equal(self.indices, others.indices) and torch.equal(self.values, others.values)
+    def equals(self, other: "TrainedRows") -> bool:
+        return torch.equal(self.indices, other.indices) and torch.equal(self.values, other.values)
 
     def put_into(self, weight: Tensor, rows: slice) -> Tensor:
         """These rows of the trained weight, from the same rows of the base's."""
@@ -77,7 +82,7 @@ class AdapterDelta:
 
     low_rank: dict[str, LowRank] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
-    rows: dict[str, Rows] = field(default_factory=dict)
+    rows: dict[str, TrainedRows] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
     bias: str = "none"
@@ -90,52 +95,53 @@ class AdapterDelta:
     def saves(self, name: str) -> bool:
         """Whether PEFT saves this base tensor as a whole, by its rules for `bias` and `modules_to_save`."""
         module, _, kind = name.rpartition(".")
-        if kind == "bias" and (
-            self.bias == "all" or (self.bias == "lora_only" and f"{module}.weight" in self.low_rank)
-        ):
-            return True
-        around = accumulate(module.split("."), "{}.{}".format)
-        return any(outer.endswith(self.modules_to_save) for outer in around)
+        if kind == "bias":
+            beside_update = f"{module}.weight" in self.low_rank
+            if self.bias == "all" or (self.bias == "lora_only" and beside_update):
+                return True
+        # a.b.c is saved where a, a.b or a.b.c ends with a name of modules_to_save
+        outer_modules = accumulate(module.split("."), "{}.{}".format)
+        return any(outer.endswith(self.modules_to_save) for outer in outer_modules)
 
-    def alike(self, one: str, other: str) -> bool:
-        """Whether two tensors that are one in the base are one after training, too, as PEFT trains them.
+    def keeps_tied(self, first: str, second: str) -> bool:
+        """Whether two tensors that are one in the base are still one after training as PEFT does it.
 
         It trains a copy of the head or of the embedding, and the other one stays as it was: a head does
         not follow an embedding of modules_to_save. Rows that are trained alone are those of both.
         """
-        if {one, other} & self.low_rank.keys() or self.saves(one) != self.saves(other):
+        if {first, second} & self.low_rank.keys() or self.saves(first) != self.saves(second):
             return False
-        for found in (self.whole, self.embeddings):
-            given = [found[name] for name in (one, other) if name in found]
-            if len(given) == 1 or (given and not torch.equal(*given)):
+        for tensors in (self.whole, self.embeddings):
+            trained = [tensors[name] for name in (first, second) if name in tensors]
+            if len(trained) == 1 or (trained and not torch.equal(*trained)):
                 return False
-        rows = [self.rows[name] for name in (one, other) if name in self.rows]
-        return len(rows) < 2 or rows[0].are(rows[1])
+        rows = [self.rows[name] for name in (first, second) if name in self.rows]
+        return len(rows) < 2 or rows[0].equals(rows[1])
 
     def without(self, names: Collection[str]) -> "AdapterDelta":
-        """The same, with nothing done to these tensors."""
+        """The same adapter, leaving these tensors as they are."""
 
-        def left(part: dict[str, Done]) -> dict[str, Done]:
-            return {name: done for name, done in part.items() if name not in names}
+        def others(part: dict[str, Change]) -> dict[str, Change]:
+            return {name: change for name, change in part.items() if name not in names}
 
         return replace(
             self,
-            low_rank=left(self.low_rank),
-            whole=left(self.whole),
-            rows=left(self.rows),
-            embeddings=left(self.embeddings),
+            low_rank=others(self.low_rank),
+            whole=others(self.whole),
+            rows=others(self.rows),
+            embeddings=others(self.embeddings),
         )
 
     def shape(self, name: str, base: Sequence[int]) -> tuple[int, ...]:
         """The shape of the trained tensor, from that of the base's."""
-        found = self.whole.get(name, self.embeddings.get(name))
-        return tuple(base if found is None else found.shape)
+        trained = self.whole.get(name, self.embeddings.get(name))
+        return tuple(base if trained is None else trained.shape)
 
-    def check(self, shapes: Shapes, base: str) -> None:
+    def check_base(self, shapes: Shapes, base: str) -> None:
         """Compare names and shapes with those of a base.
 
         Args:
-            shapes: of all its tensors; where the adapter pulls tied ones apart, of both.
+            shapes: of all its tensors; where the adapter makes two of tied ones, of both.
             base: its name, for messages.
 
         Raises:
@@ -144,40 +150,51 @@ class AdapterDelta:
         for missing in sorted(self.names - shapes.keys()):
             raise UserError(f"the adapter belongs to another base: {missing} is not in {base}")
         for name, shape in shapes.items():
-            under = self.embeddings.get(name)
-            wide = tuple(shape) if under is None else tuple(under.shape)
-            update, rows = self.low_rank.get(name), self.rows.get(name)
-            fits = update is None or update.fits(wide)
-            fits &= rows is None or (rows.values.shape[1:] == wide[1:] and int(rows.indices.max()) < wide[0])
-            now = self.shape(name, shape)
-            grown = name.endswith(EMBEDDINGS) and len(now) == 2
-            fits &= now[1:] == tuple(shape)[1:] if grown else now == tuple(shape)
-            # one vocabulary on both sides
-            fits &= now == tuple(shape) or all(
-                self.shape(other, size)[0] == now[0] for other, size in shapes.items() if other.endswith(EMBEDDINGS)
-            )
-            if not fits:
+            if not (self._update_fits(name, shape) and self._whole_fits(name, shape, shapes)):
                 raise UserError(f"the adapter belongs to another base: {name} has shape {tuple(shape)} there")
             if self.saves(name) and name not in self.whole:
                 raise UserError(f"the adapter is incomplete: {name} is missing")
+
+    def _update_fits(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether a low-rank update and trained rows fit the tensor that they were trained on."""
+        embedding = self.embeddings.get(name)
+        under = tuple(shape) if embedding is None else tuple(embedding.shape)  # may have more rows than the base
+        update, rows = self.low_rank.get(name), self.rows.get(name)
+        if update is not None and not update.fits(under):
+            return False
+        return rows is None or (rows.values.shape[1:] == under[1:] and int(rows.indices.max()) < under[0])
+
+    def _whole_fits(self, name: str, shape: Sequence[int], shapes: Shapes) -> bool:
+        """Whether the trained tensor has the base's shape; embeddings and head may have more rows, but both alike."""
+        trained = self.shape(name, shape)
+        if trained == tuple(shape):
+            return True
+        if not (name.endswith(EMBEDDINGS) and len(trained) == 2 and trained[1:] == tuple(shape)[1:]):
+            return False
+        vocabularies = {self.shape(other, size)[0] for other, size in shapes.items() if other.endswith(EMBEDDINGS)}
+        return vocabularies == {trained[0]}
 
     def pieces(self, name: str, weight: Tensor) -> Iterator[Tensor]:
         """What training made of a base tensor, in blocks of rows; the tensor itself where the adapter leaves it alone.
 
         Raises:
-            UserError: the change is none.
+            UserError: the adapter names the tensor, but changes nothing in it.
         """
         weight = self.embeddings.get(name, weight)
-        trained = self.whole.get(name)
-        if trained is not None and _equal(trained, weight):
+        whole, update, rows = self.whole.get(name), self.low_rank.get(name), self.rows.get(name)
+        no_effect = (whole is not None and _equal(whole, weight)) or (
+            rows is not None and _equal(rows.values, weight[rows.indices])
+        )
+        if no_effect:
             raise UserError(f"the adapter has no effect on {name}: it was not trained, or damaged")
-        update, rows = self.low_rank.get(name), self.rows.get(name)
-        if rows and _equal(rows.values, weight[rows.indices]):
-            raise UserError(f"the adapter has no effect on {name}: it was not trained, or damaged")
-        for part in _blocks(weight if trained is None else trained):
-            piece = (weight if trained is None else trained)[part]
-            piece = rows.put_into(piece, part) if rows else piece
-            yield update.added_to(piece, part) if update else piece
+        if whole is not None:
+            weight = whole
+        # in blocks that stay in the cache: a float32 copy of the largest tensor would be the peak of memory
+        for block in _blocks(weight):
+            piece = weight[block]
+            if rows:
+                piece = rows.put_into(piece, block)
+            yield update.added_to(piece, block) if update else piece
 
 
 def _blocks(tensor: Tensor) -> Iterator[slice]:
@@ -186,6 +203,8 @@ def _blocks(tensor: Tensor) -> Iterator[slice]:
     yield from (slice(start, start + count) for start in range(0, len(tensor), count))
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether the second, in the dtype of the first, is the first; block by block."""
-    return one.shape == other.shape and all(torch.equal(one[p], other[p].to(one.dtype)) for p in _blocks(one))
+def _equal(trained: Tensor, base: Tensor) -> bool:
+    """Whether the base, in the dtype of the trained tensor, is that tensor; block by block."""
+    if trained.shape != base.shape:
+        return False
+    return all(torch.equal(trained[block], base[block].to(trained.dtype)) for block in _blocks(trained))

@@ -1,8 +1,7 @@
-"""An adapter's folder, as PEFT saved it: read, and refused where this merge would not do what PEFT does."""
+"""An adapter's folder as PEFT saved it: read, or refused where this merge would compute something else than PEFT."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,30 @@ from torch import Tensor
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
-from lockstep.model.adapter_delta import EMBEDDINGS, AdapterDelta, LowRank, Rows
+from lockstep.model.adapter_delta import EMBEDDINGS, AdapterDelta, LowRank, TrainedRows
 
 PREFIX = "base_model.model."
+# Options of PEFT's that this merge does not know.
 UNSUPPORTED = (
-    "lora_bias", "target_parameters", "layer_replication", "fan_in_fan_out", "alora_invocation_tokens", "arrow_config",
-    "kasa_config", "monteclora_config", "use_bdlora", "use_qalora",
-)  # fmt: skip
+    "lora_bias",
+    "target_parameters",
+    "layer_replication",
+    "fan_in_fan_out",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
 # These starts subtract the fresh adapter from the base, so the base on disk is not the one that was trained on.
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-DELTA = ".token_adapter.trainable_tokens_delta"
+ROWS = ".token_adapter.trainable_tokens_delta"  # the ending of trained rows' names
+BELOW = ".base_layer.weight"  # the ending of what an adapter was trained on, where PEFT saves that
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json. Raises UserError where there is none, or it is none of LoRA's."""
+    """The content of adapter_config.json. Raises UserError where there is none, or where it is no LoRA adapter's."""
     file = folder / filenames.ADAPTER_CONFIG
     try:
         config = atomic.read_json(file)
@@ -54,62 +63,91 @@ def read(folder: Path) -> AdapterDelta:
     """
     config = read_config(folder)
     _refuse_unsupported(config)
-    tensors = _tensors(folder)
-    modules = sorted({name.rsplit(".lora_", 1)[0] for name in tensors if ".lora_A." in name or ".lora_B." in name})
-    low_rank = {f"{module}.weight": _low_rank(module, tensors, config) for module in modules}
-    layers = sorted({name.rsplit(".lora_", 1)[0] for name in tensors if ".lora_embedding_" in name})
-    low_rank |= {f"{layer}.weight": _embedding(layer, tensors, config) for layer in layers}
-    rows = {f"{layer}.weight": _rows(layer, tensors, config) for layer in _owners(tensors, DELTA)}
-    under = {
-        f"{layer}.weight": tensors.pop(f"{layer}.base_layer.weight") for layer in _owners(tensors, ".base_layer.weight")
-    }
+    tensors = _read_tensors(folder)
+    # each kind is taken out of `tensors`; what is left are whole tensors
+    low_rank: dict[str, LowRank] = {}
+    for module in _modules(tensors, ".lora_A.", ".lora_B."):
+        low_rank[f"{module}.weight"] = _pop_low_rank(module, tensors, config)
+    for module in _modules(tensors, ".lora_embedding_"):
+        low_rank[f"{module}.weight"] = _pop_embedding(module, tensors, config)
+    rows = {f"{module}.weight": _pop_rows(module, tensors, config) for module in _owners(tensors, ROWS)}
+    below = {f"{module}.weight": tensors.pop(f"{module}{BELOW}") for module in _owners(tensors, BELOW)}
     whole = {name.replace(".base_layer.bias", ".bias"): tensor for name, tensor in tensors.items()}
-    adapter = AdapterDelta(
-        low_rank, modules_to_save=tuple(config.get("modules_to_save") or ()), bias=config.get("bias", "none")
-    )
-    saved = {name for name in whole if adapter.saves(name)}
-    if config.get("ensure_weight_tying"):  # the one tensor stands there under each of its names
-        saved |= {name for name in whole if any(torch.equal(whole[name], whole[other]) for other in saved)}
-    under |= {name: whole[name] for name in whole if name not in saved | low_rank.keys() and name.endswith(EMBEDDINGS)}
-    unknown = {*whole, *under} - (saved - low_rank.keys()) - {name for name in under if name.endswith(EMBEDDINGS)}
-    if unknown:
-        raise UserError(f"the adapter holds {min(unknown)}, which this merge does not know")
-    adapter = replace(adapter, whole={name: whole[name] for name in saved}, rows=rows, embeddings=under)
+    options = {"modules_to_save": tuple(config.get("modules_to_save") or ()), "bias": config.get("bias", "none")}
+    saved = _trained_whole(whole, AdapterDelta(low_rank, **options), bool(config.get("ensure_weight_tying")))
+    # where a vocabulary grew, PEFT saves embeddings that were not trained, too
+    embeddings = below | {
+        name: tensor
+        for name, tensor in whole.items()
+        if name.endswith(EMBEDDINGS) and name not in saved and name not in low_rank
+    }
+    for name in sorted({*whole, *embeddings}):
+        trained = name in saved and name not in low_rank
+        if not trained and not (name in embeddings and name.endswith(EMBEDDINGS)):
+            raise UserError(f"the adapter holds {name}, which this merge does not know")
+    trained_whole = {name: whole[name] for name in saved}
+    adapter = AdapterDelta(low_rank, trained_whole, rows, embeddings, **options)
     if not adapter.names:
         raise UserError("the adapter holds no tensors: it was not trained, or damaged")
     return adapter
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
+def _trained_whole(whole: Mapping[str, Tensor], adapter: AdapterDelta, tied: bool) -> set[str]:
+    """The names of those whole tensors that were trained.
+
+    Args:
+        tied: PEFT trained tied tensors as one (`ensure_weight_tying`), and saved it under each of its names.
+    """
+    saved = {name for name in whole if adapter.saves(name)}
+    if tied:
+        saved |= {name for name in whole if any(torch.equal(whole[name], whole[other]) for other in saved)}
+    return saved
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of an adapter's file, by their names without PEFT's prefix."""
-    file = folder / filenames.ADAPTER_WEIGHTS
-    if not file.exists():
-        pickled = "".join(f": {name} there is a pickle, which could run code and is never loaded; save it with PEFT as safetensors" for name in ("adapter_model.bin", "adapter_model.pt") if (folder / name).exists())  # fmt: skip
-        raise UserError(f"{paths.label(folder)} holds no {filenames.ADAPTER_WEIGHTS}{pickled}")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
-        raise UserError(f"{paths.label(file)} cannot be read: {error}") from error
-    for name, tensor in tensors.items():
+    tensors = {}
+    for name, tensor in _load(folder).items():
         if not name.startswith(PREFIX):
             raise UserError(
                 f"the adapter holds {name}, and PEFT's names begin with {PREFIX}: it would be left out in silence"
             )
         if not tensor.isfinite().all():
             raise UserError(f"the adapter holds values that are not finite, in {name}: its training failed")
-    plain = {
-        name.removeprefix(PREFIX).replace(".token_adapter.base_layer.", ".base_layer."): t
-        for name, t in tensors.items()
-    }
+        tensors[name.removeprefix(PREFIX).replace(".token_adapter.base_layer.", ".base_layer.")] = tensor
     # Of modules_to_save with more rows, PEFT saves the layer before training, and the trained one twice.
-    for name in [name for name in plain if ".original_module." in name or ".modules_to_save." in name]:
-        if name.replace(".original_module.", ".").replace(".modules_to_save.", ".") in plain:
-            del plain[name]
-    return plain
+    for name in list(tensors):
+        plain = name.replace(".original_module.", ".").replace(".modules_to_save.", ".")
+        if plain != name and plain in tensors:
+            del tensors[name]
+    return tensors
+
+
+def _load(folder: Path) -> dict[str, Tensor]:
+    file = folder / filenames.ADAPTER_WEIGHTS
+    if not file.exists():
+        hint = ""
+        for name in ("adapter_model.bin", "adapter_model.pt"):
+            if (folder / name).exists():
+                hint += (
+                    f": {name} there is a pickle, which could run code and is never loaded; "
+                    "save it with PEFT as safetensors"
+                )
+        raise UserError(f"{paths.label(folder)} holds no {filenames.ADAPTER_WEIGHTS}{hint}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise UserError(f"{paths.label(file)} cannot be read: {error}") from error
+
+
+def _modules(tensors: Mapping[str, Tensor], *parts: str) -> list[str]:
+    """The modules whose low-rank tensors have one of these parts in their names."""
+    return sorted({name.rsplit(".lora_", 1)[0] for name in tensors if any(part in name for part in parts)})
 
 
 def _owners(tensors: Mapping[str, Tensor], ending: str) -> list[str]:
+    """The modules that have a tensor with this ending."""
     return sorted(name.removesuffix(ending) for name in tensors if name.endswith(ending))
 
 
@@ -122,8 +160,9 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     start = str(config.get("init_lora_weights", True))
     if start.startswith(CHANGE_THE_BASE):
         raise UserError(
-            f"the adapter uses init_lora_weights {start}, which this merge does not know: it was trained on a base that is "
-            f"not the one on disk; save it again with PEFT's path_initial_model_for_weight_conversion, as a plain adapter"
+            f"the adapter uses init_lora_weights {start}, which this merge does not know: it was trained on a base "
+            "that is not the one on disk; save it again with PEFT's path_initial_model_for_weight_conversion, "
+            "as a plain adapter"
         )
 
 
@@ -149,15 +188,15 @@ def _pop(tensors: dict[str, Tensor], name: str) -> Tensor:
     return tensors.pop(name)
 
 
-def _low_rank(module: str, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> LowRank:
-    """Take one module's update out of `tensors`."""
+def _pop_low_rank(module: str, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> LowRank:
+    """One module's update, taken out of `tensors`."""
     a, b = _pop(tensors, f"{module}.lora_A.weight"), _pop(tensors, f"{module}.lora_B.weight")
     magnitude = _pop(tensors, f"{module}.lora_magnitude_vector") if config.get("use_dora") else None
     return _checked(module, LowRank(a, b, 1.0, magnitude), config)
 
 
-def _embedding(module: str, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> LowRank:
-    """The same of an embedding, whose A [r, vocabulary] and B [size, r] stand the other way round."""
+def _pop_embedding(module: str, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> LowRank:
+    """The same for an embedding, whose A [r, vocabulary] and B [size, r] stand the other way round."""
     if config.get("use_dora"):
         raise UserError(f"the adapter uses DoRA on {module}, which this merge does not know of an embedding")
     a, b = _pop(tensors, f"{module}.lora_embedding_A"), _pop(tensors, f"{module}.lora_embedding_B")
@@ -175,11 +214,11 @@ def _checked(module: str, update: LowRank, config: Mapping[str, Any]) -> LowRank
     return LowRank(update.a, update.b, _scale(module, rank, config), update.magnitude)
 
 
-def _rows(layer: str, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> Rows:
-    """Take the rows that were trained of one embedding out of `tensors`."""
-    values, given = tensors.pop(f"{layer}{DELTA}"), config.get("trainable_token_indices") or ()
-    if isinstance(given, Mapping):
-        given = next((ids for name, ids in given.items() if f".{layer}".endswith(f".{name}")), ())
-    if len(given) != len(values):
-        raise UserError(f"the adapter is damaged: {layer} has {len(values)} rows, and {len(given)} in its config")
-    return Rows(torch.tensor(given, dtype=torch.long), values)
+def _pop_rows(layer: str, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> TrainedRows:
+    """The trained rows of one embedding, taken out of `tensors`."""
+    values, indices = tensors.pop(f"{layer}{ROWS}"), config.get("trainable_token_indices") or ()
+    if isinstance(indices, Mapping):
+        indices = next((ids for name, ids in indices.items() if f".{layer}".endswith(f".{name}")), ())
+    if len(indices) != len(values):
+        raise UserError(f"the adapter is damaged: {layer} has {len(values)} rows, and {len(indices)} in its config")
+    return TrainedRows(torch.tensor(indices, dtype=torch.long), values)

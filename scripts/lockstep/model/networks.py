@@ -47,8 +47,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def longest(config: Any) -> int | None:
     """The positions that a model has; None where its config sets no bound."""
-    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions
 
 
 def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization | None = None) -> "PreTrainedModel":
@@ -84,7 +84,7 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
 
 
 def tied_weights(folder: Path) -> dict[str, str]:
-    """The tensors of a model that are no own ones, each with the name of the one that it is: head → embedding."""
+    """Tied tensors, each with the name of the one whose weights it shares: head → embedding."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -11,28 +11,25 @@ from safetensors.torch import load_file
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError, is_out_of_memory
-from lockstep.model import adapter_files, networks
+from lockstep.model import networks
+from lockstep.model.adapter_files import PREFIX
 from lockstep.settings.schema import Lora
 
-NAME = "default"  # PEFT's name of the only adapter
-INITIAL = "initial"  # a folder beside the checkpoints, for beginnings that change the base
+NAME = "default"  # PEFT's name for the only adapter
+INITIAL = "initial"  # a folder beside the checkpoints, for initial weights that change the base
 
 
 def attach(network: Any, lora: Lora) -> Any:
     """The base with a fresh adapter in float32, as PEFT makes it.
 
     Raises:
-        UserError: names no layers, or ones that cannot be merged or served.
+        UserError: the settings name modules that the model lacks, or ones that cannot be merged or served.
     """
     options = lora.model_dump(exclude={"loraplus_lr_ratio", "start_from"})
     options["target_modules"] = "all-linear" if lora.target_modules == ("all-linear",) else list(lora.target_modules)
     options["modules_to_save"] = list(lora.modules_to_save) or None
-    modules = [name for name, _ in network.named_modules()]
-    for setting in ("target_modules", "modules_to_save"):  # PEFT asks only whether any of them is there
-        for wanted in options[setting] if isinstance(options[setting], list) else ():
-            end = wanted if setting == "modules_to_save" else f".{wanted}"
-            if not any(f".{name}".endswith(end) for name in modules):
-                raise UserError(f"--lora.{setting}: {wanted} is not found in the model")
+    _require_modules(network, "target_modules", options["target_modules"])
+    _require_modules(network, "modules_to_save", options["modules_to_save"])
     options["init_lora_weights"] = True if lora.init_lora_weights == "default" else lora.init_lora_weights
     try:
         # prepare_model_for_kbit_training is left out on purpose: it would turn embeddings and
@@ -52,32 +49,43 @@ def attach(network: Any, lora: Lora) -> Any:
     return model
 
 
+def _require_modules(network: Any, setting: str, names: list[str] | str | None) -> None:
+    """Refuse names that fit no module: PEFT asks only whether any of them does."""
+    if not isinstance(names, list):  # all-linear, or none
+        return
+    modules = [f".{name}" for name, _ in network.named_modules()]
+    for name in names:
+        ending = name if setting == "modules_to_save" else f".{name}"
+        if not any(module.endswith(ending) for module in modules):
+            raise UserError(f"--lora.{setting}: {name} is not found in the model")
+
+
 def start_from(model: Any, folder: Path) -> None:
     """Give the adapter the weights of an earlier one. Raises UserError where those do not fit."""
     from peft import set_peft_model_state_dict
 
     try:
-        found = set_peft_model_state_dict(model, load_file(folder / filenames.ADAPTER_WEIGHTS))
+        keys = set_peft_model_state_dict(model, load_file(folder / filenames.ADAPTER_WEIGHTS))
     except (RuntimeError, SafetensorError) as error:  # other shapes, or a damaged file
         if is_out_of_memory(error):
             raise
-        told = " ".join(str(error).split())[:200]
-        raise UserError(f"--lora.start_from {paths.label(folder)} does not fit this adapter: {told}") from error
-    wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--lora.start_from {paths.label(folder)} does not fit this adapter: {reason}") from error
+    wrong = [*keys.unexpected_keys, *(key for key in keys.missing_keys if "lora_" in key)]
     if wrong:
         raise UserError(f"--lora.start_from {paths.label(folder)} does not fit this adapter: {min(wrong)}")
 
 
 def keep_initial(model: Any, folder: Path) -> None:
-    """Write the first weights of an adapter that begins in the base's own directions: `save` takes them off."""
+    """Write the initial weights of an adapter that takes them from the base: `save` subtracts them again."""
     config = model.peft_config[NAME]
-    beginning, config.init_lora_weights = config.init_lora_weights, True
+    initialisation, config.init_lora_weights = config.init_lora_weights, True
     model.save_pretrained(folder)
-    config.init_lora_weights = beginning
+    config.init_lora_weights = initialisation
 
 
 def save(model: Any, origin: str, initial: Path | None, state: Any, work: Path) -> None:
-    """The adapter's files, as PEFT and vLLM read them; equal adapters are equal files.
+    """Write the adapter as PEFT and vLLM read it; equal adapters give equal files.
 
     Args:
         origin: what the config names as the base.
@@ -100,17 +108,17 @@ def save(model: Any, origin: str, initial: Path | None, state: Any, work: Path) 
     model.save_pretrained(work, save_embedding_layers=False, state_dict=state, **options)
     file = work / filenames.ADAPTER_CONFIG
     config = atomic.read_json(file)
-    # PEFT writes sets in an order of its own
-    lists = ("target_modules", "modules_to_save", "exclude_modules")
-    atomic.write_json(file, {k: sorted(v) if k in lists and isinstance(v, list) else v for k, v in config.items()})
+    for key in ("target_modules", "modules_to_save", "exclude_modules"):
+        if isinstance(config.get(key), list):
+            config[key].sort()  # PEFT writes sets, in an order that differs from run to run
+    atomic.write_json(file, config)
     (work / filenames.MODEL_CARD).unlink(missing_ok=True)  # a skeleton; ours follows
 
 
 def base_hashes(model: Any) -> dict[str, str]:
     """sha256 of every 4-bit weight as training computed with it, by the name of the base's tensor."""
-    return {
-        name.removeprefix(adapter_files.PREFIX).replace(".base_layer", "") + ".weight": networks.tensor_sha256(
-            networks.dequantize(layer)
-        )
-        for name, layer in networks.linear4bit(model)
-    }
+    hashes = {}
+    for name, layer in networks.linear4bit(model):
+        plain = name.removeprefix(PREFIX).replace(".base_layer", "")
+        hashes[f"{plain}.weight"] = networks.tensor_sha256(networks.dequantize(layer))
+    return hashes

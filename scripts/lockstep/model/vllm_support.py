@@ -1,24 +1,28 @@
-"""What vLLM can serve of a training's result: asked before the training, not after it."""
+"""What vLLM can serve of a training's result, checked before the training and not after it."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.errors import UserError
 from lockstep.settings.tree import Settings
 
-if TYPE_CHECKING:
-    pass
-
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of vLLM's --max-lora-rank; an adapter fits into the next larger
-CONVERTED = ("pissa", "olora")  # beginnings that change the base; saved as a plain adapter of twice the rank
-# Bases whose layers vLLM 0.32 can add adapters to, and the names of those layers.
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for vLLM's --max-lora-rank; an adapter takes the next larger one
+CONVERTED = ("pissa", "olora")  # initialisations that change the base; saved as a plain adapter of twice the rank
 LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+# Bases whose layers vLLM 0.32 can add adapters to, and the names of those layers.
 BASES = {
-    **dict.fromkeys(("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM",
-                     "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GraniteForCausalLM"), LAYERS),
+    "LlamaForCausalLM": LAYERS,
+    "MistralForCausalLM": LAYERS,
+    "Qwen2ForCausalLM": LAYERS,
+    "Qwen3ForCausalLM": LAYERS,
+    "GemmaForCausalLM": LAYERS,
+    "Gemma2ForCausalLM": LAYERS,
+    "Gemma3ForCausalLM": LAYERS,
+    "GraniteForCausalLM": LAYERS,
     "Phi3ForCausalLM": frozenset({"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
-}  # fmt: skip
+}
 
 
 def rank_as_saved(settings: Settings) -> int:
@@ -32,33 +36,47 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: names the setting, the reason and the way out.
     """
-    lora, as_adapter = settings.lora, settings.serve.mode == "lora"
     if settings.method == "full":
-        if as_adapter:
-            raise UserError(
-                "--method full makes no adapter, so --serve.mode lora has nothing to serve: take --serve.mode merged"
-            )
-        if lora.start_from or lora.loraplus_lr_ratio:
-            raise UserError("--method full trains no adapter: drop the lora settings")
+        _check_full(settings)
         return
-    if settings.method == "qlora" and lora.init_lora_weights.startswith(CONVERTED):
+    _check_initialisation(settings)
+    if settings.serve.mode == "lora":
+        _check_served_as_adapter(settings)
+
+
+def _check_full(settings: Settings) -> None:
+    if settings.serve.mode == "lora":
         raise UserError(
-            f"--lora.init_lora_weights {lora.init_lora_weights} takes its beginning out of the base, which a 4-bit base "
-            f"cannot hold exactly: what is trained could not be served; take --method lora"
+            "--method full makes no adapter, so --serve.mode lora has nothing to serve: take --serve.mode merged"
         )
-    if settings.method == "qlora" and lora.init_lora_weights == "orthogonal":
+    if settings.lora.start_from or settings.lora.loraplus_lr_ratio:
+        raise UserError("--method full trains no adapter: drop the lora settings")
+
+
+def _check_initialisation(settings: Settings) -> None:
+    start = settings.lora.init_lora_weights
+    if settings.method == "qlora" and start.startswith(CONVERTED):
+        raise UserError(
+            f"--lora.init_lora_weights {start} takes its beginning out of the base, which a 4-bit base cannot hold "
+            "exactly: what is trained could not be served; take --method lora"
+        )
+    if settings.method == "qlora" and start == "orthogonal":
         raise UserError("--lora.init_lora_weights orthogonal: PEFT cannot begin so on a 4-bit base; take --method lora")
-    if not as_adapter:
-        return
-    reasons = {
-        "--lora.use_dora": lora.use_dora,
-        "--lora.modules_to_save": bool(lora.modules_to_save),
-    }
-    for flag, given in reasons.items():
+
+
+def _check_served_as_adapter(settings: Settings) -> None:
+    for flag, given in (
+        ("--lora.use_dora", settings.lora.use_dora),
+        ("--lora.modules_to_save", settings.lora.modules_to_save),
+    ):
         if given:
             raise UserError(f"vLLM serves no adapter with {flag}: take --serve.mode merged, or leave it out")
-    if rank_as_saved(settings) > RANKS[-1]:
-        raise UserError(f"vLLM serves adapters up to rank {RANKS[-1]}, and this one has {rank_as_saved(settings)}: lower --lora.r, or take --serve.mode merged")  # fmt: skip
+    rank = rank_as_saved(settings)
+    if rank > RANKS[-1]:
+        raise UserError(
+            f"vLLM serves adapters up to rank {RANKS[-1]}, and this one has {rank}: "
+            "lower --lora.r, or take --serve.mode merged"
+        )
 
 
 def check_start(settings: Settings) -> None:
@@ -68,23 +86,30 @@ def check_start(settings: Settings) -> None:
         UserError: names what differs.
     """
     folder = paths.data_file(settings.lora.start_from or "")
-    try:
-        theirs = atomic.read_json(folder / filenames.ADAPTER_CONFIG)
-        if not isinstance(theirs, dict):
-            raise ValueError("adapter_config.json is no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--lora.start_from {paths.label(folder)} holds no adapter ({error})") from error
+    setting = f"--lora.start_from {paths.label(folder)}"
+    theirs = _read_config(folder, setting)
     if not (folder / filenames.ADAPTER_WEIGHTS).exists():
-        raise UserError(f"--lora.start_from {paths.label(folder)} has no {filenames.ADAPTER_WEIGHTS}")
+        raise UserError(f"{setting} has no {filenames.ADAPTER_WEIGHTS}")
     manifest.check_seal(folder)
-    if settings.lora.init_lora_weights.startswith(CONVERTED):
-        raise UserError(
-            f"--lora.start_from gives the first weights: leave out --lora.init_lora_weights {settings.lora.init_lora_weights}"
-        )
+    start = settings.lora.init_lora_weights
+    if start.startswith(CONVERTED):
+        raise UserError(f"--lora.start_from gives the first weights: leave out --lora.init_lora_weights {start}")
     for key in ("rank_pattern", "alpha_pattern"):
         if theirs.get(key):
-            raise UserError(f"--lora.start_from {paths.label(folder)} sets {key}, which no training here does")
+            raise UserError(f"{setting} sets {key}, which no training here does")
     ours = settings.lora.model_dump()
     for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
         if ours[key] != theirs.get(key, False):
-            raise UserError(f"--lora.{key} is {ours[key]}, and the adapter to start from has {theirs.get(key)}: they must be equal")  # fmt: skip
+            raise UserError(
+                f"--lora.{key} is {ours[key]}, and the adapter to start from has {theirs.get(key)}: they must be equal"
+            )
+
+
+def _read_config(folder: Path, setting: str) -> dict[str, Any]:
+    try:
+        config = atomic.read_json(folder / filenames.ADAPTER_CONFIG)
+        if not isinstance(config, dict):
+            raise ValueError(f"{filenames.ADAPTER_CONFIG} is no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{setting} holds no adapter ({error})") from error
+    return config
