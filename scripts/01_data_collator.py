@@ -32,7 +32,7 @@ from lockstep.data.cleaning import Change
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sampler
 from lockstep.data.ledger import Account
-from lockstep.data.readers import Reject
+from lockstep.data.records import Reject
 from lockstep.errors import UserError
 from lockstep.prompts import contract, template
 from lockstep.prompts.template import Template

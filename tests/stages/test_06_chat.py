@@ -22,7 +22,7 @@ from support.programs import ROOT, script_environment
 from support.serving import free_port
 
 from lockstep.data import layouts
-from lockstep.data.readers import Record
+from lockstep.data.records import Record
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
 

@@ -19,7 +19,7 @@ from support.programs import ROOT
 from lockstep.data import conversation_row, layouts, readers
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.near_duplicates import Sieve
-from lockstep.data.readers import Record
+from lockstep.data.records import Record
 from lockstep.settings.schema import Data
 from lockstep.text import json_text
 

@@ -9,7 +9,7 @@ from support import tiny
 from lockstep.data.collator import IGNORE
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sampler
-from lockstep.data.readers import Record
+from lockstep.data.records import Record
 from lockstep.prompts import template
 from lockstep.prompts.template import Template
 from lockstep.settings.schema import Data

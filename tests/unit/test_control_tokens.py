@@ -14,7 +14,7 @@ from support import corpus, tiny
 from lockstep.data import layouts
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sampler
-from lockstep.data.readers import Record, Reject
+from lockstep.data.records import Record, Reject
 from lockstep.prompts import template
 from lockstep.prompts.template import Template
 from lockstep.settings.schema import Data

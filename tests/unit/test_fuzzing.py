@@ -20,7 +20,7 @@ from lockstep.artifacts import filenames, manifest
 from lockstep.artifacts.manifest import Manifest
 from lockstep.data import layouts, readers
 from lockstep.data.conversation_row import ConversationRow
-from lockstep.data.readers import Record, Reject
+from lockstep.data.records import Record, Reject
 from lockstep.errors import UserError
 from lockstep.prompts import template
 from lockstep.prompts.template import Template

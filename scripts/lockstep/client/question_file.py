@@ -7,7 +7,7 @@ from typing import Any
 
 from lockstep.artifacts import filenames, manifest
 from lockstep.data import layouts
-from lockstep.data.readers import Record, Reject
+from lockstep.data.records import Record, Reject
 from lockstep.errors import UserError
 from lockstep.prompts.template import Message
 from lockstep.settings.schema import Data

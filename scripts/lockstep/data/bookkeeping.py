@@ -12,7 +12,7 @@ from lockstep.data.cleaning import Change
 from lockstep.data.encoding import Sample
 from lockstep.data.ledger import Ledger
 from lockstep.data.quality_report import Quality
-from lockstep.data.readers import Reject
+from lockstep.data.records import Reject
 from lockstep.data.splits import SPLITS
 from lockstep.settings.schema import Data
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lockstep.data.readers import Record, Reject
+from lockstep.data.records import Record, Reject
 from lockstep.prompts.template import Message
 from lockstep.text.unicode import printable
 

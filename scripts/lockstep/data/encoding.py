@@ -8,7 +8,7 @@ from itertools import islice
 
 from lockstep.data.collator import IGNORE
 from lockstep.data.conversation_row import ConversationRow, strings
-from lockstep.data.readers import Reject
+from lockstep.data.records import Reject
 from lockstep.errors import UserError
 from lockstep.prompts.template import Dropped, Message, Refused, Template
 from lockstep.settings.schema import Data

@@ -12,7 +12,7 @@ from typing import Any
 
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.field_checks import Rejected, check_json, check_media, items, parsed, text_of
-from lockstep.data.readers import Record, Reject
+from lockstep.data.records import Record, Reject
 from lockstep.prompts import template
 from lockstep.prompts.template import Message
 from lockstep.settings.schema import Data

@@ -7,7 +7,7 @@ from typing import Any
 
 from lockstep.data.collator import IGNORE
 from lockstep.data.encoding import Sample
-from lockstep.data.readers import BROKEN
+from lockstep.data.records import BROKEN
 from lockstep.settings.schema import Data
 
 # Sound rows that the settings leave out, and empty lines, say nothing against a file.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lockstep.data.cleaning import Change
 from lockstep.data.collator import IGNORE
 from lockstep.data.encoding import Sample
-from lockstep.data.readers import Reject
+from lockstep.data.records import Reject
 from lockstep.prompts.template import Template
 
 PAGE = Path(__file__).with_name("preview_page.html")

@@ -5,7 +5,7 @@ import pytest
 
 from lockstep.data import cleaning
 from lockstep.data.conversation_row import ConversationRow
-from lockstep.data.readers import Record
+from lockstep.data.records import Record
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
 from lockstep.text.unicode import drop_controls

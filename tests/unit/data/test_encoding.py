@@ -8,7 +8,7 @@ from support import tiny
 from lockstep.data.collator import IGNORE
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sample, Sampler
-from lockstep.data.readers import Record, Reject
+from lockstep.data.records import Record, Reject
 from lockstep.errors import UserError
 from lockstep.prompts import template
 from lockstep.prompts.template import Template

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lockstep.data import conversation_row, layouts
 from lockstep.data.conversation_row import ConversationRow
-from lockstep.data.readers import Record, Reject
+from lockstep.data.records import Record, Reject
 from lockstep.settings.schema import Data
 from lockstep.text import json_text
 

@@ -6,7 +6,7 @@ from lockstep.data.collator import IGNORE
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sample
 from lockstep.data.ledger import Ledger
-from lockstep.data.readers import Record
+from lockstep.data.records import Record
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
 

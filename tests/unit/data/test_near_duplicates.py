@@ -3,7 +3,7 @@ import random
 from lockstep.data import near_duplicates
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.near_duplicates import Sieve, Signatures
-from lockstep.data.readers import Record
+from lockstep.data.records import Record
 from lockstep.text.json_text import JsonObject
 
 WORDS = ["the", "of", "and", "to", "in", "is", "you", "that", "it", "he", "was", "for", "are", "with", "his", "they"]

@@ -9,7 +9,7 @@ from lockstep.data.collator import IGNORE
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sampler
 from lockstep.data.preview import Picks
-from lockstep.data.readers import Record, Reject
+from lockstep.data.records import Record, Reject
 from lockstep.prompts.template import Template
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject

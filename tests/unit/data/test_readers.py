@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lockstep.data import readers
-from lockstep.data.readers import Record, Reject
+from lockstep.data import json_readers, readers, table_readers
+from lockstep.data.records import BROKEN, Record, Reject
 from lockstep.errors import UserError
 from lockstep.text import json_text
 
@@ -57,7 +57,7 @@ def test_byte_order_mark_crlf_and_a_missing_last_line_break(tmp_path: Path) -> N
 def test_a_line_larger_than_any_context_is_passed_over_without_being_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "LARGEST", 100)
+    monkeypatch.setattr(json_readers, "LARGEST", 100)
     found = read(tmp_path, GOOD + b"\n" + b'{"a": "' + b"x" * 1000 + b'"}\n' + GOOD + b"\n")
     assert reasons(found) == ["", "too_large", ""]
     assert isinstance(found[1], Reject) and found[1].detail == "1010 bytes" and len(found[1].text) == 101
@@ -74,7 +74,7 @@ def test_an_array_is_the_same_however_it_is_cut_into_blocks(
         def read(self, size: int | None = -1) -> bytes:
             return super().read(step)
 
-    found = list(readers._array(Slow(b"\xef\xbb\xbf \n" + text + b"\n")))
+    found = list(json_readers.elements(Slow(b"\xef\xbb\xbf \n" + text + b"\n")))
     assert [value for value, _ in found] == values  # type: ignore[misc]
     assert [json.loads(raw) for _, raw in found] == values  # type: ignore[misc, arg-type]
 
@@ -93,7 +93,7 @@ def test_an_array_is_the_same_however_it_is_cut_into_blocks(
 )
 def test_a_damaged_array_ends_with_the_element_at_which_it_broke(tmp_path: Path, data: bytes, kept: int) -> None:
     found = read(tmp_path, data, "rows.json")
-    assert reasons(found) == [""] * kept + [readers.BROKEN]
+    assert reasons(found) == [""] * kept + [BROKEN]
     assert found[-1].line == kept + 1
 
 
@@ -118,19 +118,19 @@ def test_tables_keep_their_text_byte_for_byte(tmp_path: Path) -> None:
 def test_csv_rows_that_are_wrong_are_rejected_alone(tmp_path: Path) -> None:
     found = read(tmp_path, b'a,b\n1,2\n1\n"x"y,2\n\n\xff,2\n3,4\n', "rows.csv")
     assert reasons(found) == ["", "wrong_columns", "bad_csv", "blank", "bad_utf8", ""]
-    assert reasons(read(tmp_path, b'a,b\n1,2\n"open,2\n3,4\n', "rows.csv")) == ["", readers.BROKEN]
-    assert reasons(read(tmp_path, b"a,a\n1,2\n", "rows.csv")) == [readers.BROKEN]
+    assert reasons(read(tmp_path, b'a,b\n1,2\n"open,2\n3,4\n', "rows.csv")) == ["", BROKEN]
+    assert reasons(read(tmp_path, b"a,a\n1,2\n", "rows.csv")) == [BROKEN]
     (found,) = read(tmp_path, b"a,b,,\n1,2,,\n", "rows.csv")  # as spreadsheets write it
     assert isinstance(found, Record) and found.value == {"a": "1", "b": "2"}
 
 
 def test_a_stray_quote_never_eats_rows_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "LARGEST", 1000)
+    monkeypatch.setattr(table_readers, "LARGEST", 1000)
     lines = b"".join(b"%d,x\n" % number for number in range(1000))
     found = read(tmp_path, b'a,b\n1,"open\n' + lines + b'2,"y"\n3,z\n', "rows.csv")
-    assert reasons(found) == [readers.BROKEN]
+    assert reasons(found) == [BROKEN]
     found = read(tmp_path, b'a,b\n1,x\n2,"Why did he\n' + lines[:500] + b'3,he said "no" and left\n4,z\n', "rows.csv")
-    assert reasons(found) == ["", readers.BROKEN]  # and not one reject for them all
+    assert reasons(found) == ["", BROKEN]  # and not one reject for them all
 
 
 def test_gzip_is_known_by_its_bytes_and_a_cut_one_is_seen(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_gzip_is_known_by_its_bytes_and_a_cut_one_is_seen(tmp_path: Path) -> Non
     packed = gzip.compress(lines)
     assert len(read(tmp_path, packed, "rows.jsonl.gz")) == len(read(tmp_path, packed, "rows.jsonl")) == 20_000
     found = read(tmp_path, packed[: len(packed) // 2], "rows.jsonl.gz")
-    assert reasons(found)[-1] == readers.BROKEN and len(found) > 100
+    assert reasons(found)[-1] == BROKEN and len(found) > 100
     parquet.write_table(pyarrow.table({"a": ["x"]}), tmp_path / "t.parquet")
     found = read(tmp_path, gzip.compress((tmp_path / "t.parquet").read_bytes()), "t.parquet.gz")
     assert isinstance(found[0], Record) and found[0].value == {"a": "x"}
@@ -146,7 +146,7 @@ def test_gzip_is_known_by_its_bytes_and_a_cut_one_is_seen(tmp_path: Path) -> Non
 
 def test_parquet_that_is_none_and_text_that_is_not_utf8(tmp_path: Path) -> None:
     for data in (b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1"):
-        assert reasons(read(tmp_path, data, "rows.parquet")) == [readers.BROKEN]
+        assert reasons(read(tmp_path, data, "rows.parquet")) == [BROKEN]
     wrong = pyarrow.array([b"x", b"caf\xe9"], pyarrow.binary()).view(pyarrow.string())
     parquet.write_table(pyarrow.table({"a": wrong}), tmp_path / "rows.parquet")
     assert reasons(list(readers.records(tmp_path / "rows.parquet"))) == ["", "bad_utf8"]
