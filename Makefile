@@ -162,7 +162,7 @@ lint: .venv/dev.stamp ## ruff, mypy and shellcheck
 	.venv/bin/ruff format --check .
 	$(PY) -m mypy scripts/lockstep
 	for stage in scripts/[0-9]*.py scripts/demo.py scripts/monitor.py data/build_toy_dataset.py; do $(PY) -m mypy $$stage || exit 1; done
-	.venv/bin/shellcheck scripts/*.sh .ci/run
+	.venv/bin/shellcheck scripts/*.sh findings/*.sh .ci/run
 
 format: .venv/dev.stamp ## format the code
 	.venv/bin/ruff check --fix .
