@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -16,8 +17,11 @@ from typing import Any
 
 import pytest
 from conftest import Run
-from support.misbehaving import Server
+from support.misbehaving import Handler, Server
 from support.programs import ROOT, script_environment
+from support.serving import free_port
+
+from lockstep.endpoint import server_note
 
 QUIET = ("--retries", "0")
 
@@ -183,7 +187,11 @@ def test_what_fails_before_anything_is_shown_is_asked_again(
         assert server.tries["olleh"] == 1
     else:
         assert (answer.returncode, answer.stdout) == (0, "hello\n"), answer.stderr
-        notice = "still being checked and opens when it has passed: waiting" if fault == "503" else "trying again in"
+        notice = (
+            "still being checked and opens when it has passed the gate: waiting"
+            if fault == "503"
+            else "trying again in"
+        )
         assert notice in answer.stderr and server.tries["olleh"] == 2
 
 
@@ -483,3 +491,32 @@ def test_a_chat_can_take_loops_out(server: Server, tmp_path: Path) -> None:
     out, _ = client.communicate("repeat " + "我愿为姐姐尽义务，" * 5 + "\nab\n", timeout=60)
     assert out == "我愿为姐姐尽义务，\nba\n"
     assert server.seen[-1]["messages"][1]["content"] == "我愿为姐姐尽义务，"
+
+
+def test_a_question_waits_for_this_runs_server_and_without_one_it_fails_at_once(stage: Run, tmp_path: Path) -> None:
+    port, folder = free_port(), tmp_path / "outputs/r/serve"
+    words = ("olleh", "--run", "r", "--serve.port", str(port))
+    started = time.monotonic()
+    nobody = stage("04_client_openai.py", *words)
+    assert f"no server answers at http://127.0.0.1:{port}/v1: start one with `make serve`" in error(nobody)
+    assert nobody.stderr.count("\n") == 1 and time.monotonic() - started < 30  # and not after all retries
+    folder.mkdir(parents=True)
+    about = {"url": f"http://127.0.0.1:{port}/v1", "model": "r", "mode": "merged", "served": {}, "grace": 1}
+    server_note.write(folder, "starting", **about)
+    late = stage("04_client_openai.py", *words, "--wait", "1")
+    assert "the server is still starting after 1 s (--wait): see `make status`" in error(late)
+    command = [sys.executable, str(ROOT / "scripts/04_client_openai.py"), *words]
+    asking = subprocess.Popen(
+        command,
+        env=script_environment(tmp_path),
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert asking.stderr and "waiting up to 900 s" in asking.stderr.readline()
+    with Server(("127.0.0.1", port), Handler) as opened:
+        threading.Thread(target=opened.serve_forever, daemon=True).start()
+        answer, notices = asking.communicate(timeout=60)
+        opened.shutdown()
+    assert (asking.returncode, answer, notices) == (0, "hello\n", "")

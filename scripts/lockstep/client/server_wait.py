@@ -11,8 +11,8 @@ from lockstep.endpoint import server_note
 SECONDS = 900.0  # as long as serve.startup_timeout gives a server by default
 POLL = 1.0  # seconds between two tries
 
-STARTING = "the server is starting and opens when it has been checked"
-CHECKED = "the server is still being checked and opens when it has passed"
+STARTING = "the server is still starting"
+CHECKED = "the server is still being checked"
 
 
 class ServerWait:
@@ -52,10 +52,10 @@ class ServerWait:
         with self._lock:
             if self._since is None:
                 self._since = time.monotonic()
-                self.notice(f"{reason}: waiting for it, up to {self.seconds:g} s")
+                self.notice(f"{reason} and opens when it has passed the gate: waiting up to {self.seconds:g} s")
             waited = time.monotonic() - self._since
         if waited >= self.seconds:
-            message = f"{reason}, and did not within {self.seconds:g} s (--wait): see `make status`"
+            message = f"{reason} after {self.seconds:g} s (--wait): see `make status`"
             raise NoAnswer(message, "always", "not_ready") from error
         time.sleep(POLL)
         return True
