@@ -4,7 +4,7 @@ Chat requests go through the `openai` package instead, see `client.openai_client
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,25 +31,25 @@ class Response:
 
 @dataclass(frozen=True)
 class HttpClient:
-    """Asks an endpoint. Several threads may share one.
+    """Sends requests to an endpoint. Several threads may share one.
 
     Args:
         url: of the endpoint, ending in /v1.
-        secret: of the server's start, which is let in before the gate has opened; empty for all others.
+        secret: of the server's start, with which requests are admitted before the gate has opened; empty for others.
     """
 
     url: str
-    secret: str = ""
+    secret: str = field(default="", repr=False)
 
     def request(self, path: str, body: dict[str, Any] | None = None, timeout: float = TIMEOUT) -> Response:
         """GET a path, such as /v1/models or /metrics, or POST a body to it.
 
         Args:
-            timeout: seconds without a byte after which nothing is waited for any more.
+            timeout: seconds without a byte after which the request fails.
 
         Raises:
             NoResponse: see there.
-            UserError: the environment's key is none that a header can carry; that says so without the key.
+            UserError: no header can carry the key in the environment; the message does not tell it.
         """
         import httpx2
 
@@ -67,7 +67,7 @@ class HttpClient:
         except httpx2.InvalidURL as error:
             raise NoResponse(f"{self.url} cannot be asked: {error}") from error
         except (httpx2.HTTPError, OSError) as error:
-            raise NoResponse(f"{path}: no answer ({error or type(error).__name__})") from error
+            raise NoResponse(f"{path}: no answer ({str(error) or type(error).__name__})") from error
         return Response(response.status_code, response.content.decode("utf-8", errors="replace"))
 
     @cached_property
@@ -80,7 +80,10 @@ class HttpClient:
         # Loopback is reached directly, whatever proxy the environment names.
         try:
             return httpx2.Client(
-                trust_env=not address.is_local(self.url), verify=encrypted, limits=limits, follow_redirects=True
+                trust_env=not address.is_local(self.url),
+                verify=encrypted,
+                limits=limits,
+                follow_redirects=not self.secret,  # which must not travel on to another server
             )
         except (ValueError, ImportError) as error:  # such as a SOCKS proxy in ALL_PROXY
             raise NoResponse(f"{self.url} cannot be asked: {error}") from error

@@ -17,7 +17,13 @@ class Echo(BaseHTTPRequestHandler):
     """Answers with what it was sent."""
 
     def do_GET(self) -> None:
-        self.echo(200)
+        if self.path == "/elsewhere":
+            self.send_response(307)
+            self.send_header("Location", "/metrics")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.echo(200)
 
     def do_POST(self) -> None:
         self.echo(503)
@@ -55,6 +61,12 @@ def test_key_and_secret_go_along_and_no_proxy_stands_between(url: str, monkeypat
     monkeypatch.delenv("LOCKSTEP_API_KEY")
     headers = json.loads(HttpClient(url).request("/v1/models").text[:-1])["headers"]
     assert not {"authorization", "x-lockstep-secret"} & headers.keys()
+
+
+def test_a_secret_follows_no_redirect(url: str) -> None:
+    assert HttpClient(url).request("/elsewhere").status == 200
+    assert HttpClient(url, "s" * 43).request("/elsewhere").status == 307
+    assert "sss" not in repr(HttpClient(url, "s" * 43))
 
 
 def test_a_body_is_posted_as_json_and_an_error_status_is_a_response(url: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import homes, tiny
-from support.serving import reseal
+from support.serving import free_port, reseal
 
 from lockstep.artifacts import filenames
 from lockstep.artifacts.stage import Stage
@@ -25,13 +25,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(**changes: str) -> Settings:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     given = {
         "run": "r",
         "model.name": "m",
-        "serve.port": port,
+        "serve.port": str(free_port()),
         "serve.max_model_len": "256",
         "serve.kv_cache_memory_bytes": str(2**20),
     }
