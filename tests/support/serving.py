@@ -17,11 +17,10 @@ from typing import Any
 import psutil
 from support import programs, tiny
 from support.nursery import Nursery
-from support.programs import ROOT, script_environment
+from support.programs import ROOT, free_port, script_environment
 
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.endpoint import server_note
-from lockstep.serving.temporary_server import free_port
 
 
 @dataclass(frozen=True)
