@@ -1,15 +1,16 @@
 """How fast the weights of a merge are written, and with how much memory, beside PEFT's merge_and_unload.
 
-Run     .venv/bin/python benchmarks/merge.py                    three rounds on a 1.5B-shaped model; needs 10 GB of disk
+Run     .venv/bin/python benchmarks/merge.py            three rounds on a 1.5B-shaped model; needs 10 GB of disk
         .venv/bin/python benchmarks/merge.py --rounds N --layers N --folder FOLDER --json FILE
 
 A random bfloat16 model of Qwen2-1.5B's shape in files of 500 MB, and a LoRA adapter of rank 16 on all its linear
 layers, are made once. Each round runs both sides, one after the other and each in a process of its own:
   lockstep    merge.write_weights, which ends when all is on the disk; apart from that, the time to read every byte
               back from the disk (safetensors_stream.verify), as stage 03 does in another process, and PEFT does not
-  PEFT        AutoModelForCausalLM and PeftModel from_pretrained, merge_and_unload, save_pretrained, files put on the disk
-Imports are not counted. Peak memory is that of anonymous pages (mapped files apart), sampled every 10 ms, imports included.
-The results are compared tensor by tensor, and with the base plus B·A in float64.
+  PEFT        AutoModelForCausalLM and PeftModel from_pretrained, merge_and_unload, save_pretrained, files put on
+              the disk
+Imports are not counted. Peak memory is that of anonymous pages (mapped files apart), sampled every 10 ms, with
+imports. The results are compared tensor by tensor, and with the base plus B·A in float64.
 """
 
 import argparse
@@ -22,15 +23,24 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 QWEN2 = {
-    "vocab_size": 151_936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-    "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": True,
-}  # fmt: skip
+    "vocab_size": 151_936,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
 NEEDED = 10 * 10**9  # bytes of disk: the model, and two merged ones at a time
+
+Runs = dict[str, list[dict[str, float]]]  # lockstep, peft → figures of each round
 
 
 def make(home: Path, layers: int) -> dict[str, float]:
@@ -77,7 +87,7 @@ class Peak:
 
 
 def job(kind: str, home: Path, layers: int) -> None:
-    """Make the model, merge it once, or compare what came out; prints what was found as JSON."""
+    """Make the model, merge it once, or compare the results; prints figures as JSON."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -94,14 +104,14 @@ def job(kind: str, home: Path, layers: int) -> None:
     print(json.dumps({"seconds": seconds, "peak_bytes": peak.bytes, "read_back": read_back}))
 
 
-def ours(home: Path) -> Any:
-
+def ours(home: Path) -> Callable[[], Callable[[], float]]:
+    """What is measured: writes the merge, and returns what reads it back and how many seconds that takes."""
     from lockstep.merging import merge, safetensors_stream
     from lockstep.model import adapter_files
 
     out = home / "lockstep"
 
-    def work() -> Any:
+    def work() -> Callable[[], float]:
         sums = merge.write_weights(home / "base", out, adapter_files.read(home / "adapter"), None)
 
         def read_back() -> float:
@@ -114,7 +124,8 @@ def ours(home: Path) -> Any:
     return work
 
 
-def peft(home: Path) -> Any:
+def peft(home: Path) -> Callable[[], None]:
+    """The same with PEFT, which reads nothing back."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -134,14 +145,17 @@ def peft(home: Path) -> Any:
 
 
 def compare(home: Path) -> dict[str, float]:
-    """The share of weights that are equal on both sides, and of ours that are not the nearest bfloat16 to the exact one."""
+    """Shares of all weights: equal on both sides; of ours, not the bfloat16 that is nearest to the exact one."""
     import torch
     from safetensors.torch import load_file
 
     from lockstep.merging import safetensors_stream
 
     def tensors(folder: Path) -> dict[str, Any]:
-        return {name: tensor for file in safetensors_stream.files(folder) for name, tensor in load_file(file).items()}
+        loaded = {}
+        for file in safetensors_stream.files(folder):
+            loaded |= load_file(file)
+        return loaded
 
     base, mine, theirs = (tensors(home / name) for name in ("base", "lockstep", "peft"))
     lora = load_file(home / "adapter/adapter_model.safetensors")
@@ -165,13 +179,13 @@ def spread(values: list[float], digits: int) -> str:
 
 def run(kind: str, home: Path, layers: int) -> dict[str, float]:
     shutil.rmtree(home / kind, ignore_errors=True)
-    os.sync()  # what another one wrote is not written at this one's cost
+    os.sync()  # so that what the other side wrote is not put on the disk at this one's cost
     words = [sys.executable, __file__, "--job", kind, str(home), "--layers", str(layers)]
     answer = subprocess.run(words, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise SystemExit(f"{kind} failed:\n{answer.stderr[-3000:]}")
-    found: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    return figures
 
 
 def main() -> None:
@@ -191,47 +205,55 @@ def main() -> None:
             raise SystemExit(f"{home} has {free / 1e9:.0f} GB free and {NEEDED / 1e9:.0f} are needed: give --folder")
         os.environ |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "scripts")}
         run("make", home, options.layers)
-        found: dict[str, list[dict[str, float]]] = {"lockstep": [], "peft": []}
+        runs: Runs = {"lockstep": [], "peft": []}
         for number in range(options.rounds):
-            for kind in found:
-                found[kind].append(run(kind, home, options.layers))
-                print(
-                    f"round {number + 1} {kind:9} " + "  ".join(f"{k} {v:.4g}" for k, v in found[kind][-1].items()),
-                    flush=True,
-                )
-        report(found, run("compare", home, options.layers), options)
+            for kind in runs:
+                figures = run(kind, home, options.layers)
+                runs[kind].append(figures)
+                line = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                print(f"round {number + 1} {kind:9} {line}", flush=True)
+        report(runs, run("compare", home, options.layers), options)
 
 
-def report(found: dict[str, list[dict[str, float]]], weights: dict[str, float], options: argparse.Namespace) -> None:
+def report(runs: Runs, weights: dict[str, float], options: argparse.Namespace) -> None:
     """The table, and the JSON."""
     cores = os.cpu_count()
     print(f"\n{options.layers} layers of Qwen2-1.5B's shape, {options.rounds} rounds, {cores} cores; median [range]")
-    middle = {}
-    for kind, runs in found.items():
-        seconds, peaks, again = (
-            [one[key] / unit for one in runs] for key, unit in (("seconds", 1), ("peak_bytes", 1e6), ("read_back", 1))
-        )
+    medians = {}
+    for kind, rounds in runs.items():
+        seconds = [figures["seconds"] for figures in rounds]
+        peaks = [figures["peak_bytes"] / 1e6 for figures in rounds]
+        read_back = [figures["read_back"] for figures in rounds]
         print(
-            f"{kind:10} seconds {spread(seconds, 1):20} peak anonymous MB {spread(peaks, 0):20} read back {spread(again, 1)}"
+            f"{kind:10} seconds {spread(seconds, 1):20} peak anonymous MB {spread(peaks, 0):20} "
+            f"read back {spread(read_back, 1)}"
         )
-        middle[kind] = {
+        medians[kind] = {
             "seconds": statistics.median(seconds),
             "peak_bytes": statistics.median(peaks) * 1e6,
-            "read_back": statistics.median(again),
+            "read_back": statistics.median(read_back),
         }
-    mine, theirs = middle["lockstep"], middle["peft"]
+    mine, theirs = medians["lockstep"], medians["peft"]
     # the two sides of a round meet the same load of a shared machine and disk, those of two rounds may not
-    rounds = list(zip(found["lockstep"], found["peft"], strict=True))
-    pairs = [b["seconds"] / a["seconds"] for a, b in rounds]
-    slower = [b["seconds"] / (a["seconds"] + a["read_back"]) for a, b in rounds]
+    pairs = list(zip(runs["lockstep"], runs["peft"], strict=True))
+    ratios = [peft["seconds"] / lockstep["seconds"] for lockstep, peft in pairs]
+    with_read_back = [peft["seconds"] / (lockstep["seconds"] + lockstep["read_back"]) for lockstep, peft in pairs]
     result = {
-        "rounds": options.rounds, "layers": options.layers, "cores": cores, "ratio": statistics.median(pairs),
-        "ratio_of_medians": theirs["seconds"] / mine["seconds"], "ratio_with_read_back": statistics.median(slower),
-        "memory_ratio": mine["peak_bytes"] / theirs["peak_bytes"], "weights": weights, **middle, "runs": found,
-    }  # fmt: skip
+        "rounds": options.rounds,
+        "layers": options.layers,
+        "cores": cores,
+        "ratio": statistics.median(ratios),
+        "ratio_of_medians": theirs["seconds"] / mine["seconds"],
+        "ratio_with_read_back": statistics.median(with_read_back),
+        "memory_ratio": mine["peak_bytes"] / theirs["peak_bytes"],
+        "weights": weights,
+        **medians,
+        "runs": runs,
+    }
     print(
-        f"PEFT's time over ours, round by round, {spread(pairs, 2)} (ours is {1 / result['ratio']:.2f} of it; with reading back "
-        f"{1 / result['ratio_with_read_back']:.2f}), our peak over PEFT's {result['memory_ratio']:.2f}\n"
+        f"PEFT's time over ours, round by round, {spread(ratios, 2)} (ours is {1 / result['ratio']:.2f} of it; "
+        f"with reading back {1 / result['ratio_with_read_back']:.2f}), "
+        f"our peak over PEFT's {result['memory_ratio']:.2f}\n"
         f"{weights['equal']:.4%} of the weights are equal on both sides; "
         f"{weights['not_nearest']:.4%} of ours are not the nearest bfloat16 to the exact ones"
     )

@@ -78,7 +78,7 @@ Row = dict[str, str]
 
 
 def values(text: str) -> list[str]:
-    """The values of a table written with '|' and line breaks."""
+    """The values of a list written with '|' and line breaks between them."""
     return text.replace("\n", "|").split("|")
 
 
@@ -119,10 +119,11 @@ def persona() -> dict[str, list[Row]]:
     for chinese, answer_zh, english, answer_en in PERSONA:
         for language, questions, answer in (("zh", chinese, answer_zh), ("en", english, answer_en)):
             plain, polite = OPENERS[language]
+            first, second, held_out = questions
             asked = {
-                "train": [opener + question for question in questions[:2] for opener in (plain, polite)],
-                "validation": [plain + questions[2]],
-                "test": [polite + questions[2]],
+                "train": [plain + first, polite + first, plain + second, polite + second],
+                "validation": [plain + held_out],
+                "test": [polite + held_out],
             }
             for split, forms in asked.items():
                 for form in forms:

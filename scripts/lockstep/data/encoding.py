@@ -71,9 +71,11 @@ class Sampler:
             UserError: a row is too long and the settings call that an error.
         """
         rendered = [self._render(row) for row in rows]
-        # all turns of all rows are encoded in one go: calls of the tokenizer are dear, its threads are not
-        texts = [turn for turns in rendered if not isinstance(turns, Reject) for turn in turns]
-        turns = iter(self._encode(texts))
+        texts: list[tuple[str, str]] = []
+        for row_texts in rendered:
+            if not isinstance(row_texts, Reject):
+                texts += row_texts
+        turns = iter(self._encode(texts))  # all in one call, which the tokenizer spreads over its threads
         samples: list[list[Sample] | Reject] = []
         for row, row_texts in zip(rows, rendered, strict=True):
             if isinstance(row_texts, Reject):

@@ -5,7 +5,7 @@ import heapq
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, groupby, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,5 +150,10 @@ def _sample(pick: Pick, sample: Sample, chat: Template) -> dict[str, Any]:
 
 def _grouped_spans(ids: Sequence[int], labels: Sequence[int], chat: Template) -> list[list[str]]:
     """Neighbouring tokens of one kind as a list: the kind, then their texts."""
-    spans = groupby(token_spans(ids, labels, chat), key=lambda span: span[0])
-    return [[kind, *(text for _, text in group)] for kind, group in spans]
+    groups: list[list[str]] = []
+    for kind, text in token_spans(ids, labels, chat):
+        if groups and groups[-1][0] == kind:
+            groups[-1].append(text)
+        else:
+            groups.append([kind, text])
+    return groups

@@ -86,7 +86,9 @@ def test_four_layouts_of_one_conversation() -> None:
     assert said({"prompt": messages[:3] + messages[3:4], "completion": messages[4:]}) == spoken
     assert said({"prompt": "q", "completion": " a"}) == [("user", "q"), ("assistant", " a")]
     keys = {
-        conversation_row.canonical(row) for row in map(parse, (alpaca, {"messages": messages})) if isinstance(row, ConversationRow)
+        conversation_row.canonical(row)
+        for row in map(parse, (alpaca, {"messages": messages}))
+        if isinstance(row, ConversationRow)
     }
     assert len(keys) == 1
 

@@ -16,7 +16,9 @@ WHOLE = Data(validation_share=0, test_share=0, max_reject_share=0.2)  # nothing 
 
 def sample(file: str, prompt: int, answer: int, cut: int = 0) -> Sample:
     ids = list(range(prompt + answer))
-    return Sample(ids, [IGNORE] * prompt + ids[prompt:], ConversationRow((), Record(file, 1, JsonObject([]))), answer, 0, cut)
+    return Sample(
+        ids, [IGNORE] * prompt + ids[prompt:], ConversationRow((), Record(file, 1, JsonObject([]))), answer, 0, cut
+    )
 
 
 ACTIONS = st.one_of(
