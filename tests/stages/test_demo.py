@@ -35,12 +35,12 @@ def on(monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype) -> None
     monkeypatch.setattr(networks, "compute_dtype", lambda setting, device: dtype)
 
 
-def test_a_cpu_without_bfloat16_trains_fewer_steps_and_says_so(
+def test_a_cpu_without_bfloat16_trains_one_epoch_and_says_so(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on(monkeypatch, "cpu", torch.float32)
     words = demo.training_words(settings)
-    assert words == ["--train.max_steps", str(demo.FLOAT32_STEPS)]
+    assert words == ["--train.num_train_epochs", "1"]
     note = capsys.readouterr().out.strip()
     assert note.count("\n") == 0 and f'make train ARGS="{" ".join(words)}"' in note
 
@@ -60,19 +60,20 @@ def test_other_machines_train_as_the_config_says(
 
 
 @pytest.mark.parametrize(
-    ("steps", "expected"), [(-1, []), (43, ["--train.max_steps", "43"]), (7, ["--train.max_steps", "7"])]
+    ("epochs", "expected"),
+    [(2.0, []), (1.0, ["--train.num_train_epochs", "1"]), (0.5, ["--train.num_train_epochs", "0.5"])],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_finished_training_keeps_its_steps_and_so_is_up_to_date(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int, expected: list[str], dtype: torch.dtype
+def test_a_finished_training_keeps_its_epochs_and_so_is_up_to_date(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, epochs: float, expected: list[str], dtype: torch.dtype
 ) -> None:
     on(monkeypatch, "cpu", dtype)
     config = settings.sections("train")
-    config["train"]["max_steps"] = steps
+    config["train"]["num_train_epochs"] = epochs
     with Stage("train", settings.run_dir / filenames.ADAPTER, config, []).writing():
         pass
     assert demo.training_words(settings) == expected
-    again = yaml_file.load(paths.ROOT / demo.CONFIG, {"train.max_steps": str(steps)} if expected else {})
+    again = yaml_file.load(paths.ROOT / demo.CONFIG, {"train.num_train_epochs": str(epochs)} if expected else {})
     assert Stage("train", settings.run_dir / filenames.ADAPTER, again.sections("train"), []).finished()
 
 
