@@ -253,7 +253,7 @@ class Serve(Section):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
-    served_model_name: Name | None = Field(None, description="name that clients send; default: RUN, in mode base RUN-base")
+    served_model_name: Name | None = Field(None, description="name that clients send; default: RUN, or RUN-base")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="auto: that of the weights, bfloat16, if the device supports it; otherwise as train.dtype"
     )
