@@ -1,4 +1,4 @@
-"""Fields of a record: text is text, lists are lists, and whatever is not has its reason."""
+"""Fields of a record, checked for their types. All functions here raise Rejected with the reason's code."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from lockstep.text.json_text import JsonObject
 from lockstep.text.unicode import printable
 
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
-DEEPEST = 100  # levels of tools and arguments; all that handle them call themselves for each
+DEEPEST = 100  # levels of tools and arguments: what handles them recurses, here and in other programs
 
 
 class Rejected(Exception):
@@ -17,7 +17,11 @@ class Rejected(Exception):
 
 
 def parsed(text: str, reason: str) -> Any:
-    """The value of a JSON text. All functions here raise Rejected."""
+    """The value of a JSON text.
+
+    Args:
+        reason: the code with which a text that is not JSON is rejected.
+    """
     try:
         return json_text.loads(text)
     except (ValueError, RecursionError) as error:
@@ -25,7 +29,7 @@ def parsed(text: str, reason: str) -> Any:
 
 
 def items(fields: Mapping[str, Any], name: str) -> list[Any]:
-    """A list, or in tables its JSON text."""
+    """A field that must be a list, or in tables the JSON text of one."""
     if name not in fields:
         raise Rejected(f"missing_{name}")
     value = fields[name]
@@ -36,23 +40,28 @@ def items(fields: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def text_of(fields: Mapping[str, Any], name: str, missing: Any = ...) -> str:
-    """A field that must be text; `missing` stands for an absent or null one, unless it is `...`."""
+    """A field that must be text.
+
+    Args:
+        missing: stands for an absent or null field, unless it is `...`: then such a field is rejected.
+    """
     if missing is not ... and fields.get(name) is None:
         return missing  # type: ignore[no-any-return]
     if name not in fields:
         raise Rejected(f"missing_{name}")
     value = fields[name]
-    if name == "content" and isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
-        value = value[0].get("text") if value[0].get("type") == "text" else value  # one part of text is text
+    in_parts = name == "content" and isinstance(value, list)  # OpenAI's form for texts with pictures
+    if in_parts and len(value) == 1 and isinstance(value[0], Mapping) and value[0].get("type") == "text":
+        value, in_parts = value[0].get("text"), False
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
-        raise Rejected("not_text" if name == "content" and isinstance(value, list) else "wrong_type", f"{name}: {kind}")
+        raise Rejected("not_text" if in_parts else "wrong_type", f"{name}: {kind}")
     check_text(value, name)
     return value
 
 
 def check_text(text: str, name: str) -> None:
-    """Refuse what ends C strings, and what UTF-8 cannot hold."""
+    """Reject the character that ends C strings, and what UTF-8 cannot hold."""
     if "\0" in text:
         raise Rejected("nul_character", name)
     if not text.isascii() and printable(text) != text:
@@ -60,14 +69,14 @@ def check_text(text: str, name: str) -> None:
 
 
 def check_media(fields: Mapping[str, Any]) -> None:
-    """Refuse pictures and sounds: leaving them out would change what the text means."""
+    """Reject pictures and sounds: leaving them out would change what the text means."""
     for name in MEDIA:
         if fields.get(name):
             raise Rejected("not_text", name)
 
 
 def check_json(value: Any, reason: str, depth: int = 0) -> None:
-    """Tools and calls are written as JSON again: whatever would not come out as it went in is rejected."""
+    """Reject values that would not be the same once they are written as JSON again, as tools and calls are."""
     if depth > DEEPEST:
         raise Rejected(reason, f"nested deeper than {DEEPEST} levels")
     if isinstance(value, str):

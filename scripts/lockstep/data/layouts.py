@@ -1,8 +1,8 @@
-"""Records → rows, by the layout of their fields, or rejects with their reason.
+"""Records → rows, by the layout of their fields, or rejects with a reason.
 
 Four layouts are known: Alpaca (instruction, input, output, history, system), prompt and
-completion, OpenAI messages, and ShareGPT conversations. `tools` and `system` may stand beside
-any of them.
+completion, OpenAI messages, and ShareGPT conversations. Any of them may have `tools` and `system`
+beside it.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ def _layout(fields: Mapping[str, Any], setting: str) -> str:
     return "prompt_completion" if of_pairs and "instruction" not in fields else "alpaca"
 
 
-# --- layouts: each returns messages, and the places of answers that carry no loss ---
+# --- one function for each layout; returns messages, and the places of answers that carry no loss ---
 
 Conversation = tuple[list[Message], set[int]]
 

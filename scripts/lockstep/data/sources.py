@@ -18,40 +18,50 @@ from lockstep.text.unicode import printable
 
 
 def resolve(settings: Settings, say: Callable[[str], None]) -> tuple[Settings, dict[str, list[Path]], list[Path]]:
-    """The files of each split by the settings, and the inputs on which stage 01's digest hangs.
+    """The settings, the files of each split, and the inputs that stage 01's digest covers.
 
     A data set of a hub is downloaded if need be, and the files picked in it become settings.
 
     Args:
-        say: is given a line about what comes.
+        say: prints a line for the user.
 
     Raises:
         UserError: a file does not exist or has a name that is no text, a pattern fits no file, or two splits would
             read the same one.
     """
-    data, inputs = settings.data, []
-    names = {split: getattr(data, f"{split}_file") for split in SPLITS}
-    if data.source == "files":
-        root = paths.ROOT
-    else:
+    data, root = settings.data, paths.ROOT
+    inputs: list[Path] = []
+    if data.source != "files":
         assert data.id
         root = dataset(data.source, data.id, data.revision, say)
-        inputs = [root]
+        inputs.append(root)
         if "data.train_file" not in settings.explicit:
-            picked = pick_splits(manifest.read(root).files)
-            names |= {split: tuple(picked[split]) for split in SPLITS if f"data.{split}_file" not in settings.explicit}
-            settings = settings.replace("data", {f"{split}_file": names[split] for split in SPLITS})
-    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
+            settings = _with_picked_files(settings, root)
+    files: dict[str, list[Path]] = {}
+    everything: list[Path] = []
     for split in SPLITS:
-        for name in names[split]:
+        files[split] = []
+        for name in getattr(settings.data, f"{split}_file"):
             files[split] += user_files.files_of(root, name)
-    everything = [path for split in SPLITS for path in files[split]]
+        everything += files[split]
     _refuse_names(everything)
     own = [path for path in everything if not _within(path, inputs)]
     return settings, files, inputs + own
 
 
+def _with_picked_files(settings: Settings, root: Path) -> Settings:
+    """The settings with the files of a data set, by their names, for those splits that nobody gave files."""
+    picked = pick_splits(manifest.read(root).files)
+    chosen = {}
+    for split in SPLITS:
+        setting = f"{split}_file"
+        given = f"data.{setting}" in settings.explicit
+        chosen[setting] = getattr(settings.data, setting) if given else tuple(picked[split])
+    return settings.replace("data", chosen)
+
+
 def _refuse_names(files: list[Path]) -> None:
+    """Refuse a file that is named twice, and names that no file could hold. Raises UserError."""
     seen: set[Path] = set()
     for path in map(Path.resolve, files):
         if path in seen:
@@ -75,7 +85,7 @@ def dataset(source: str, id: str, revision: str | None, say: Callable[[str], Non
         source: hub or modelscope.
         id: ORG/NAME there.
         revision: branch, tag or commit; None takes the newest.
-        say: told how much will come, before a download begins.
+        say: prints how much there is to download, before it begins.
 
     Raises:
         UserError: no such data set or revision, no right to read it, no data file in it, no
