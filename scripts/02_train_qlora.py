@@ -110,10 +110,7 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
     # --- train ---
     shown.watch(trainer)
     if rows.held_out is not None and distributed.FIRST and not distributed.SHARDED:
-        asked = [rows.held_out[place] for place in range(min(settings.train.sample_rows, len(rows.held_out)))]
-        shown.answer = sample_answers.SampleAnswers(
-            trainer.network, chat, asked, settings.train.sample_tokens, trainer.autocast
-        )
+        shown.answer = sample_answers.of_training(settings.train, trainer, chat, rows.held_out)
     stop.reduce = trainer.accelerator.reduce if distributed.PROCESSES > 1 else None
     if checkpoint is None and distributed.FIRST:
         progress.forget(settings.run_dir)

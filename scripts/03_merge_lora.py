@@ -82,9 +82,14 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
         "rows": trained["rows"],
         "positions": trained["positions"],
         "strategy": best,
-        "bound": settings.merge.max_kl,
-        "passed": candidates[best]["kl_mean"] <= settings.merge.max_kl,
+        **verdict(settings, candidates[best]),
     }
+
+
+def verdict(settings: Settings, measured: dict[str, float]) -> dict[str, Any]:
+    """Whether a merge is close enough to the trained model to be published."""
+    bound = settings.merge.max_kl
+    return {"bound": bound, "passed": measured["kl_mean"] <= bound}
 
 
 def refuse(report: dict[str, Any], settings: Settings, adapter: Path, failed: Path) -> NoReturn:

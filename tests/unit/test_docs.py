@@ -224,22 +224,6 @@ def test_the_makefile_hands_earlier_stages_the_settings_that_they_read() -> None
     assert set(pattern[2].split("|")) == set(tree.SECTIONS) - later, "a new section belongs there, or to `later` here"
 
 
-def test_no_setting_is_read_by_nothing() -> None:
-    """Each leaf's name occurs in the code outside its definition, or its section is passed on whole."""
-    whole = {"lora", "quantization", "train", "sampling"}
-    sources = "\n".join(
-        file.read_text(encoding="utf-8") for file in (ROOT / "scripts").rglob("*.py") if file.name != "schema.py"
-    ) + (ROOT / "scripts/lockstep/settings/schema.py").read_text(encoding="utf-8").replace(": ", "")
-    for name, _ in tree.leaves():
-        section, _, leaf = name.rpartition(".")
-        if section in whole:
-            assert re.search(rf"\b{section}\.model_dump\(|{section} and BitsAndBytesConfig|\*\*{section}", sources), (
-                name
-            )
-        else:
-            assert re.search(rf"\.{leaf}\b", sources), name
-
-
 def test_the_locks_hold_every_direct_dependency_and_the_two_lists_differ_in_two_lines() -> None:
     def pins(name: str) -> set[str]:
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()

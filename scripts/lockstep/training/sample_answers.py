@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lockstep.data.collator import IGNORE
+from lockstep.settings.schema import Train
 from lockstep.training import packed_attention
 
 if TYPE_CHECKING:
     from lockstep.prompts.template import Template
+    from lockstep.training.trainer import SupervisedTrainer
+
+
+def of_training(train: Train, trainer: "SupervisedTrainer", chat: "Template", held_out: Any) -> "SampleAnswers":
+    """Answers to the first held-out rows, as many and as long as the settings say."""
+    rows = [held_out[place] for place in range(min(train.sample_rows, len(held_out)))]
+    return SampleAnswers(trainer.network, chat, rows, train.sample_tokens, trainer.autocast)
 
 
 class SampleAnswers:
