@@ -1,7 +1,9 @@
 """How fast stage 02 trains, and with how much memory, beside TRL's SFTTrainer on the same rows and steps.
 
-Run     .venv/bin/python benchmarks/train.py                    200 rows (32 on old CPUs), three seeds; about half an hour on two cores
+Run     .venv/bin/python benchmarks/train.py
         .venv/bin/python benchmarks/train.py --data FILE --rows N --seeds N --json FILE
+
+Without options: 200 rows (32 on CPUs without bfloat16 instructions), three seeds; about half an hour on two cores.
 
 Both train the same NF4 model (the embedded default) with the same LoRA, dropout, learning rate and
 effective batch, on the same token ids, and the same rows meet in every step. Both compute in bfloat16
@@ -92,15 +94,21 @@ def job(kind: str, data: Path, seed: int) -> None:
 
     rows = list(held_out)
     batches = [Collator(0)(rows[start : start + 8]) for start in range(0, len(rows), 8)]
-    found = list(reference.log_probs(model, batches, dtype))
-    nats = -sum(one.gather(1, targets[:, None]).sum().item() for one, targets in found)
+    nats, supervised = 0.0, 0
+    for log_probs, targets in reference.log_probs(model, batches, dtype):
+        nats -= log_probs.gather(1, targets[:, None]).sum().item()
+        supervised += len(targets)
     tokens = steps_tokens(train, settings, seed)
     later = max(1, len(tokens) // 4)
-    print(json.dumps({
+    measured = {
         "end_to_end": sum(tokens) / seconds,
         "steady": sum(tokens[later:]) / (clock.steps[-1] - clock.steps[later - 1]),
-        "dtype": str(dtype), "seconds": seconds, "peak_bytes": peak, "held_out": nats / sum(len(targets) for _, targets in found),
-    }))  # fmt: skip
+        "dtype": str(dtype),
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "held_out": nats / supervised,
+    }
+    print(json.dumps(measured))
 
 
 def windows(train: Any, settings: Any, seed: int) -> list[list[int]]:
@@ -119,10 +127,10 @@ def steps_tokens(train: Any, settings: Any, seed: int) -> list[int]:
 def ours(settings: Any, train: Any, dtype: Any, clock: Clock) -> tuple[Any, Any]:
     from lockstep.training import setup
 
-    made = setup.build(settings, "cpu", dtype, train, None, 0, [clock.callback])
-    made.trainer.train()
-    made.trainer.network.set_attn_implementation("sdpa")
-    return made.trainer.model, lambda: made.fast and made.fast.undo(made.trainer.model)
+    training = setup.build(settings, "cpu", dtype, train, None, 0, [clock.callback])
+    training.trainer.train()
+    training.trainer.network.set_attn_implementation("sdpa")
+    return training.trainer.model, lambda: training.fast and training.fast.undo(training.trainer.model)
 
 
 def trl(settings: Any, train: Any, dtype: Any, clock: Clock) -> tuple[Any, Any]:
@@ -146,20 +154,36 @@ def trl(settings: Any, train: Any, dtype: Any, clock: Clock) -> tuple[Any, Any]:
     trainer = SameOrder(
         model,
         args=SFTConfig(
-            output_dir=tempfile.mkdtemp(), max_length=settings.data.max_length, use_cpu=True, bf16=dtype == torch.bfloat16, seed=options.seed,
-            per_device_train_batch_size=options.per_device_train_batch_size, num_train_epochs=1,
-            gradient_accumulation_steps=options.gradient_accumulation_steps, learning_rate=options.learning_rate,
-            warmup_steps=options.warmup_steps, lr_scheduler_type="linear", optim="adamw_torch", save_strategy="no",
+            output_dir=tempfile.mkdtemp(),
+            max_length=settings.data.max_length,
+            use_cpu=True,
+            bf16=dtype == torch.bfloat16,
+            seed=options.seed,
+            per_device_train_batch_size=options.per_device_train_batch_size,
+            num_train_epochs=1,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            learning_rate=options.learning_rate,
+            warmup_steps=options.warmup_steps,
+            lr_scheduler_type="linear",
+            optim="adamw_torch",
+            save_strategy="no",
             gradient_checkpointing=False,  # it would cost time, and there is memory
-            packing=False, report_to="none", disable_tqdm=True, logging_steps=1000,
+            packing=False,
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=1000,
         ),
         train_dataset=train.remove_columns("row"),
         processing_class=AutoTokenizer.from_pretrained(folder),
         peft_config=LoraConfig(
-            r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
         ),
         callbacks=[clock.callback],
-    )  # fmt: skip
+    )
     trainer.train()
     return trainer.model, lambda: None
 
@@ -179,9 +203,18 @@ def prepare(file: Path, count: int, home: Path) -> None:
     source.write_text("".join(lines), encoding="utf-8")
     words = ["--config", str(ROOT / "configs/demo.yaml")]
     run_stage("00_download_model.py", *words)
-    data = {"run": "bench", "data.train_file": str(source), "data.validation_file": "null", "data.test_file": "null",
-            "data.validation_share": "0", "data.test_share": "0", "data.max_length": SETTINGS["data.max_length"]}  # fmt: skip
-    run_stage("01_data_collator.py", *words, *(word for key, value in data.items() for word in (f"--{key}", value)))
+    settings = {
+        "run": "bench",
+        "data.train_file": str(source),
+        "data.validation_file": "null",
+        "data.test_file": "null",
+        "data.validation_share": "0",
+        "data.test_share": "0",
+        "data.max_length": SETTINGS["data.max_length"],
+    }
+    for key, value in settings.items():
+        words += [f"--{key}", value]
+    run_stage("01_data_collator.py", *words)
 
     from datasets import load_from_disk
 
@@ -222,44 +255,65 @@ def main() -> None:
         os.environ |= {"LOCKSTEP_HOME": scratch, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "scripts")}
         options.rows = options.rows or default_rows()
         prepare(options.data, options.rows, home)
-        found: dict[str, list[dict[str, float]]] = {"lockstep": [], "trl": []}
+        runs: dict[str, list[dict[str, float]]] = {"lockstep": [], "trl": []}
         for seed in range(1, options.seeds + 1):
-            for kind in found:
+            for kind in runs:
                 words = [sys.executable, __file__, "--job", kind, str(home / "data"), str(seed)]
                 answer = subprocess.run(words, capture_output=True, text=True, check=False)
                 if answer.returncode:
                     raise SystemExit(f"{kind} failed:\n{answer.stderr[-3000:]}")
                 measured = json.loads(answer.stdout.splitlines()[-1])
                 dtype = measured.pop("dtype")
-                found[kind].append(measured)
+                runs[kind].append(measured)
                 figures = "  ".join(f"{name} {value:.4g}" for name, value in measured.items())
                 print(f"seed {seed} {kind:9} {dtype}  {figures}", flush=True)
-    report(found, options)
+    report(runs, options)
 
 
-def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> None:
-    """The table, and the JSON."""
-    columns = {"end_to_end": ("tokens/s end to end", 1, 1), "steady": ("steady tokens/s", 1, 1),
-               "peak_bytes": ("peak MB", 1e6, 0), "held_out": ("held-out loss", 1, 4)}  # fmt: skip
-    values = {
-        kind: {key: [run[key] / unit for run in runs] for key, (_, unit, _) in columns.items()}
-        for kind, runs in found.items()
+# key of a run's figures → name in the table, unit, decimals
+COLUMNS = {
+    "end_to_end": ("tokens/s end to end", 1, 1),
+    "steady": ("steady tokens/s", 1, 1),
+    "peak_bytes": ("peak MB", 1e6, 0),
+    "held_out": ("held-out loss", 1, 4),
+}
+
+
+def report(runs: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> None:
+    """Print the table and write the JSON.
+
+    Args:
+        runs: by kind, the figures of each seed.
+    """
+    values: dict[str, dict[str, list[float]]] = {}
+    for kind, seeds in runs.items():
+        values[kind] = {key: [figures[key] / unit for figures in seeds] for key, (_, unit, _) in COLUMNS.items()}
+    middle = {
+        kind: {key: statistics.median(of_seeds) for key, of_seeds in figures.items()}
+        for kind, figures in values.items()
     }
-    middle = {kind: {key: statistics.median(some) for key, some in one.items()} for kind, one in values.items()}
     cores = os.cpu_count()
     print(f"\n{options.rows} rows of {options.data.name}, {options.seeds} seeds, {cores} cores; median [range]")
-    for key, (name, _, digits) in columns.items():
+    for key, (name, _, digits) in COLUMNS.items():
         print(f"{name:22}" + "".join(f"{kind}: {spread(values[kind][key], digits):28}" for kind in values))
     ours, theirs = middle["lockstep"], middle["trl"]
     pairs = zip(values["lockstep"]["held_out"], values["trl"]["held_out"], strict=True)
     result = {
-        "rows": options.rows, "seeds": options.seeds, "cores": cores,
-        "ratio": ours["end_to_end"] / theirs["end_to_end"], "steady_ratio": ours["steady"] / theirs["steady"],
+        "rows": options.rows,
+        "seeds": options.seeds,
+        "cores": cores,
+        "ratio": ours["end_to_end"] / theirs["end_to_end"],
+        "steady_ratio": ours["steady"] / theirs["steady"],
         "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
-        "loss_gap": statistics.median(abs(a - b) / b for a, b in pairs), "lockstep": ours, "trl": theirs, "runs": found,
-    }  # fmt: skip
-    print(f"end to end {result['ratio']:.2f} × TRL's tokens/s, steady {result['steady_ratio']:.2f} ×; "
-          f"peak memory {result['memory_ratio']:.2f} of TRL's; held-out loss differs by {result['loss_gap']:.2%}")  # fmt: skip
+        "loss_gap": statistics.median(abs(a - b) / b for a, b in pairs),
+        "lockstep": ours,
+        "trl": theirs,
+        "runs": runs,
+    }
+    print(
+        f"end to end {result['ratio']:.2f} × TRL's tokens/s, steady {result['steady_ratio']:.2f} ×; "
+        f"peak memory {result['memory_ratio']:.2f} of TRL's; held-out loss differs by {result['loss_gap']:.2%}"
+    )
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

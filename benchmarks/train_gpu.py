@@ -1,7 +1,9 @@
 """How fast stage 02 trains on an NVIDIA GPU, and in how much of its memory, beside TRL's SFTTrainer with packing.
 
-Run     .venv/bin/python benchmarks/train_gpu.py                a model of Qwen2.5-7B's shape, passes of 2,048 and 4,096 tokens
+Run     .venv/bin/python benchmarks/train_gpu.py
         .venv/bin/python benchmarks/train_gpu.py --layers 4 --lengths 2048 --kinds lockstep trl --checkpointing
+
+Without options: a model of Qwen2.5-7B's shape, passes of 2,048 and 4,096 tokens.
 
 Both train the same NF4 model of random weights with the same LoRA (r 16, dropout 0.05, all linear layers), paged
 8-bit AdamW, in bfloat16, on the same random rows of 128 to 1,024 tokens, three quarters of them supervised.
@@ -31,10 +33,18 @@ KINDS = ("lockstep", "trl", "lockstep-liger", "trl-liger")
 PEAK_TFLOPS = {"H100 80GB HBM3": 989, "A100": 312}  # dense bfloat16, as NVIDIA gives it
 ROWS_IN_A_STEP, WARM = 32, 2
 SHAPE: dict[str, Any] = {
-    "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28,
-    "num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 1e6, "tie_word_embeddings": False,
-    "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
 
 
 def prepare(home: Path, layers: int, rows: int) -> None:
@@ -52,12 +62,12 @@ def prepare(home: Path, layers: int, rows: int) -> None:
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
     torch.set_default_device("cpu")
-    made = []
+    random_rows = []
     for number in range(rows):
         ids = torch.randint(2, SHAPE["vocab_size"], (int(torch.randint(128, 1025, ())),)).tolist()
         silent = len(ids) // 4
-        made.append({"input_ids": ids, "labels": [-100] * silent + ids[silent:], "row": str(number)})
-    Dataset.from_list(made).save_to_disk(str(home / "rows"))
+        random_rows.append({"input_ids": ids, "labels": [-100] * silent + ids[silent:], "row": str(number)})
+    Dataset.from_list(random_rows).save_to_disk(str(home / "rows"))
 
 
 def clock(tokens: Any) -> Any:
@@ -104,12 +114,20 @@ def ours(rows: Any, length: int, checkpointing: bool, liger: bool) -> Any:
     from lockstep.settings import yaml_file
     from lockstep.training import setup
 
-    settings = yaml_file.load(None, {
-        "run": "bench", "model.source": "local", "model.path": "random", "model.name": "random", "data.max_length": str(length),
-        "train.per_device_train_batch_size": "1", "train.gradient_accumulation_steps": str(ROWS_IN_A_STEP),
-        "train.logging_steps": "1", "train.save_steps": "1000000", "train.gradient_checkpointing": str(checkpointing).lower(),
+    given = {
+        "run": "bench",
+        "model.source": "local",
+        "model.path": "random",
+        "model.name": "random",
+        "data.max_length": str(length),
+        "train.per_device_train_batch_size": "1",
+        "train.gradient_accumulation_steps": str(ROWS_IN_A_STEP),
+        "train.logging_steps": "1",
+        "train.save_steps": "1000000",
+        "train.gradient_checkpointing": str(checkpointing).lower(),
         "train.use_liger_kernel": str(liger).lower(),
-    })  # fmt: skip
+    }
+    settings = yaml_file.load(None, given)
     return setup.build(settings, "cuda", torch.bfloat16, rows, None, 0, []).trainer
 
 
@@ -133,19 +151,33 @@ def trl(rows: Any, length: int, checkpointing: bool, liger: bool) -> Any:
     return SFTTrainer(
         model,
         args=SFTConfig(
-            output_dir=tempfile.mkdtemp(), max_length=length, packing=True, bf16=True, per_device_train_batch_size=1,
-            gradient_accumulation_steps=round(ROWS_IN_A_STEP * mean / length), num_train_epochs=1, learning_rate=2e-4,
-            warmup_steps=0.03, optim="paged_adamw_8bit", save_strategy="no", gradient_checkpointing=checkpointing,
-            use_liger_kernel=liger, report_to="none", disable_tqdm=True, logging_steps=1,
+            output_dir=tempfile.mkdtemp(),
+            max_length=length,
+            packing=True,
+            bf16=True,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=round(ROWS_IN_A_STEP * mean / length),
+            num_train_epochs=1,
+            learning_rate=2e-4,
+            warmup_steps=0.03,
+            optim="paged_adamw_8bit",
+            save_strategy="no",
+            gradient_checkpointing=checkpointing,
+            use_liger_kernel=liger,
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=1,
         ),
         train_dataset=rows.remove_columns("row"),
         processing_class=AutoTokenizer.from_pretrained(folder),
-        peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )  # fmt: skip
+        peft_config=LoraConfig(
+            r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
 
 
 def weights(layers: int) -> int:
-    """Of all linear layers, the output layer included."""
+    """How many weights all linear layers have, the output layer included."""
     hidden, inner, vocabulary = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["vocab_size"]
     keys = hidden * SHAPE["num_key_value_heads"] // SHAPE["num_attention_heads"]
     total: int = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner) + hidden * vocabulary
@@ -160,8 +192,9 @@ def line(measured: dict[str, Any], layers: int, card: str) -> str:
     peak = next((value for name, value in PEAK_TFLOPS.items() if name in card), None)
     mfu = f"{4 * weights(layers) * middle / peak / 1e12:6.1%} MFU" if peak else ""
     return (
-        f"{middle:8,.0f} tokens/s [{min(speeds):,.0f}–{max(speeds):,.0f}]  {mfu}  peak {measured['peak_bytes'] / 2**30:5.1f} GiB"
-        f"  loss {measured['losses'][0]:.3f} → {measured['losses'][-1]:.3f}"
+        f"{middle:8,.0f} tokens/s [{min(speeds):,.0f}–{max(speeds):,.0f}]  {mfu}  "
+        f"peak {measured['peak_bytes'] / 2**30:5.1f} GiB  "
+        f"loss {measured['losses'][0]:.3f} → {measured['losses'][-1]:.3f}"
     )
 
 
@@ -181,22 +214,23 @@ def main() -> None:
         return
     import torch
 
-    card, found = torch.cuda.get_device_name(), {}
+    card, runs = torch.cuda.get_device_name(), {}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ |= {"LOCKSTEP_HOME": scratch, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "scripts")}
         prepare(Path(scratch), options.layers, ROWS_IN_A_STEP * options.steps)
         torch.cuda.empty_cache()
         print(
-            f"{card}, torch {torch.__version__}; Qwen2.5-7B's shape, {options.layers} layers, {weights(options.layers) / 1e9:.2f}e9 "
-            f"weights in linear layers; gradient checkpointing {'on' if options.checkpointing else 'off'}",
+            f"{card}, torch {torch.__version__}; Qwen2.5-7B's shape, {options.layers} layers, "
+            f"{weights(options.layers) / 1e9:.2f}e9 weights in linear layers; "
+            f"gradient checkpointing {'on' if options.checkpointing else 'off'}",
             flush=True,
         )
         for length in options.lengths:
             for kind in options.kinds:
-                measured = found[f"{length} {kind}"] = measure(kind, length, options.checkpointing)
+                measured = runs[f"{length} {kind}"] = measure(kind, length, options.checkpointing)
                 print(f"{length:5} {kind:15} {line(measured, options.layers, card)}", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(kind: str, length: int, checkpointing: bool) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
 
     stop = sigterm.Termination()
     on = stage.device = networks.device()
-    distributed.join(on == "cpu")
+    distributed.join(on == "cpu", settings.train.training_args.get("ddp_timeout"))
     checkpoint = distributed.from_first(checkpoint)
 
     # --- rows and model ---
@@ -109,7 +109,7 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
 
     # --- train ---
     shown.watch(trainer)
-    if rows.held_out is not None and distributed.FIRST and not distributed.SHARDED:
+    if rows.held_out is not None and distributed.FIRST and not distributed.MAY_BE_SHARDED:
         shown.answer = sample_answers.of_training(settings.train, trainer, chat, rows.held_out)
     stop.reduce = trainer.accelerator.reduce if distributed.PROCESSES > 1 else None
     if checkpoint is None and distributed.FIRST:

@@ -171,7 +171,7 @@ def test_training_learned_something(built: Path) -> None:
 def test_padded_training_ends_where_training_without_padding_does(home: Path, source: Path) -> None:
     packed = json.loads((home / "outputs/r/adapter/metrics.json").read_text())
     answer = programs.run(home, "02_train_qlora.py", *common(source), *SCRIPTS["02_train_qlora.py"], "--train.padding_free", "false", "--force")  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
+    assert answer.returncode == 0 and ", rows padded\n" in answer.stdout, answer.stderr
     padded = json.loads((home / "outputs/r/adapter/metrics.json").read_text())
     assert packed["eval_loss"] == pytest.approx(padded["eval_loss"], rel=0.02)  # dropout falls on other places
     assert packed["steps"] == padded["steps"]

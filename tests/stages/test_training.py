@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support import programs, tiny
+import torch
+from support import programs, rounding, tiny
 from support.programs import ROOT, script_environment
 
 SHORT = (
@@ -76,6 +78,7 @@ def test_every_kind_of_training_is_remembered_and_merges_to_what_was_trained(
     step = train(made, name, *SHORT, *given)
     assert step.returncode == 0, step.stderr
     assert files <= {path.name for path in (folder / "adapter").iterdir()}
+    was_on(folder, name)
     reference = json.loads((folder / "adapter/reference.json").read_text(encoding="utf-8"))
     contract = json.loads((folder / "adapter/contract.json").read_text(encoding="utf-8"))
     assert len(reference["golden"]) > 30 <= len(contract["conversations"])
@@ -89,6 +92,23 @@ def test_every_kind_of_training_is_remembered_and_merges_to_what_was_trained(
     report = json.loads((folder / "merged/merge_report.json").read_text(encoding="utf-8"))
     assert report["trained"]["reference_gap"] < 0.01
     assert report["candidates"][report["strategy"]]["kl_mean"] < 1e-3
+
+
+def was_on(folder: Path, name: str) -> None:
+    """Whether the kind of training that a case names is what the run did."""
+    config = folder / "adapter/adapter_config.json"
+    lora = json.loads(config.read_text()) if config.exists() else {}
+    hashes = json.loads((folder / "adapter/base_tensors.json").read_text())["dequantized"]
+    assert bool(hashes) == (name in {"dora", "plus", "head"}), "those train on 4-bit weights"
+    checkpoint = next(folder.glob("checkpoints/checkpoint-*"))
+    optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    rates = {group["lr"] for group in optimizer["param_groups"]}
+    assert lora.get("use_dora", False) == (name == "dora")
+    assert lora.get("use_rslora", False) == (len(rates) > 1) == (name == "plus")
+    assert lora.get("modules_to_save") == (["lm_head"] if name == "head" else None)
+    assert lora.get("r") == {"full": None, "pissa": 8}.get(name, 4)  # PiSSA's start is taken off: twice the rank
+    is_adafactor = "exp_avg_sq_row" in set().union(*optimizer["state"].values())
+    assert is_adafactor == (name == "neft")
 
 
 def test_training_goes_on_from_an_earlier_adapter(made: Path) -> None:
@@ -157,7 +177,10 @@ def test_the_best_weights_are_published_and_a_stuck_training_stops(made: Path) -
         (("--lora.target_modules", "q_proj,v_porj"), "--lora.target_modules: v_porj is not found in the model"),
         (("--train.training_args", '{"report_to": "wandb"}'), "--train.training_args asks for does not work"),
         (("--train.training_args", '{"adam_beta2": 1.5}'), "--train.optim adamw_torch does not work"),
-        (("--train.training_args", '{"lr_scheduler_kwargs": {"x": 1}}'), "--train.lr_scheduler_type linear does not work"),
+        (
+            ("--train.training_args", '{"lr_scheduler_kwargs": {"x": 1}}'),
+            "--train.lr_scheduler_type linear does not work",
+        ),
         (("--train.training_args", '{"data_seed": 3}'), "the pipeline decides it"),
         (("--train.optim", "grokadamw"), "--train.optim grokadamw does not work"),
         (("--method", "full", "--train.dtype", "float16"), "--train.dtype float16 needs a GPU"),
@@ -186,21 +209,37 @@ def whole(made: Path) -> bytes:
     return (made / "outputs/whole/adapter/adapter_model.safetensors").read_bytes()
 
 
+def wait_for_steps(training: "subprocess.Popen[str]", folder: Path, steps: int) -> None:
+    log, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > steps):
+        assert training.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def newest_checkpoint(folder: Path) -> str:
+    steps = [int(path.parent.name[11:]) for path in folder.glob("checkpoints/checkpoint-*/manifest.json")]
+    return f"outputs/{folder.name}/checkpoints/checkpoint-{max(steps)}"
+
+
+NOTHING_YET = "there is no checkpoint yet, so the same command starts from the beginning"
+
+
 def test_sigterm_saves_at_the_next_step_exits_75_and_the_same_command_goes_on(made: Path, whole: bytes) -> None:
     folder = fresh(made, "term")
     training = started(made, "term", *LONG)
-    log = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") > 2):
-        assert training.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_steps(training, folder, 2)
     training.terminate()
     _, errors = training.communicate(timeout=60)
     assert training.returncode == 75, errors
-    assert errors.startswith("error: terminated") and errors.count("\n") == 1
+    checkpoint = newest_checkpoint(folder)
+    step = checkpoint.rpartition("-")[2]
+    assert re.fullmatch(
+        rf"error: terminated after step {step} of \d+; {checkpoint} remains, and the same command goes on from there\n",
+        errors,
+    )
     assert not (folder / "adapter").exists() and not list(folder.glob(".adapter.partial"))
     again = train(made, "term", *LONG)
-    assert again.returncode == 0 and "resuming from" in again.stdout, again.stderr
+    assert again.returncode == 0 and f"resuming from {checkpoint}\n" in again.stdout, again.stderr
     assert (folder / "adapter/adapter_model.safetensors").read_bytes() == whole
 
 
@@ -209,9 +248,30 @@ def test_sigterm_while_loading_exits_75_at_once(made: Path) -> None:
     training = started(made, "early", *LONG)
     time.sleep(2.5)
     training.terminate()
-    training.communicate(timeout=60)
+    _, errors = training.communicate(timeout=60)
     assert training.returncode in (75, -signal.SIGTERM)  # before Python has set its handler, the signal's own way
+    assert training.returncode != 75 or errors == f"error: terminated; {NOTHING_YET}\n"
     assert not (made / "outputs/early/adapter").exists()
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_ctrl_c_says_what_remains(made: Path, whole: bytes, saved: bool) -> None:
+    folder = fresh(made, f"ctrl-c-{saved}")
+    given = LONG if saved else (*LONG, "--train.save_steps", "100000")
+    training = started(made, folder.name, *given)
+    wait_for_steps(training, folder, 6)
+    training.send_signal(signal.SIGINT)
+    _, errors = training.communicate(timeout=60)
+    assert training.returncode == 130, errors
+    assert not (folder / "adapter").exists() and not list(folder.glob(".adapter.partial"))
+    if not saved:
+        assert errors == f"error: interrupted; {NOTHING_YET}\n" and not list(folder.glob("checkpoints/checkpoint-*"))
+        return
+    checkpoint = newest_checkpoint(folder)
+    assert errors == f"error: interrupted; {checkpoint} remains, and the same command goes on from there\n"
+    again = train(made, folder.name, *given)
+    assert again.returncode == 0 and f"resuming from {checkpoint}\n" in again.stdout, again.stderr
+    assert (folder / "adapter/adapter_model.safetensors").read_bytes() == whole
 
 
 def test_kills_at_random_times_end_with_the_same_weights(made: Path, whole: bytes) -> None:
@@ -325,6 +385,18 @@ def logged(folder: Path) -> list[float]:
     return [record.get("loss", record.get("eval_loss")) for record in log]
 
 
+def assert_same_curve(losses: list[float], alone: list[float]) -> None:
+    """Equal losses, but for rounding.
+
+    Before the first step only sums are in another order: a few roundings. Each step of Adam then divides small
+    differences by gradients that may be small, too, so that they grow; but far less than a row that is missing, counted
+    twice or weighted wrongly would move a loss, which is above a thousandth.
+    """
+    assert len(losses) == len(alone)
+    assert losses[0] == pytest.approx(alone[0], rel=16 * rounding.epsilon(torch.float32))
+    assert losses == pytest.approx(alone, rel=1e-4)
+
+
 @pytest.fixture(scope="module")
 def alone(made: Path) -> list[float]:
     """The loss curve of one process."""
@@ -337,31 +409,43 @@ def alone(made: Path) -> list[float]:
 def launch(home: Path, config: Path, run: str, *more: str) -> list[str]:
     return [
         str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", str(config), *more,
-        str(ROOT / "scripts/02_train_qlora.py"), *words(home, run), *DISTRIBUTED, "--train.gradient_accumulation_steps", "1",
+        str(ROOT / "tests/support/watched_training.py"), *words(home, run), *DISTRIBUTED, "--train.gradient_accumulation_steps", "1",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def is_ddp(notes: Path, fast: bool) -> bool:
+    """Whether two processes trained whole models, and averaged their gradients."""
+    notes_of_ranks = [json.loads((notes / f"{rank}.json").read_text()) for rank in (0, 1)]
+    return all(
+        (note["model"], note["sharded"], note["fast"]) == ("DistributedDataParallel", 0, fast) and note["weights"]
+        for note in notes_of_ranks
+    )
+
+
+@pytest.mark.parametrize("kind", ["cpu", "fsdp2-config-on-cpus"])
 def test_two_processes_have_the_loss_curve_of_one(made: Path, alone: list[float], tmp_path: Path, kind: str) -> None:
-    config = ROOT / "configs/accelerate/cpu.yaml"
-    if kind == "fsdp2":
+    """Both are DDP: accelerate 1.15 never applies FSDP on CPUs. With its config the cautious ways are taken all the same,
+    such as PEFT's own pass. What is asserted of the processes' models fails once a library does shard them."""
+    config, cautious = ROOT / "configs/accelerate/cpu.yaml", kind != "cpu"
+    if cautious:
         text = (ROOT / "configs/accelerate/fsdp2.yaml").read_text(encoding="utf-8") + "use_cpu: true\n"
         config = tmp_path / "fsdp2.yaml"
         config.write_text(text, encoding="utf-8")
     folder = fresh(made, kind)
+    environment = script_environment(made, OMP_NUM_THREADS="1", WATCHED=str(tmp_path))
     step = subprocess.run(
-        launch(made, config, kind), env=script_environment(made, OMP_NUM_THREADS="1"), cwd=made, capture_output=True,
-        text=True, timeout=300, check=False,
-    )  # fmt: skip
+        launch(made, config, kind), env=environment, cwd=made, capture_output=True, text=True, timeout=300, check=False
+    )
     assert step.returncode == 0, step.stderr[-3000:]
-    assert logged(folder) == pytest.approx(alone, rel=1e-5)
+    assert is_ddp(tmp_path, fast=not cautious)
+    assert_same_curve(logged(folder), alone)
     assert json.loads((folder / "adapter/metrics.json").read_text())["processes"] == 2
     merged = programs.run(made, "03_merge_lora.py", *words(made, kind))
     assert merged.returncode == 0, merged.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and iproute2")
-def test_two_hosts_have_the_loss_curve_of_one(made: Path, alone: list[float]) -> None:
+def test_two_hosts_have_the_loss_curve_of_one(made: Path, alone: list[float], tmp_path: Path) -> None:
     """Two network namespaces stand for two hosts that share a disk."""
     names, folder = ("lockstep-a", "lockstep-b"), fresh(made, "hosts")
     setup = [
@@ -389,7 +473,9 @@ def test_two_hosts_have_the_loss_curve_of_one(made: Path, alone: list[float]) ->
                 "--main_process_port",
                 "29511",
             )
-            environment = script_environment(made, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME=("ls-a", "ls-b")[rank])
+            environment = script_environment(
+                made, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME=("ls-a", "ls-b")[rank], WATCHED=str(tmp_path)
+            )
             command = ["ip", "netns", "exec", name, *launch(made, ROOT / "configs/accelerate/cpu.yaml", "hosts", *more)]
             hosts.append(
                 subprocess.Popen(
@@ -401,4 +487,5 @@ def test_two_hosts_have_the_loss_curve_of_one(made: Path, alone: list[float]) ->
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-    assert logged(folder) == pytest.approx(alone, rel=1e-5)
+    assert is_ddp(tmp_path, fast=True)
+    assert_same_curve(logged(folder), alone)

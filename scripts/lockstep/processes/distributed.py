@@ -1,5 +1,6 @@
 """Several processes that train one model, as accelerate launch and torchrun start them."""
 
+import datetime
 import os
 from typing import TypeVar
 
@@ -17,8 +18,10 @@ PROCESSES = _number("WORLD_SIZE", 1) if all(os.environ.get(name) for name in LAU
 RANK = _number("RANK", 0) if PROCESSES > 1 else 0
 LOCAL_RANK = _number("LOCAL_RANK", 0) if PROCESSES > 1 else 0
 FIRST = RANK == 0
-# Whether each process holds only a part of every weight, as under FSDP or DeepSpeed's ZeRO.
-SHARDED = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
+# The launcher asks for FSDP or for DeepSpeed's ZeRO, so each process may hold only a part of every weight. That must be
+# known before there is a model to look at. It is no proof: on CPU processes accelerate 1.15 makes plain DDP of an FSDP
+# config, and then what goes by this is merely cautious.
+MAY_BE_SHARDED = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
 
 Value = TypeVar("Value")
 
@@ -37,12 +40,20 @@ def check() -> None:
         )
 
 
-def join(on_cpu: bool) -> None:
-    """Let the processes find each other, if there are several. Raises UserError where they do not."""
+def join(on_cpu: bool, timeout: float | None = None) -> None:
+    """Let the processes find each other, if there are several.
+
+    Args:
+        timeout: seconds that a process waits for the others, whatever they do together; None: the library's default.
+
+    Raises:
+        UserError: they do not find each other.
+    """
     if PROCESSES > 1:
         from accelerate import PartialState
 
-        joined = PartialState(cpu=on_cpu).num_processes
+        options = {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
+        joined = PartialState(cpu=on_cpu, **options).num_processes
         if joined != PROCESSES:
             raise UserError(f"WORLD_SIZE is {PROCESSES}, and {joined} processes found each other: look at the launcher")
 

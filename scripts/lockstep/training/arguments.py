@@ -119,6 +119,9 @@ def check(train: Train) -> None:
             raise UserError(f"--train.training_args: {name} is a setting of its own: use --train.{name}")
         if name in FIXED:
             raise UserError(f"--train.training_args: {name} cannot be set, the pipeline decides it: {FIXED[name]}")
+    timeout = train.training_args.get("ddp_timeout")  # used before the library sees it: see `distributed.join`
+    if timeout is not None and (not isinstance(timeout, int | float) or timeout <= 0):
+        raise UserError(f"--train.training_args: ddp_timeout must be a number of seconds, and is {timeout}")
 
 
 def build(settings: Settings, on: str, dtype: "torch.dtype", evaluate: bool) -> "TrainingArguments":

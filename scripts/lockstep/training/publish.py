@@ -88,7 +88,7 @@ def remember(trainer: "SupervisedTrainer", settings: Settings, dtype: torch.dtyp
     from peft import PeftModel
 
     data, model, full = settings.run_dir / filenames.DATA, trainer.model, settings.method == "full"
-    if distributed.SHARDED:  # no process may hold all weights: what was saved is read back
+    if distributed.MAY_BE_SHARDED:  # no process may hold all weights: what was saved is read back
         model = setup.load_base(settings, dtype, networks.device(), work if full else None)
         model = model if full else PeftModel.from_pretrained(model, work)
     else:

@@ -69,7 +69,7 @@ def load_base(settings: Settings, dtype: torch.dtype, on: str, folder: Path | No
         folder: where the weights are, if not in the base's own folder.
     """
     quantization = settings.quantization if settings.method == "qlora" else None
-    device = "cpu" if distributed.SHARDED else f"cuda:{distributed.LOCAL_RANK}" if on == "cuda" else on
+    device = "cpu" if distributed.MAY_BE_SHARDED else f"cuda:{distributed.LOCAL_RANK}" if on == "cuda" else on
     weights = torch.float32 if settings.method == "full" else dtype
     return networks.load(folder or settings.model.folder, weights, device, quantization)
 
@@ -169,11 +169,11 @@ def build(
     trainer_arguments = arguments.build(settings, on, dtype, evaluate=held_out is not None)
     model, network = load_model(settings, on, dtype)
     was_fast = checkpoints.note_of(checkpoint)["fast"] if checkpoint else None
-    fast = fast_lora.FastPass(model, was_fast) if on != "mps" and not distributed.SHARDED else None
+    fast = fast_lora.FastPass(model, was_fast) if on != "mps" and not distributed.MAY_BE_SHARDED else None
     with torch.autocast(on, dtype, enabled=dtype != torch.float32):
         collate = lay_out(settings, network, on, pad)
         # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
-        in_pieces = not distributed.SHARDED and loss.head_is_plain(network)
+        in_pieces = not distributed.MAY_BE_SHARDED and loss.head_is_plain(network)
         collate = replace(collate, lanes=lanes_for(settings.train, network, fast, collate))
     with naming("what --train.training_args asks for"):
         trainer = SupervisedTrainer(

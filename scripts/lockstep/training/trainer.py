@@ -71,15 +71,16 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         per_process = self.settings.per_device_train_batch_size * self.settings.gradient_accumulation_steps
         sampler = WindowSampler(len(self.train_dataset), per_process * self.collate.processes, self.args.seed)
         arguments = self.args
-        return WindowLoader(
-            self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=list,  # laid out in training_step, once more where memory runs out
-            num_workers=arguments.dataloader_num_workers,
-            persistent_workers=arguments.dataloader_persistent_workers,
-            prefetch_factor=arguments.dataloader_prefetch_factor,
-            multiprocessing_context=arguments.dataloader_multiprocessing_context,
-        )
+        with naming("what --train.training_args asks of the data loader"):
+            return WindowLoader(
+                self.train_dataset,
+                batch_sampler=sampler,
+                collate_fn=list,  # laid out in training_step, once more where memory runs out
+                num_workers=arguments.dataloader_num_workers,
+                persistent_workers=arguments.dataloader_persistent_workers,
+                prefetch_factor=arguments.dataloader_prefetch_factor,
+                multiprocessing_context=arguments.dataloader_multiprocessing_context,
+            )
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Trainer counts them for its log; nobody reads that here."""
@@ -267,7 +268,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
     # --- checkpoints ---
 
     def gathered_state(self) -> dict[str, Tensor] | None:
-        """The trained weights where no process holds them whole (FSDP, ZeRO), in the first one; else None."""
+        """The trained weights, in the first process, where none may hold them whole (FSDP, ZeRO); else None."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return None
         state: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)

@@ -203,6 +203,7 @@ def test_an_adapter_is_merged_onto_the_4_bit_weights_that_it_was_trained_on(
     lora = save(network, tmp_path / "adapter")
     layers = networks.linear4bit(networks.load(base, torch.float32, "cpu", Quantization()))
     hashes = {f"{name}.weight": networks.tensor_sha256(networks.dequantize(layer)) for name, layer in layers}
+    assert len(hashes) == 14
     (lora / "base_tensors.json").write_text(json.dumps({"dequantized": hashes, "dtype": "float32"}))
     monkeypatch.setattr(merge, "DTYPE", torch.float32)
     exact = tiny.merged(base, lora, tmp_path / "exact", dequantizer.Dequantizer(lora, Quantization()))

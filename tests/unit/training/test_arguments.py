@@ -134,5 +134,7 @@ def test_options_of_a_schedule_with_a_floor_can_be_given_and_win() -> None:
 def test_an_unknown_field_and_a_value_that_does_not_fit_are_named() -> None:
     with pytest.raises(UserError, match="adam_betaX is no field of transformers' Training"):
         built(settings_with({"adam_betaX": 1}))
+    with pytest.raises(UserError, match="ddp_timeout must be a number of seconds, and is soon"):
+        built(settings_with({"ddp_timeout": "soon"}))
     with pytest.raises(UserError, match=r"do not fit transformers' TrainingArguments: .*nonsense"):
         built(settings_with({"logging_strategy": "nonsense"}))

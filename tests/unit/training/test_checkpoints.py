@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.errors import UserError
+from lockstep.errors import Terminated, UserError
 from lockstep.training import checkpoints
 
 
@@ -60,3 +60,34 @@ def test_an_earlier_adapter_does_not_end_a_forced_training_and_its_own_does(fold
     checkpoints.close(folder, task(r=8), "new")  # also where a kill came between the two
     checkpoints.claim(folder, task(r=8), True, "new")
     assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("saved", "claimed_by", "other", "goes_on"),
+    [
+        (False, False, {}, False),
+        (True, False, {}, True),
+        (True, False, {"force": True}, False),  # --force starts afresh
+        (True, True, {"force": True}, True),  # it started so, and goes on
+        (True, False, {"task": task(r=4)}, False),  # refused: they belong to another training
+    ],
+)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Terminated("terminated after step 5 of 9")])
+def test_an_interruption_promises_what_the_same_command_does(
+    folder: Path, stop: BaseException, saved: bool, claimed_by: bool, other: dict[str, Any], goes_on: bool
+) -> None:
+    if claimed_by:
+        checkpoints.claim(folder, task(r=8), True)
+    if saved:
+        keep(folder)
+    with (
+        pytest.raises(type(stop)) as raised,
+        checkpoints.telling_what_remains(folder, **{"task": task(r=8), "force": False} | other),
+    ):
+        raise stop
+    what, _, outlook = str(raised.value).partition("; ")
+    assert what == (str(stop) or "interrupted")
+    if goes_on:
+        assert outlook.endswith("checkpoint-4 remains, and the same command goes on from there")
+    else:
+        assert outlook == "there is no checkpoint yet, so the same command starts from the beginning"

@@ -56,6 +56,7 @@ def test_loss_and_gradients_are_pefts(tmp_path: Path, kind: str, quantized: bool
     theirs, exact = measured(model, dtype), measured(rounding.in_float64(model))
     fast = fast_lora.FastPass(model)
     assert fast.layers == 14 and fast.whole
+    assert len(list(networks.linear4bit(model))) == (14 if quantized else 0)
     rounding.assert_as_exact(measured(model, dtype), theirs, exact, dtype)
     weights = [weakref.ref(group.frozen.weight) for group in fast.groups if len(group.layers) > 1]
     assert len(weights) == 4

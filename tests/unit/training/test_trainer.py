@@ -1,5 +1,6 @@
 """The trainer's promises, on a tiny model in float32: what an optimizer step sees depends on its rows alone."""
 
+import json
 import threading
 import weakref
 from dataclasses import replace
@@ -378,6 +379,16 @@ def test_the_trainer_takes_its_windows_in_another_order_each_epoch(build: Any) -
     epochs = [[name for one in seen[5 * number : 5 * number + 5] for name in one] for number in range(3)]
     assert all(sorted(epoch) == sorted(made.trainer.train_dataset["row"]) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_options_of_the_data_loader_arrive_and_wrong_ones_are_one_line(build: Any) -> None:
+    given = {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 3}
+    options = {"train__dataloader_num_workers": "1", "train__training_args": json.dumps(given)}
+    loader = build(rows(*SIZES), **options).trainer.get_train_dataloader()
+    assert (loader.num_workers, loader.persistent_workers, loader.prefetch_factor) == (1, True, 3)
+    options["train__training_args"] = json.dumps({"dataloader_multiprocessing_context": "thread"})
+    with pytest.raises(UserError, match=r"asks of the data loader does not work: .*thread"):
+        build(rows(*SIZES), **options).trainer.get_train_dataloader()
 
 
 @pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.0055), ("cosine", 0.0055)])
