@@ -39,9 +39,9 @@ def test_a_million_spaces_take_no_time() -> None:
 
 
 def test_changes_are_recorded_by_step_and_message_and_nothing_changes_unasked() -> None:
-    found = row("a \n", "b\x07 ")
-    assert cleaning.clean(found, ()) == (found, [])
-    cleaned, changes = cleaning.clean(found, ("whitespace", "control_characters"))
+    original = row("a \n", "b\x07 ")
+    assert cleaning.clean(original, ()) == (original, [])
+    cleaned, changes = cleaning.clean(original, ("whitespace", "control_characters"))
     assert [message["content"] for message in cleaned.messages] == ["a", "b"]
     assert [(c.step, c.message, c.before, c.after) for c in changes] == [
         ("control_characters", 1, "b\x07 ", "b "),
@@ -70,8 +70,8 @@ def test_sound_answers_are_not(text: str) -> None:
 @pytest.mark.skipif(not SHARED.exists(), reason="the real instruction data is not at hand")
 def test_real_answers_are_not_garbled() -> None:
     for file in sorted(SHARED.glob("*.json")):
-        for one in json.loads(file.read_text(encoding="utf-8")):
-            assert not list(cleaning.garbled(one["output"])), one["output"]
+        for alpaca in json.loads(file.read_text(encoding="utf-8")):
+            assert not list(cleaning.garbled(alpaca["output"])), alpaca["output"]
 
 
 def test_length_bounds_and_what_cleaning_left_empty() -> None:

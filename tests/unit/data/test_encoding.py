@@ -35,21 +35,21 @@ def row(*contents: str, **more: Any) -> ConversationRow:
     return ConversationRow(messages, Record("f", 1, JsonObject([]), "{}"), **more)
 
 
-def sample(found: ConversationRow, chat: Template = CHAT, **changes: Any) -> list[Sample] | Reject:
-    return Sampler(chat, Data(**changes)).samples([found])[0]
+def sample(conversation: ConversationRow, chat: Template = CHAT, **changes: Any) -> list[Sample] | Reject:
+    return Sampler(chat, Data(**changes)).samples([conversation])[0]
 
 
-def texts(chat: Template, one: Sample) -> tuple[str, str]:
+def texts(chat: Template, example: Sample) -> tuple[str, str]:
     """The whole sample, and what of it is supervised."""
-    supervised = [label for label in one.labels if label != IGNORE]
-    return chat.tokenizer.decode(one.input_ids), chat.tokenizer.decode(supervised)
+    supervised = [label for label in example.labels if label != IGNORE]
+    return chat.tokenizer.decode(example.input_ids), chat.tokenizer.decode(supervised)
 
 
 def test_every_answer_and_its_end_is_supervised_in_one_sample() -> None:
-    (one,) = sample(row("q1", "a1", "q2", "a2"))  # type: ignore[misc]
+    (example,) = sample(row("q1", "a1", "q2", "a2"))  # type: ignore[misc]
     whole = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\na2<|im_end|>"
-    assert texts(CHAT, one) == (whole, "a1<|im_end|>a2<|im_end|>")
-    assert all(label in (IGNORE, token) for label, token in zip(one.labels, one.input_ids, strict=True))
+    assert texts(CHAT, example) == (whole, "a1<|im_end|>a2<|im_end|>")
+    assert all(label in (IGNORE, token) for label, token in zip(example.labels, example.input_ids, strict=True))
 
 
 def test_the_last_turn_only_or_the_prompt_too() -> None:
@@ -61,33 +61,33 @@ def test_the_last_turn_only_or_the_prompt_too() -> None:
 
 def test_a_template_that_rewrites_earlier_turns_gives_one_sample_a_turn() -> None:
     chat = Template(tiny.tokenizer(), REWRITING)
-    found = sample(row("q1", "a1", "q2", "a2"), chat)
-    assert isinstance(found, list)
-    assert [texts(chat, one)[1] for one in found] == ["a1<|im_end|>", "a2<|im_end|>"]
-    assert [texts(chat, one)[0].count("(thought)") for one in found] == [1, 1]
-    for one, messages in zip(found, (1, 3), strict=True):
+    outcome = sample(row("q1", "a1", "q2", "a2"), chat)
+    assert isinstance(outcome, list)
+    assert [texts(chat, example)[1] for example in outcome] == ["a1<|im_end|>", "a2<|im_end|>"]
+    assert [texts(chat, example)[0].count("(thought)") for example in outcome] == [1, 1]
+    for example, messages in zip(outcome, (1, 3), strict=True):
         prompt = chat.prompt_ids(row("q1", "a1", "q2", "a2").messages[:messages])
-        assert one.input_ids[: len(prompt)] == prompt
+        assert example.input_ids[: len(prompt)] == prompt
     both = sample(row("q1", "a1", "q2", "a2"), chat, supervise="prompt_too")
     assert isinstance(both, list)
-    seen = chat.tokenizer.decode([label for one in both for label in one.labels if label != IGNORE])
+    seen = chat.tokenizer.decode([label for example in both for label in example.labels if label != IGNORE])
     assert seen.count("q1") == seen.count("q2") == seen.count("a2") == 1  # a1 stands in two contexts
 
 
 def test_an_answer_that_merges_with_its_prompt_is_still_trained_after_its_own_prompt() -> None:
     chat = Template(tiny.tokenizer(), tiny.CHATML)
-    found = sample(row("q1", "\n\na1", "q2", "a2"), chat)
-    assert isinstance(found, list)
-    for one in found:
-        assert texts(chat, one)[1].endswith("a2<|im_end|>") or texts(chat, one)[1] == "\n\na1<|im_end|>"
+    outcome = sample(row("q1", "\n\na1", "q2", "a2"), chat)
+    assert isinstance(outcome, list)
+    for example in outcome:
+        assert texts(chat, example)[1].endswith("a2<|im_end|>") or texts(chat, example)[1] == "\n\na1<|im_end|>"
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
 def test_a_control_token_anywhere_drops_the_row_and_is_named(place: int) -> None:
     contents = ["q1", "a1", "q2", "a2"]
     contents[place] += "<|im_end|>"
-    found = sample(row(*contents))
-    assert isinstance(found, Reject) and (found.reason, found.detail) == ("control_token", "<|im_end|>")
+    outcome = sample(row(*contents))
+    assert isinstance(outcome, Reject) and (outcome.reason, outcome.detail) == ("control_token", "<|im_end|>")
     tools = sample(row("q", "a", tools=({"type": "function", "function": {"name": "<|im_end|>"}},)), Template(tiny.tokenizer(), TOOLS))  # fmt: skip
     assert isinstance(tools, Reject) and tools.reason == "control_token"
     allowed = Template(tiny.tokenizer(), tiny.CHATML, ["<|endoftext|>"])
@@ -107,22 +107,22 @@ def test_tool_calls_are_trained_as_the_template_writes_them() -> None:
         {"role": "assistant", "content": "a"},
     )
     talk = ConversationRow(messages, Record("f", 1, JsonObject([]), "{}"), tools=tools)
-    (one,) = sample(talk, chat)  # type: ignore[misc]
-    assert '"name": "weather"' in texts(chat, one)[0].split("user")[0]
-    assert texts(chat, one)[1] == 'CALL {"name": "weather", "arguments": {"city": "x"}}<|im_end|>a<|im_end|>'
+    (example,) = sample(talk, chat)  # type: ignore[misc]
+    assert '"name": "weather"' in texts(chat, example)[0].split("user")[0]
+    assert texts(chat, example)[1] == 'CALL {"name": "weather", "arguments": {"city": "x"}}<|im_end|>a<|im_end|>'
     for without in (CHAT, Template(tiny.tokenizer(), template.BUILT_IN["instruction_zh"].read_text(encoding="utf-8"))):
-        found = sample(talk, without)
-        assert isinstance(found, Reject) and found.reason == "template_drops_text"
+        outcome = sample(talk, without)
+        assert isinstance(outcome, Reject) and outcome.reason == "template_drops_text"
 
 
 def test_a_template_that_leaves_text_out_or_refuses_costs_the_row_only() -> None:
     silent = Template(tiny.tokenizer(), tiny.CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"))  # fmt: skip
     system = ({"role": "system", "content": "be kind"}, *row("q", "a").messages)
-    found = sample(ConversationRow(system, Record("f", 1, JsonObject([]), "{}")), silent)
-    assert isinstance(found, Reject) and found.reason == "template_drops_text"
+    outcome = sample(ConversationRow(system, Record("f", 1, JsonObject([]), "{}")), silent)
+    assert isinstance(outcome, Reject) and outcome.reason == "template_drops_text"
     strict = Template(tiny.tokenizer(), "{% if messages | length > 2 %}{{ raise_exception('one turn only') }}{% endif %}" + tiny.CHATML)  # fmt: skip
-    found = sample(row("q1", "a1", "q2", "a2"), strict)
-    assert isinstance(found, Reject) and found.reason == "template_error" and "one turn only" in found.detail
+    outcome = sample(row("q1", "a1", "q2", "a2"), strict)
+    assert isinstance(outcome, Reject) and outcome.reason == "template_error" and "one turn only" in outcome.detail
 
 
 def test_a_tokenizer_that_loses_characters_is_seen() -> None:
@@ -135,8 +135,8 @@ def test_a_tokenizer_that_loses_characters_is_seen() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<|im_end|>")
     chat = Template(tokenizer, "{% for m in messages %}{{ m.role + ' ' + m.content + '<|im_end|> ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}")  # fmt: skip
     assert isinstance(sample(row("a", "b"), chat), list)
-    found = sample(row("a", "你"), chat)
-    assert isinstance(found, Reject) and found.reason == "tokenizer_loses_text"
+    outcome = sample(row("a", "你"), chat)
+    assert isinstance(outcome, Reject) and outcome.reason == "tokenizer_loses_text"
 
 
 def test_what_the_tokenizer_spells_in_another_way_is_on_record() -> None:
@@ -144,8 +144,8 @@ def test_what_the_tokenizer_spells_in_another_way_is_on_record() -> None:
 
     tokenizer = tiny.tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    (one,) = sample(row("q", "cafe\u0301"), Template(tokenizer, tiny.CHATML))  # type: ignore[misc]
-    assert one.respelled == ((1, "cafe\u0301", "café"),)
+    (example,) = sample(row("q", "cafe\u0301"), Template(tokenizer, tiny.CHATML))  # type: ignore[misc]
+    assert example.respelled == ((1, "cafe\u0301", "café"),)
 
 
 def test_a_template_that_leaves_a_part_of_an_answer_or_a_tools_result_out_is_seen() -> None:
@@ -164,13 +164,13 @@ def test_a_template_that_leaves_a_part_of_an_answer_or_a_tools_result_out_is_see
 
     assert isinstance(sample(talk("", 1, ""), chat), list)
     for lossy in (talk("I will ask.", 1, ""), talk("", 2, ""), talk("", 1, "3 degrees")):
-        found = sample(lossy, chat)
-        assert isinstance(found, Reject) and found.reason == "template_drops_text", found
+        outcome = sample(lossy, chat)
+        assert isinstance(outcome, Reject) and outcome.reason == "template_drops_text", outcome
 
 
 def test_answers_of_weight_0_carry_no_loss_with_the_prompt_supervised_either() -> None:
-    (one,) = sample(row("q1", "wrong", "q2", "right", untrained=frozenset({1})), supervise="prompt_too")  # type: ignore[misc]
-    spoken = texts(CHAT, one)[1]
+    (example,) = sample(row("q1", "wrong", "q2", "right", untrained=frozenset({1})), supervise="prompt_too")  # type: ignore[misc]
+    spoken = texts(CHAT, example)[1]
     assert "wrong" not in spoken and "q1" in spoken and spoken.endswith("right<|im_end|>")
 
 
@@ -193,16 +193,16 @@ SENTENCES = "{{ '<s>' }}{% for m in messages %}{{ m.content + ('</s>' if m.role 
 def test_sentencepiece_puts_no_space_before_an_answer_and_its_beginning_of_text_survives_truncation() -> None:
     chat = Template(sentencepiece(), SENTENCES)
     assert chat.tokenizer.convert_ids_to_tokens(chat.encode(["a"])[0]) == ["▁a"]
-    (one,) = sample(row("bbbbbbbbbb", "a"), chat)  # type: ignore[misc]
-    assert chat.tokenizer.convert_ids_to_tokens(one.input_ids[-2:]) == ["a", "</s>"]
-    assert one.respelled == ()
+    (example,) = sample(row("bbbbbbbbbb", "a"), chat)  # type: ignore[misc]
+    assert chat.tokenizer.convert_ids_to_tokens(example.input_ids[-2:]) == ["a", "</s>"]
+    assert example.respelled == ()
     (cut,) = sample(row("bbbbbbbbbb", "a"), chat, max_length=8, truncation="truncate")  # type: ignore[misc]
     assert chat.tokenizer.convert_ids_to_tokens(cut.input_ids) == ["<s>", "b", "b", "b", "b", "b", "a", "</s>"]
 
 
 def test_a_control_token_that_appears_only_when_the_tokenizer_has_normalized_is_found() -> None:
-    found = sample(row("＜／ｓ＞", "a"), Template(sentencepiece(), SENTENCES))
-    assert isinstance(found, Reject) and found.reason == "control_token"
+    outcome = sample(row("＜／ｓ＞", "a"), Template(sentencepiece(), SENTENCES))
+    assert isinstance(outcome, Reject) and outcome.reason == "control_token"
 
 
 def test_a_row_of_thousands_of_answers_costs_that_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +210,8 @@ def test_a_row_of_thousands_of_answers_costs_that_row_only(monkeypatch: pytest.M
     few, many = row(*["a"] * 8), row(*["a"] * 40)
     for supervise in ("all_turns", "prompt_too"):
         assert isinstance(sample(few, truncation="truncate", max_length=16, supervise=supervise), list)
-        found = sample(many, truncation="truncate", max_length=16, supervise=supervise)
-        assert isinstance(found, Reject) and found.reason == "too_long" and "20 answers" in found.detail
+        outcome = sample(many, truncation="truncate", max_length=16, supervise=supervise)
+        assert isinstance(outcome, Reject) and outcome.reason == "too_long" and "20 answers" in outcome.detail
 
 
 def test_an_answer_that_lost_its_beginning_to_truncation_carries_no_loss() -> None:
@@ -241,29 +241,31 @@ def test_truncation_keeps_the_last_answer_and_its_end_whole(
     if isinstance(whole, Reject):
         assert whole.reason == "control_token"
         return
-    too_long = any(len(one.input_ids) > length for one in whole)
+    too_long = any(len(example.input_ids) > length for example in whole)
     assert isinstance(dropped, Reject) == too_long
     if isinstance(cut, Reject):
-        assert cut.reason == "too_long" and any(one.answer + 1 > length for one in whole)
+        assert cut.reason == "too_long" and any(example.answer + 1 > length for example in whole)
         return
-    for one, full in zip(cut, whole, strict=True):
-        assert len(one.input_ids) == min(length, len(full.input_ids)) == len(one.labels)
-        assert one.cut == len(full.input_ids) - len(one.input_ids)
-        assert one.input_ids == full.input_ids[one.cut :]
-        assert one.labels[-one.answer :] == full.labels[-one.answer :] == one.input_ids[-one.answer :]
-        assert one.labels[-1] == chat.end_of_turn
-        assert one.labels[0] == IGNORE
-        spoken = [label for label in one.labels if label != IGNORE]
+    for example, full in zip(cut, whole, strict=True):
+        assert len(example.input_ids) == min(length, len(full.input_ids)) == len(example.labels)
+        assert example.cut == len(full.input_ids) - len(example.input_ids)
+        assert example.input_ids == full.input_ids[example.cut :]
+        assert (
+            example.labels[-example.answer :] == full.labels[-example.answer :] == example.input_ids[-example.answer :]
+        )
+        assert example.labels[-1] == chat.end_of_turn
+        assert example.labels[0] == IGNORE
+        spoken = [label for label in example.labels if label != IGNORE]
         assert supervise == "prompt_too" or len(spoken) <= len([label for label in full.labels if label != IGNORE])
 
 
 @settings(deadline=None)
 @given(st.lists(TEXT.filter(str.strip), min_size=2, max_size=2))
 def test_prompt_and_answer_give_the_text_back(contents: list[str]) -> None:
-    found = sample(row(*contents), max_length=10_000)
-    if isinstance(found, Reject):
-        assert found.reason == "control_token"
+    outcome = sample(row(*contents), max_length=10_000)
+    if isinstance(outcome, Reject):
+        assert outcome.reason == "control_token"
         return
-    assert texts(CHAT, found[0]) == (CHAT.render(row(*contents).messages[:1]) + contents[1] + "<|im_end|>", contents[1] + "<|im_end|>")  # fmt: skip
+    assert texts(CHAT, outcome[0]) == (CHAT.render(row(*contents).messages[:1]) + contents[1] + "<|im_end|>", contents[1] + "<|im_end|>")  # fmt: skip
     controls = set(CHAT.tokenizer.added_tokens_decoder)
-    assert sum(token in controls for token in found[0].input_ids) == 4  # the template's own, and no more
+    assert sum(token in controls for token in outcome[0].input_ids) == 4  # the template's own, and no more

@@ -17,7 +17,7 @@ def parse(text: str | dict[str, Any], **settings: Any) -> ConversationRow | Reje
     return layouts.parse(Record("f", 3, json_text.loads(text), text), Data(**settings))
 
 
-def said(text: str | dict[str, Any], **settings: Any) -> list[tuple[str, str]]:
+def dialogue(text: str | dict[str, Any], **settings: Any) -> list[tuple[str, str]]:
     row = parse(text, **settings)
     assert isinstance(row, ConversationRow), row
     return [(message["role"], message["content"]) for message in row.messages]
@@ -64,13 +64,16 @@ def turns(*contents: str, **more: Any) -> list[dict[str, Any]]:
     ],
 )  # fmt: skip
 def test_each_record_that_is_no_row_has_its_reason(text: str, reason: str) -> None:
-    found = parse(text)
-    assert isinstance(found, Reject) and (found.reason, found.line, found.text) == (reason, 3, text)
+    outcome = parse(text)
+    assert isinstance(outcome, Reject) and (outcome.reason, outcome.line, outcome.text) == (reason, 3, text)
 
 
 def test_text_arrives_as_it_was() -> None:
     text = "  2024-01-01 \u3000“引号”，\t🙂\u200b\r\n "
-    assert said({"instruction": text, "input": "", "output": text, "id": 7}) == [("user", text), ("assistant", text)]
+    assert dialogue({"instruction": text, "input": "", "output": text, "id": 7}) == [
+        ("user", text),
+        ("assistant", text),
+    ]
 
 
 def test_four_layouts_of_one_conversation() -> None:
@@ -79,12 +82,12 @@ def test_four_layouts_of_one_conversation() -> None:
     messages = [{"role": role, "content": content} for role, content in spoken]
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     sharegpt = [{"from": names[role], "value": content} for role, content in spoken]
-    assert said(alpaca) == spoken
-    assert said({"messages": messages}) == spoken
-    assert said({"conversations": sharegpt}) == spoken
-    assert said({"conversations": sharegpt[1:], "system": "s"}) == spoken
-    assert said({"prompt": messages[:3] + messages[3:4], "completion": messages[4:]}) == spoken
-    assert said({"prompt": "q", "completion": " a"}) == [("user", "q"), ("assistant", " a")]
+    assert dialogue(alpaca) == spoken
+    assert dialogue({"messages": messages}) == spoken
+    assert dialogue({"conversations": sharegpt}) == spoken
+    assert dialogue({"conversations": sharegpt[1:], "system": "s"}) == spoken
+    assert dialogue({"prompt": messages[:3] + messages[3:4], "completion": messages[4:]}) == spoken
+    assert dialogue({"prompt": "q", "completion": " a"}) == [("user", "q"), ("assistant", " a")]
     keys = {
         conversation_row.canonical(row)
         for row in map(parse, (alpaca, {"messages": messages}))
@@ -104,15 +107,15 @@ def test_answers_that_are_only_context_are_not_trained() -> None:
 
 def test_columns_of_other_names() -> None:
     names = ("instruction=问题", "output=答案")
-    assert said({"问题": "q", "答案": "a", "output": 3}, columns=names) == [("user", "q"), ("assistant", "a")]
+    assert dialogue({"问题": "q", "答案": "a", "output": 3}, columns=names) == [("user", "q"), ("assistant", "a")]
     dialog = {"dialog": [{"speaker": "human", "text": "q"}, {"speaker": "bot", "text": "a"}]}
     mapped = ("conversations=dialog", "from=speaker", "value=text")
-    assert said(dialog, columns=mapped) == [("user", "q"), ("assistant", "a")]
+    assert dialogue(dialog, columns=mapped) == [("user", "q"), ("assistant", "a")]
 
 
 def test_one_part_of_text_is_text() -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]
-    assert said({"messages": parts}) == [("user", "q"), ("assistant", "a")]
+    assert dialogue({"messages": parts}) == [("user", "q"), ("assistant", "a")]
 
 
 def test_turns_of_tables_have_other_names_too() -> None:
@@ -126,13 +129,16 @@ def test_turns_of_tables_have_other_names_too() -> None:
 
 def test_a_layout_can_be_demanded() -> None:
     both = {"instruction": "q", "output": "a", "messages": turns("x", "y")}
-    assert said(both) == [("user", "x"), ("assistant", "y")]
-    assert said(both, format="alpaca") == [("user", "q"), ("assistant", "a")]
+    assert dialogue(both) == [("user", "x"), ("assistant", "y")]
+    assert dialogue(both, format="alpaca") == [("user", "q"), ("assistant", "a")]
 
 
 def test_tables_hold_lists_as_json_text() -> None:
-    assert said({"messages": json.dumps(turns("q", "a"))}) == [("user", "q"), ("assistant", "a")]
-    assert said({"instruction": "q", "input": "", "output": "a", "history": ""}) == [("user", "q"), ("assistant", "a")]
+    assert dialogue({"messages": json.dumps(turns("q", "a"))}) == [("user", "q"), ("assistant", "a")]
+    assert dialogue({"instruction": "q", "input": "", "output": "a", "history": ""}) == [
+        ("user", "q"),
+        ("assistant", "a"),
+    ]
 
 
 def test_tool_calls_come_in_openai_form() -> None:
@@ -149,8 +155,8 @@ def test_tool_calls_come_in_openai_form() -> None:
     row = parse(sharegpt)
     assert isinstance(row, ConversationRow) and row.answers == [1, 3]
     assert row.tools == ({"type": "function", "function": {"name": "weather", "description": None, "parameters": {}}},)
-    (made,) = row.messages[1]["tool_calls"]
-    assert made["function"] == call and row.messages[2]["tool_call_id"] == made["id"]
+    (parsed_call,) = row.messages[1]["tool_calls"]
+    assert parsed_call["function"] == call and row.messages[2]["tool_call_id"] == parsed_call["id"]
     openai = {
         "messages": [
             {"role": "user", "content": "q"},
@@ -177,8 +183,8 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_any_json_is_a_row_or_a_reject_that_can_be_written(value: Any) -> None:
-    found = parse(json.dumps(value))
-    if isinstance(found, Reject):
-        json.dumps(found.text).encode()
+    outcome = parse(json.dumps(value))
+    if isinstance(outcome, Reject):
+        json.dumps(outcome.text).encode()
     else:
-        assert found.answers and found.messages[-1]["role"] == "assistant"
+        assert outcome.answers and outcome.messages[-1]["role"] == "assistant"

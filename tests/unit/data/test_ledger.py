@@ -36,16 +36,16 @@ def test_the_sums_always_match(actions: list[tuple]) -> None:  # type: ignore[ty
         else:
             _, file, split, parts, cut = action
             ledger.keep(split, [sample(file, 3, 2, cut) for _ in range(parts)], ["whitespace"] if cut else [])
-    found = ledger.as_json()
-    for account in found["files"].values():
+    written = ledger.as_json()
+    for account in written["files"].values():
         assert account["lines"] == account["kept"] + sum(account["dropped"].values())
         assert account["truncated"]["rows"] <= account["kept"]
-    assert sum(account["lines"] for account in found["files"].values()) == len(actions)
+    assert sum(account["lines"] for account in written["files"].values()) == len(actions)
     samples = sum(action[3] for action in actions if action[0] == "keep")
-    assert sum(split["rows"] for split in found["splits"].values()) == samples
-    assert sum(split["tokens"] for split in found["splits"].values()) == 5 * samples
-    assert sum(split["supervised_tokens"] for split in found["splits"].values()) == 2 * samples
-    assert sum(a["truncated"]["tokens"] for a in found["files"].values()) == sum(
+    assert sum(split["rows"] for split in written["splits"].values()) == samples
+    assert sum(split["tokens"] for split in written["splits"].values()) == 5 * samples
+    assert sum(split["supervised_tokens"] for split in written["splits"].values()) == 2 * samples
+    assert sum(a["truncated"]["tokens"] for a in written["files"].values()) == sum(
         a[3] * a[4] for a in actions if a[0] == "keep"
     )
 
@@ -76,11 +76,11 @@ def test_only_unusable_rows_count_against_a_file_and_a_damaged_one_always_does()
         ledger.drop("a", "bad_utf8")
     assert ledger.problem(WHOLE) is None
     ledger.drop("a", "bad_utf8")
-    found = ledger.problem(WHOLE)
-    assert found and "3 of 11 rows were dropped (bad_utf8 3)" in found and "save the file as UTF-8" in found
+    reason = ledger.problem(WHOLE)
+    assert reason and "3 of 11 rows were dropped (bad_utf8 3)" in reason and "save the file as UTF-8" in reason
     ledger.drop("b", "broken_file")
-    found = ledger.problem(WHOLE.model_copy(update={"max_reject_share": 1.0}))
-    assert found and found.startswith("b is damaged")
+    reason = ledger.problem(WHOLE.model_copy(update={"max_reject_share": 1.0}))
+    assert reason and reason.startswith("b is damaged")
 
 
 def test_a_split_that_the_settings_ask_for_must_not_be_empty() -> None:

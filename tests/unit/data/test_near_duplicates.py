@@ -65,7 +65,7 @@ def test_the_first_of_equal_rows_passes() -> None:
     assert dropped.fault(row("q", "b", 2), "train") is None
     assert dropped.fault(row("q", "c", 3), "train") == ("near_duplicate", "of f:2")
     other = Sieve(
-        ("near_duplicate",), {"f:2": "f:1", "f:3": "f:1"}, lambda one, other: False
+        ("near_duplicate",), {"f:2": "f:1", "f:3": "f:1"}, lambda name, other: False
     )  # of f:1, not of each other
     assert [other.fault(row("q", text, line), "train") for line, text in ((2, "b"), (3, "c"))] == [None, None]
 
@@ -78,4 +78,4 @@ def test_long_texts_are_signed_a_few_at_a_time(monkeypatch) -> None:
 
 def test_keys_depend_on_all_that_is_taught() -> None:
     assert near_duplicates.content_key(row("q", "a", 1)) == near_duplicates.content_key(row("q", "a", 9))
-    assert len({near_duplicates.content_key(one) for one in (row("q", "a"), row("q", "a "), row("qa", ""), ConversationRow(row("q", "a").messages, row("q", "a").record, tools=({},)))}) == 4  # fmt: skip
+    assert len({near_duplicates.content_key(conversation) for conversation in (row("q", "a"), row("q", "a "), row("qa", ""), ConversationRow(row("q", "a").messages, row("q", "a").record, tools=({},)))}) == 4  # fmt: skip

@@ -26,14 +26,14 @@ def shown(picks: Picks) -> list[dict]:  # type: ignore[type-arg]
     quality = {"advice": []}
     page = preview.page(picks, {"files": {}, "splits": {}}, quality, CHAT)
     assert len(page.encode()) < 5_000_000
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, flags=re.S)
-    assert found
-    return json.loads(found[1])["rows"]  # type: ignore[no-any-return]
+    match = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, flags=re.S)
+    assert match
+    return json.loads(match[1])["rows"]  # type: ignore[no-any-return]
 
 
 def test_spans_hold_the_whole_text_and_what_each_token_is() -> None:
-    (one,) = Sampler(CHAT, Data()).samples([row(1, "本宫🙂")])[0]  # type: ignore[misc]
-    spans = list(preview.token_spans(one.input_ids, one.labels, CHAT))
+    (example,) = Sampler(CHAT, Data()).samples([row(1, "本宫🙂")])[0]  # type: ignore[misc]
+    spans = list(preview.token_spans(example.input_ids, example.labels, CHAT))
     assert (
         "".join(text for _, text in spans)
         == "<|im_start|>user\n你是谁？1<|im_end|>\n<|im_start|>assistant\n本宫🙂<|im_end|>"
@@ -48,20 +48,20 @@ def test_every_reason_and_kind_is_on_the_page_and_it_stays_small() -> None:
     sampler = Sampler(CHAT, Data(max_length=100_000))
     for number in range(700):
         size = 10_000 if number % 100 == 0 else 1 + number % 300
-        (one,) = sampler.samples([row(number, "a " * size)])[0]  # type: ignore[misc]
+        (example,) = sampler.samples([row(number, "a " * size)])[0]  # type: ignore[misc]
         changes = [Change("whitespace", 1, "x", "y")] if number == 5 else []
-        picks.keep(one, "train" if number % 5 else "test", 1, changes)
+        picks.keep(example, "train" if number % 5 else "test", 1, changes)
     for number in range(3000):
         picks.reject(Reject("f", number, f"reason{number % 20}", "", "x" * 10_000))
     picks.reject(Reject("f", 9999, "rare", "why </script><!-- so", "</script><script>alert(1)</script>"))
     rows = shown(picks)
     assert len(rows) <= 500
-    kinds = {kind for one in rows for kind in one["kinds"]}
+    kinds = {kind for entry in rows for kind in entry["kinds"]}
     assert {f"reason{number}" for number in range(20)} | {"rare", "changed: whitespace"} <= kinds
-    assert {one["split"] for one in rows} == {"train", "test", "dropped"}
-    rare = next(one for one in rows if one["kinds"] == ["rare"])
+    assert {entry["split"] for entry in rows} == {"train", "test", "dropped"}
+    rare = next(entry for entry in rows if entry["kinds"] == ["rare"])
     assert rare["text"] == "</script><script>alert(1)</script>"
-    long = next(one for one in rows if one.get("tokens", 0) > 5000)
+    long = next(entry for entry in rows if entry.get("tokens", 0) > 5000)
     assert any(span[0] == "gap" for span in long["spans"])
 
 
@@ -75,10 +75,10 @@ def test_markup_does_not_make_the_page_too_large() -> None:
 def test_every_part_of_a_conversation_is_shown_once() -> None:
     picks = Picks()
     for part in range(3):
-        (one,) = Sampler(CHAT, Data()).samples([row(part, f"part {part}")])[0]  # type: ignore[misc]
-        picks.keep(one, "train", 3, [])
+        (example,) = Sampler(CHAT, Data()).samples([row(part, f"part {part}")])[0]  # type: ignore[misc]
+        picks.keep(example, "train", 3, [])
     rows = shown(picks)
-    assert len(rows) == 3 and all("one sample a turn" in one["kinds"] for one in rows)
+    assert len(rows) == 3 and all("one sample a turn" in entry["kinds"] for entry in rows)
 
 
 def test_the_same_data_gives_the_same_page() -> None:

@@ -24,8 +24,8 @@ def read(folder: Path, data: bytes, name: str = "rows.jsonl") -> list[Record | R
     return list(readers.records(file))
 
 
-def reasons(found: list[Record | Reject]) -> list[str]:
-    return [one.reason if isinstance(one, Reject) else "" for one in found]
+def reasons(outcomes: list[Record | Reject]) -> list[str]:
+    return [outcome.reason if isinstance(outcome, Reject) else "" for outcome in outcomes]
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,15 @@ def reasons(found: list[Record | Reject]) -> list[str]:
     ],
 )
 def test_each_bad_line_has_its_reason_and_the_others_are_kept(tmp_path: Path, line: bytes, reason: str) -> None:
-    found = read(tmp_path, GOOD + b"\n" + line + b"\n" + GOOD)
-    assert reasons(found) == ["", reason, ""]
-    assert [one.line for one in found] == [1, 2, 3]
-    json.dumps(found[1].text).encode()  # can be written down
+    outcomes = read(tmp_path, GOOD + b"\n" + line + b"\n" + GOOD)
+    assert reasons(outcomes) == ["", reason, ""]
+    assert [outcome.line for outcome in outcomes] == [1, 2, 3]
+    json.dumps(outcomes[1].text).encode()  # can be written down
 
 
 def test_byte_order_mark_crlf_and_a_missing_last_line_break(tmp_path: Path) -> None:
-    found = read(tmp_path, b"\xef\xbb\xbf" + GOOD + b"\r\n" + GOOD)
-    assert [one.value for one in found if isinstance(one, Record)] == [{"a": "x"}, {"a": "x"}]
+    outcomes = read(tmp_path, b"\xef\xbb\xbf" + GOOD + b"\r\n" + GOOD)
+    assert [outcome.value for outcome in outcomes if isinstance(outcome, Record)] == [{"a": "x"}, {"a": "x"}]
     assert read(tmp_path, b"") == []
 
 
@@ -58,9 +58,9 @@ def test_a_line_larger_than_any_context_is_passed_over_without_being_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_readers, "LARGEST", 100)
-    found = read(tmp_path, GOOD + b"\n" + b'{"a": "' + b"x" * 1000 + b'"}\n' + GOOD + b"\n")
-    assert reasons(found) == ["", "too_large", ""]
-    assert isinstance(found[1], Reject) and found[1].detail == "1010 bytes" and len(found[1].text) == 101
+    outcomes = read(tmp_path, GOOD + b"\n" + b'{"a": "' + b"x" * 1000 + b'"}\n' + GOOD + b"\n")
+    assert reasons(outcomes) == ["", "too_large", ""]
+    assert isinstance(outcomes[1], Reject) and outcomes[1].detail == "1010 bytes" and len(outcomes[1].text) == 101
 
 
 @pytest.mark.parametrize("step", [1, 7, 2**20])
@@ -74,9 +74,9 @@ def test_an_array_is_the_same_however_it_is_cut_into_blocks(
         def read(self, size: int | None = -1) -> bytes:
             return super().read(step)
 
-    found = list(json_readers.elements(Slow(b"\xef\xbb\xbf \n" + text + b"\n")))
-    assert [value for value, _ in found] == values  # type: ignore[misc]
-    assert [json.loads(raw) for _, raw in found] == values  # type: ignore[misc, arg-type]
+    outcomes = list(json_readers.elements(Slow(b"\xef\xbb\xbf \n" + text + b"\n")))
+    assert [value for value, _ in outcomes] == values  # type: ignore[misc]
+    assert [json.loads(raw) for _, raw in outcomes] == values  # type: ignore[misc, arg-type]
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ def test_an_array_is_the_same_however_it_is_cut_into_blocks(
     ],
 )
 def test_a_damaged_array_ends_with_the_element_at_which_it_broke(tmp_path: Path, data: bytes, kept: int) -> None:
-    found = read(tmp_path, data, "rows.json")
-    assert reasons(found) == [""] * kept + [BROKEN]
-    assert found[-1].line == kept + 1
+    outcomes = read(tmp_path, data, "rows.json")
+    assert reasons(outcomes) == [""] * kept + [BROKEN]
+    assert outcomes[-1].line == kept + 1
 
 
 def test_only_the_element_that_is_not_utf8_is_lost(tmp_path: Path) -> None:
-    found = read(tmp_path, b'[{"a": "x"}, {"a": "caf\xe9"}, {"a": "\xe4\xbd\xa0"}]', "rows.json")
-    assert reasons(found) == ["", "bad_utf8", ""]
-    assert "\\xe9" in found[1].text
+    outcomes = read(tmp_path, b'[{"a": "x"}, {"a": "caf\xe9"}, {"a": "\xe4\xbd\xa0"}]', "rows.json")
+    assert reasons(outcomes) == ["", "bad_utf8", ""]
+    assert "\\xe9" in outcomes[1].text
 
 
 def test_tables_keep_their_text_byte_for_byte(tmp_path: Path) -> None:
@@ -108,40 +108,48 @@ def test_tables_keep_their_text_byte_for_byte(tmp_path: Path) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
     writer.writerows([["a", "b"], [value, "1"], [value, ""]])
-    found = read(tmp_path, b"\xef\xbb\xbf" + buffer.getvalue().encode(), "rows.csv")
-    assert [one.value for one in found if isinstance(one, Record)] == [{"a": value, "b": "1"}, {"a": value, "b": ""}]
+    outcomes = read(tmp_path, b"\xef\xbb\xbf" + buffer.getvalue().encode(), "rows.csv")
+    assert [outcome.value for outcome in outcomes if isinstance(outcome, Record)] == [
+        {"a": value, "b": "1"},
+        {"a": value, "b": ""},
+    ]
     parquet.write_table(pyarrow.table({"a": [value, None], "n": [1, 2]}), tmp_path / "rows.parquet")
-    found = list(readers.records(tmp_path / "rows.parquet"))
-    assert [one.value for one in found if isinstance(one, Record)] == [{"a": value, "n": 1}, {"a": None, "n": 2}]
+    outcomes = list(readers.records(tmp_path / "rows.parquet"))
+    assert [outcome.value for outcome in outcomes if isinstance(outcome, Record)] == [
+        {"a": value, "n": 1},
+        {"a": None, "n": 2},
+    ]
 
 
 def test_csv_rows_that_are_wrong_are_rejected_alone(tmp_path: Path) -> None:
-    found = read(tmp_path, b'a,b\n1,2\n1\n"x"y,2\n\n\xff,2\n3,4\n', "rows.csv")
-    assert reasons(found) == ["", "wrong_columns", "bad_csv", "blank", "bad_utf8", ""]
+    outcomes = read(tmp_path, b'a,b\n1,2\n1\n"x"y,2\n\n\xff,2\n3,4\n', "rows.csv")
+    assert reasons(outcomes) == ["", "wrong_columns", "bad_csv", "blank", "bad_utf8", ""]
     assert reasons(read(tmp_path, b'a,b\n1,2\n"open,2\n3,4\n', "rows.csv")) == ["", BROKEN]
     assert reasons(read(tmp_path, b"a,a\n1,2\n", "rows.csv")) == [BROKEN]
-    (found,) = read(tmp_path, b"a,b,,\n1,2,,\n", "rows.csv")  # as spreadsheets write it
-    assert isinstance(found, Record) and found.value == {"a": "1", "b": "2"}
+    (outcome,) = read(tmp_path, b"a,b,,\n1,2,,\n", "rows.csv")  # as spreadsheets write it
+    assert isinstance(outcome, Record) and outcome.value == {"a": "1", "b": "2"}
 
 
 def test_a_stray_quote_never_eats_rows_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_readers, "LARGEST", 1000)
     lines = b"".join(b"%d,x\n" % number for number in range(1000))
-    found = read(tmp_path, b'a,b\n1,"open\n' + lines + b'2,"y"\n3,z\n', "rows.csv")
-    assert reasons(found) == [BROKEN]
-    found = read(tmp_path, b'a,b\n1,x\n2,"Why did he\n' + lines[:500] + b'3,he said "no" and left\n4,z\n', "rows.csv")
-    assert reasons(found) == ["", BROKEN]  # and not one reject for them all
+    outcomes = read(tmp_path, b'a,b\n1,"open\n' + lines + b'2,"y"\n3,z\n', "rows.csv")
+    assert reasons(outcomes) == [BROKEN]
+    outcomes = read(
+        tmp_path, b'a,b\n1,x\n2,"Why did he\n' + lines[:500] + b'3,he said "no" and left\n4,z\n', "rows.csv"
+    )
+    assert reasons(outcomes) == ["", BROKEN]  # and not one reject for them all
 
 
 def test_gzip_is_known_by_its_bytes_and_a_cut_one_is_seen(tmp_path: Path) -> None:
     lines = b"".join(b'{"a": "%d"}\n' % number for number in range(20_000))
     packed = gzip.compress(lines)
     assert len(read(tmp_path, packed, "rows.jsonl.gz")) == len(read(tmp_path, packed, "rows.jsonl")) == 20_000
-    found = read(tmp_path, packed[: len(packed) // 2], "rows.jsonl.gz")
-    assert reasons(found)[-1] == BROKEN and len(found) > 100
+    outcomes = read(tmp_path, packed[: len(packed) // 2], "rows.jsonl.gz")
+    assert reasons(outcomes)[-1] == BROKEN and len(outcomes) > 100
     parquet.write_table(pyarrow.table({"a": ["x"]}), tmp_path / "t.parquet")
-    found = read(tmp_path, gzip.compress((tmp_path / "t.parquet").read_bytes()), "t.parquet.gz")
-    assert isinstance(found[0], Record) and found[0].value == {"a": "x"}
+    outcomes = read(tmp_path, gzip.compress((tmp_path / "t.parquet").read_bytes()), "t.parquet.gz")
+    assert isinstance(outcomes[0], Record) and outcomes[0].value == {"a": "x"}
 
 
 def test_parquet_that_is_none_and_text_that_is_not_utf8(tmp_path: Path) -> None:
@@ -162,15 +170,15 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 @given(st.lists(st.binary(max_size=60).filter(lambda b: b"\n" not in b), max_size=20))
 def test_every_line_becomes_exactly_one_thing(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     data = b"\n".join([GOOD, *lines, GOOD])
-    found = read(tmp_path_factory.mktemp("rows"), data)
-    assert [one.line for one in found] == list(range(1, len(lines) + 3))
+    outcomes = read(tmp_path_factory.mktemp("rows"), data)
+    assert [outcome.line for outcome in outcomes] == list(range(1, len(lines) + 3))
 
 
 @given(st.binary(max_size=200), st.sampled_from(["r.json", "r.csv", "r.tsv", "r.parquet", "r.jsonl.gz"]))
 def test_no_bytes_raise_anything(tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str) -> None:
     for start in (b"", b"[", b"a,b\n", b"\x1f\x8b\x08\x00", b"PAR1"):
-        found = read(tmp_path_factory.mktemp("rows"), start + data, name)
-        assert [one.line for one in found] == list(range(1, len(found) + 1))
+        outcomes = read(tmp_path_factory.mktemp("rows"), start + data, name)
+        assert [outcome.line for outcome in outcomes] == list(range(1, len(outcomes) + 1))
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20), max_size=3), max_size=8))
@@ -180,7 +188,7 @@ def test_an_array_and_lines_of_the_same_values_read_alike(
     folder = tmp_path_factory.mktemp("rows")
     array = read(folder, json.dumps(values).encode(), "rows.json")
     lines = read(folder, "".join(json.dumps(value) + "\n" for value in values).encode())
-    assert [one.value for one in array] == [one.value for one in lines] == values  # type: ignore[union-attr]
+    assert [outcome.value for outcome in array] == [outcome.value for outcome in lines] == values  # type: ignore[union-attr]
 
 
 def test_json_lines_split_at_line_breaks_alone(tmp_path: Path) -> None:
