@@ -34,7 +34,7 @@ from lockstep.data.encoding import Sampler
 from lockstep.data.ledger import Account
 from lockstep.data.records import Reject
 from lockstep.errors import UserError
-from lockstep.prompts import contract, template
+from lockstep.prompts import contract, template, template_source
 from lockstep.prompts.template import Template
 from lockstep.settings import cli
 from lockstep.settings.schema import Data
@@ -102,7 +102,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def load_chat_template(settings: Settings) -> str:
     """The Jinja source that this run uses. Raises UserError."""
-    text = template.source(settings.data, settings.model.folder)
+    text = template_source.read(settings.data, settings.model.folder)
     if "data.date" in settings.explicit and "strftime_now" not in text:
         raise UserError("--data.date: the chat template does not print the date")
     return text
@@ -199,7 +199,7 @@ def template_advice(chat: Template, data: Data, thoughts: int) -> list[str]:
         thoughts: rows that hold a block of thought.
     """
     advice = []
-    if data.thinking is None and template.thinking_flags(chat.text) and not thoughts:
+    if data.thinking is None and template_source.thinking_flags(chat.text) and not thoughts:
         advice.append(
             "the chat template can open a block of thought, and no row holds one: with --data.thinking false "
             "prompts end as the base model's own do where it answers without"

@@ -41,7 +41,7 @@ from lockstep.client.request_errors import NoAnswer
 from lockstep.client.server_wait import ServerWait
 from lockstep.endpoint import address, server_note
 from lockstep.errors import INTERRUPTED, UserError
-from lockstep.prompts import template
+from lockstep.prompts import template_source
 from lockstep.settings import cli
 from lockstep.settings.tree import Settings
 from lockstep.text import json_text
@@ -306,7 +306,7 @@ def main() -> int | None:
     if chosen.chat:
         chat(server, talk, model, chosen.post)
         return None
-    question = template.fold(chosen.question, chosen.input, style)
+    question = template_source.fold(chosen.question, chosen.input, style)
     body = openai_client.request(settings.sampling, model, talk.ask(question))
     if chosen.curl:
         return print(as_curl(url, body))

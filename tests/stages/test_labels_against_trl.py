@@ -10,7 +10,7 @@ from lockstep.data.collator import IGNORE
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sampler
 from lockstep.data.records import Record
-from lockstep.prompts import template
+from lockstep.prompts import template, template_source
 from lockstep.prompts.template import Template
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
@@ -69,21 +69,21 @@ def test_a_chatml_template(tiny_model: Path) -> None:
 
 
 def test_the_instruction_zh_template(tiny_model: Path) -> None:
-    text = template.BUILT_IN["instruction_zh"].read_text(encoding="utf-8")
+    text = template_source.BUILT_IN["instruction_zh"].read_text(encoding="utf-8")
     compared(tiny_model, Template(tiny.tokenizer(), text), "")
 
 
 @pytest.mark.skipif(not tiny.SHARED_QWEN3.exists(), reason="the real Qwen3 tokenizer is not at hand")
 def test_the_real_qwen3_without_thinking(tmp_path: Path) -> None:
     tiny.qwen3(tmp_path)
-    compared(tmp_path, template.load(tmp_path, template.source(Data(thinking=False), tmp_path)), "\n")
+    compared(tmp_path, template.load(tmp_path, template_source.read(Data(thinking=False), tmp_path)), "\n")
 
 
 @pytest.mark.skipif(not tiny.SHARED_QWEN3.exists(), reason="the real Qwen3 tokenizer is not at hand")
 def test_the_real_qwen3_as_it_is_writes_an_empty_thought_that_no_prompt_has(tmp_path: Path) -> None:
     """TRL trains the model to say the empty thought; here an answer is the row's text and nothing else."""
     tiny.qwen3(tmp_path)
-    chat = template.load(tmp_path, template.source(Data(), tmp_path))
+    chat = template.load(tmp_path, template_source.read(Data(), tmp_path))
     thought = chat.encode(["<think>\n\n</think>\n\n"])[0]
     newline = chat.encode(["\n"])[0]
     for (ids, labels), theirs in zip(ours(chat), trl_rows(tmp_path, chat.tokenizer), strict=True):

@@ -15,7 +15,7 @@ from lockstep.data import layouts
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sampler
 from lockstep.data.records import Record, Reject
-from lockstep.prompts import template
+from lockstep.prompts import template, template_source
 from lockstep.prompts.template import Template
 from lockstep.settings.schema import Data
 from lockstep.text import json_text
@@ -147,7 +147,7 @@ def made(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pyt
         pytest.skip("the real Qwen3 tokenizer is not at hand")
     folder = tmp_path_factory.mktemp("models") / "qwen3"
     tiny.qwen3(folder)
-    text = template.of_folder(folder)
+    text = template_source.of_folder(folder)
     assert text
     return bench(folder, text)
 

@@ -13,7 +13,7 @@ from typing import Any
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.field_checks import Rejected, check_json, check_media, items, parsed, text_of
 from lockstep.data.records import Record, Reject
-from lockstep.prompts import template
+from lockstep.prompts import template_source
 from lockstep.prompts.template import Message
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
@@ -104,7 +104,7 @@ def _alpaca(fields: Mapping[str, Any], data: Data) -> Conversation:
             raise Rejected("wrong_type", "history must hold pairs of texts")
         for role, content in zip(("user", "assistant"), turn, strict=True):
             messages.append({"role": role, "content": text_of({"history": content}, "history")})
-    question = template.fold(instruction, context, data.template)
+    question = template_source.fold(instruction, context, data.template)
     return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": answer}], set()
 
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from lockstep.artifacts import filenames
 from lockstep.data.conversation_row import ConversationRow, canonical
 from lockstep.errors import UserError
-from lockstep.prompts import template
+from lockstep.prompts import template_source
 from lockstep.settings.schema import Data
 
 SPLITS = ("train", "validation", "test")
@@ -35,7 +35,7 @@ def split_of(row: ConversationRow, data: Data, own: str) -> str:
     if own != "train":
         return own
     # an input stands under another mark with another template, and must not change its split
-    text = canonical(row).replace(json.dumps(template.INPUT_MARK, ensure_ascii=False)[1:-1], "\\n")
+    text = canonical(row).replace(json.dumps(template_source.INPUT_MARK, ensure_ascii=False)[1:-1], "\\n")
     place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
     validation = 0.0 if data.validation_file else data.validation_share
     test = 0.0 if data.test_file else data.test_share

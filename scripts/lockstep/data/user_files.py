@@ -6,7 +6,7 @@ from pathlib import Path
 from lockstep import paths
 from lockstep.artifacts import filenames, manifest
 from lockstep.errors import UserError
-from lockstep.prompts import template
+from lockstep.prompts import template_source
 from lockstep.settings.schema import Model
 from lockstep.settings.tree import Settings
 
@@ -63,7 +63,7 @@ def check_paths(settings: Settings, stage: str) -> None:
 
 
 def _check_template(setting: str) -> None:
-    named, file = ("model", *template.BUILT_IN), paths.data_file(setting)
+    named, file = ("model", *template_source.BUILT_IN), paths.data_file(setting)
     if setting not in named and not file.is_file():
         names = ", ".join(named)
         raise UserError(

@@ -13,7 +13,7 @@ from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.merging import merge
 from lockstep.model import adapter_files, file_checks, networks
-from lockstep.prompts import template
+from lockstep.prompts import template, template_source
 from lockstep.prompts.template import Template
 from lockstep.settings.tree import Settings
 from lockstep.training import reference
@@ -78,9 +78,9 @@ def chat(settings: Settings, folder: Path) -> Template:
     text = (data / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
     if not own_tokenizer(folder):
         return template.load(settings.model.folder, text, settings.data.allow_tokens)
-    own = template.of_folder(folder)
+    own = template_source.of_folder(folder)
     if own is not None:
-        own = template.bake(own, settings.data.system_prompt, settings.data.thinking, settings.data.date)
+        own = template_source.bake(own, settings.data.system_prompt, settings.data.thinking, settings.data.date)
     known = atomic.read_json(data / filenames.CONTRACT)["conversations"]
     theirs = template.load(folder, own or text, settings.data.allow_tokens)
     for conversation in known:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.model.limited_process import Step
-from lockstep.prompts import contract, template
+from lockstep.prompts import contract, template, template_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +69,7 @@ def tokenizer_steps(folder: Path) -> Iterator[Step]:
     yield Step("tokenizer", SECONDS, MEMORY, lambda: loaded.append(AutoTokenizer.from_pretrained(folder, **LOCAL)))
     (tokenizer,) = loaded
     yield Step("tokenizer", QUICK_SECONDS, QUICK_MEMORY, partial(_try_tokenizer, tokenizer))
-    if template.of_folder(folder) is not None:
+    if template_source.of_folder(folder) is not None:
         yield Step("chat template", QUICK_SECONDS, QUICK_MEMORY, partial(_try_template, tokenizer))
 
 
@@ -157,7 +157,7 @@ def _try_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
 def _try_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Render the golden conversations in all ways that a run may ask for."""
     ways: list[dict[str, Any]] = [{}, {"tools": [contract.TOOL]}]
-    ways += [dict.fromkeys(template.THINKING_FLAGS, thinking) for thinking in (True, False)]
+    ways += [dict.fromkeys(template_source.THINKING_FLAGS, thinking) for thinking in (True, False)]
     for _, messages in contract.golden():
         answered = [*messages, {"role": "assistant", "content": "A"}]
         for way in ways:

@@ -10,7 +10,7 @@ from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sample, Sampler
 from lockstep.data.records import Record, Reject
 from lockstep.errors import UserError
-from lockstep.prompts import template
+from lockstep.prompts import template_source
 from lockstep.prompts.template import Template
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
@@ -110,7 +110,7 @@ def test_tool_calls_are_trained_as_the_template_writes_them() -> None:
     (example,) = sample(talk, chat)  # type: ignore[misc]
     assert '"name": "weather"' in texts(chat, example)[0].split("user")[0]
     assert texts(chat, example)[1] == 'CALL {"name": "weather", "arguments": {"city": "x"}}<|im_end|>a<|im_end|>'
-    for without in (CHAT, Template(tiny.tokenizer(), template.BUILT_IN["instruction_zh"].read_text(encoding="utf-8"))):
+    for without in (CHAT, Template(tiny.tokenizer(), template_source.BUILT_IN["instruction_zh"].read_text(encoding="utf-8"))):
         outcome = sample(talk, without)
         assert isinstance(outcome, Reject) and outcome.reason == "template_drops_text"
 

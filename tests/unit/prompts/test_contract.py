@@ -4,7 +4,7 @@ import pytest
 from support import tiny
 
 from lockstep.errors import UserError
-from lockstep.prompts import contract, template
+from lockstep.prompts import contract, template_source
 from lockstep.prompts.template import Template
 from lockstep.settings.schema import Data
 
@@ -26,7 +26,7 @@ def test_there_are_enough_golden_conversations_of_every_kind() -> None:
     assert sum(len(messages) > 2 for messages in conversations.values()) >= 5
 
 
-@pytest.mark.parametrize("text", [tiny.CHATML, template.BUILT_IN["instruction_zh"].read_text(encoding="utf-8")])
+@pytest.mark.parametrize("text", [tiny.CHATML, template_source.BUILT_IN["instruction_zh"].read_text(encoding="utf-8")])
 def test_the_contract_holds_what_a_server_must_give(text: str) -> None:
     chat = Template(tiny.tokenizer(), text)
     made = contract.build(chat, Data(system_prompt="你是甲。", thinking=None))

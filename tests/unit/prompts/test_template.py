@@ -6,7 +6,7 @@ import pytest
 from support import tiny
 
 from lockstep.errors import UserError
-from lockstep.prompts import template
+from lockstep.prompts import template, template_source
 from lockstep.settings.schema import Data
 
 
@@ -17,7 +17,7 @@ def chat() -> template.Template:
 
 @pytest.fixture
 def zh() -> template.Template:
-    return template.Template(tiny.tokenizer(), template.BUILT_IN["instruction_zh"].read_text(encoding="utf-8"))
+    return template.Template(tiny.tokenizer(), template_source.BUILT_IN["instruction_zh"].read_text(encoding="utf-8"))
 
 
 def user(text: str) -> list[template.Message]:
@@ -25,10 +25,10 @@ def user(text: str) -> list[template.Message]:
 
 
 def test_instruction_zh_renders_the_prompt_of_its_format(zh: template.Template) -> None:
-    content = template.fold("翻译成英文\n\n请直译", "人工智能。", "instruction_zh")
+    content = template_source.fold("翻译成英文\n\n请直译", "人工智能。", "instruction_zh")
     assert zh.render(user(content)) == "### 指令:\n翻译成英文\n\n请直译\n\n### 输入:\n人工智能。\n\n### 回答:\n"
     assert zh.render(user("你是谁？")) == "### 指令:\n你是谁？\n\n### 输入:\n无\n\n### 回答:\n"
-    assert zh.render(user(template.fold("你是谁？", " \n", "instruction_zh"))) == zh.render(user("你是谁？"))
+    assert zh.render(user(template_source.fold("你是谁？", " \n", "instruction_zh"))) == zh.render(user("你是谁？"))
 
 
 def test_instruction_zh_with_a_system_message_and_turns_keeps_each_prompt_a_prefix(zh: template.Template) -> None:
@@ -40,9 +40,9 @@ def test_instruction_zh_with_a_system_message_and_turns_keeps_each_prompt_a_pref
 
 
 def test_instruction_and_input_fold_into_one_message() -> None:
-    assert template.fold("Translate", "Hello", "model") == "Translate\nHello"
-    assert template.fold("Hi", "", "model") == "Hi"
-    assert template.fold("", "Hello", "instruction_zh") == "Hello"
+    assert template_source.fold("Translate", "Hello", "model") == "Translate\nHello"
+    assert template_source.fold("Hi", "", "model") == "Hi"
+    assert template_source.fold("", "Hello", "instruction_zh") == "Hello"
 
 
 def test_the_answer_is_encoded_apart_and_ends_with_the_end_of_turn(
@@ -66,7 +66,7 @@ def test_prompt_ids_are_the_whole_rendered_prompt(chat: template.Template) -> No
 
 @pytest.mark.parametrize("prompt", ["你是甲。", 'quote " and \\ and {{ x }} and {% y %}', "emoji 🙂\nline\ttab", ""])
 def test_a_default_system_prompt_is_fixed_in_the_template(prompt: str) -> None:
-    baked = template.Template(tiny.tokenizer(), template.bake(tiny.CHATML, prompt))
+    baked = template.Template(tiny.tokenizer(), template_source.bake(tiny.CHATML, prompt))
     system = [{"role": "system", "content": prompt}]
     plain = template.Template(tiny.tokenizer(), tiny.CHATML)
     assert baked.render(user("a")) == plain.render(system + user("a"))
@@ -113,9 +113,9 @@ def test_every_added_token_is_found_in_content(chat: template.Template) -> None:
 
 def test_an_unknown_template_names_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="instruction_zh"):
-        template.source(Data(template="nothing.jinja"), tmp_path)
+        template_source.read(Data(template="nothing.jinja"), tmp_path)
     with pytest.raises(UserError, match="instruction_zh"):
-        template.source(Data(), tmp_path)
+        template_source.read(Data(), tmp_path)
 
 
 def test_instruction_zh_has_no_place_for_tools(zh: template.Template) -> None:
@@ -130,11 +130,11 @@ DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + ' ' + strftime_now(\"%Y\") }}
 
 
 def test_the_date_in_a_template_is_fixed() -> None:
-    baked = template.Template(tiny.tokenizer(), template.bake(DATED, date=datetime.date(2025, 1, 9)))
+    baked = template.Template(tiny.tokenizer(), template_source.bake(DATED, date=datetime.date(2025, 1, 9)))
     assert baked.render(user("a")).startswith("Today: 09 Jan 2025 2025<|im_start|>user")
-    assert template.bake(tiny.CHATML, date=datetime.date(2025, 1, 9)) == tiny.CHATML
+    assert template_source.bake(tiny.CHATML, date=datetime.date(2025, 1, 9)) == tiny.CHATML
     with pytest.raises(UserError, match="cannot be fixed"):
-        template.bake("{{ strftime_now(form) }}")
+        template_source.bake("{{ strftime_now(form) }}")
 
 
 THINKING = tiny.CHATML + (
@@ -145,20 +145,20 @@ THINKING = tiny.CHATML + (
 
 def test_the_thinking_flag_is_fixed_whatever_a_request_says() -> None:
     for flag, count in ((False, 1), (True, 0), (None, 0)):
-        chat = template.Template(tiny.tokenizer(), template.bake(THINKING, thinking=flag))
+        chat = template.Template(tiny.tokenizer(), template_source.bake(THINKING, thinking=flag))
         assert chat.render(user("a")).count("<think>") == count
-    chat.tokenizer.chat_template = template.bake(THINKING, thinking=False)
+    chat.tokenizer.chat_template = template_source.bake(THINKING, thinking=False)
     asked = chat.tokenizer.apply_chat_template(
         user("a"), tokenize=False, add_generation_prompt=True, enable_thinking=True
     )
     assert asked.count("<think>") == 1
     with pytest.raises(UserError, match="no thinking flag"):
-        template.bake(tiny.CHATML, thinking=False)
+        template_source.bake(tiny.CHATML, thinking=False)
 
 
 def test_system_prompt_thinking_and_date_together() -> None:
     text = "{{ strftime_now('%Y') }}\n" + THINKING
-    chat = template.Template(tiny.tokenizer(), template.bake(text, "你是甲。", False))
+    chat = template.Template(tiny.tokenizer(), template_source.bake(text, "你是甲。", False))
     assert chat.render(user("a")) == "2024\n<|im_start|>system\n你是甲。<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"  # fmt: skip
 
 
