@@ -1,4 +1,3 @@
-import datetime
 import json
 from pathlib import Path
 
@@ -7,7 +6,6 @@ from support import tiny
 
 from lockstep.errors import UserError
 from lockstep.prompts import template, template_source
-from lockstep.settings.schema import Data
 
 
 @pytest.fixture
@@ -39,12 +37,6 @@ def test_instruction_zh_with_a_system_message_and_turns_keeps_each_prompt_a_pref
     assert zh.render(second).startswith(prompt + "答一<|im_end|>\n\n### 指令:\n二")
 
 
-def test_instruction_and_input_fold_into_one_message() -> None:
-    assert template_source.fold("Translate", "Hello", "model") == "Translate\nHello"
-    assert template_source.fold("Hi", "", "model") == "Hi"
-    assert template_source.fold("", "Hello", "instruction_zh") == "Hello"
-
-
 def test_the_answer_is_encoded_apart_and_ends_with_the_end_of_turn(
     chat: template.Template, zh: template.Template
 ) -> None:
@@ -62,16 +54,6 @@ def test_prompt_ids_are_the_whole_rendered_prompt(chat: template.Template) -> No
             "input_ids"
         ]
     )
-
-
-@pytest.mark.parametrize("prompt", ["你是甲。", 'quote " and \\ and {{ x }} and {% y %}', "emoji 🙂\nline\ttab", ""])
-def test_a_default_system_prompt_is_fixed_in_the_template(prompt: str) -> None:
-    baked = template.Template(tiny.tokenizer(), template_source.bake(tiny.CHATML, prompt))
-    system = [{"role": "system", "content": prompt}]
-    plain = template.Template(tiny.tokenizer(), tiny.CHATML)
-    assert baked.render(user("a")) == plain.render(system + user("a"))
-    other = [{"role": "system", "content": "other"}, *user("a")]
-    assert baked.render(other) == plain.render(other)
 
 
 @pytest.mark.parametrize(
@@ -111,55 +93,12 @@ def test_every_added_token_is_found_in_content(chat: template.Template) -> None:
     assert chat.control_token("<|im_end> <im_end|> < |im_end|>") is None
 
 
-def test_an_unknown_template_names_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="instruction_zh"):
-        template_source.read(Data(template="nothing.jinja"), tmp_path)
-    with pytest.raises(UserError, match="instruction_zh"):
-        template_source.read(Data(), tmp_path)
-
-
 def test_instruction_zh_has_no_place_for_tools(zh: template.Template) -> None:
     for odd in ({"role": "tool", "content": "3"}, {"role": "assistant", "content": "", "tool_calls": [{}]}):
         with pytest.raises(template.Refused, match="no place"):
             zh.render([*user("a"), odd])
     empty = [{"role": "system", "content": ""}, *user("a")]
     assert zh.render(empty) == zh.render(user("a"))
-
-
-DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + ' ' + strftime_now(\"%Y\") }}" + tiny.CHATML
-
-
-def test_the_date_in_a_template_is_fixed() -> None:
-    baked = template.Template(tiny.tokenizer(), template_source.bake(DATED, date=datetime.date(2025, 1, 9)))
-    assert baked.render(user("a")).startswith("Today: 09 Jan 2025 2025<|im_start|>user")
-    assert template_source.bake(tiny.CHATML, date=datetime.date(2025, 1, 9)) == tiny.CHATML
-    with pytest.raises(UserError, match="cannot be fixed"):
-        template_source.bake("{{ strftime_now(form) }}")
-
-
-THINKING = tiny.CHATML + (
-    "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}"
-    "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-)
-
-
-def test_the_thinking_flag_is_fixed_whatever_a_request_says() -> None:
-    for flag, count in ((False, 1), (True, 0), (None, 0)):
-        chat = template.Template(tiny.tokenizer(), template_source.bake(THINKING, thinking=flag))
-        assert chat.render(user("a")).count("<think>") == count
-    chat.tokenizer.chat_template = template_source.bake(THINKING, thinking=False)
-    asked = chat.tokenizer.apply_chat_template(
-        user("a"), tokenize=False, add_generation_prompt=True, enable_thinking=True
-    )
-    assert asked.count("<think>") == 1
-    with pytest.raises(UserError, match="no thinking flag"):
-        template_source.bake(tiny.CHATML, thinking=False)
-
-
-def test_system_prompt_thinking_and_date_together() -> None:
-    text = "{{ strftime_now('%Y') }}\n" + THINKING
-    chat = template.Template(tiny.tokenizer(), template_source.bake(text, "你是甲。", False))
-    assert chat.render(user("a")) == "2024\n<|im_start|>system\n你是甲。<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"  # fmt: skip
 
 
 def test_a_tokenizer_class_that_loses_spaces_is_seen_and_tokenizer_json_taken_instead(tmp_path: Path) -> None:
