@@ -102,7 +102,7 @@ def was_on(folder: Path, name: str) -> None:
     assert bool(hashes) == (name in {"dora", "plus", "head"}), "those train on 4-bit weights"
     checkpoint = next(folder.glob("checkpoints/checkpoint-*"))
     optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    rates = {group["lr"] for group in optimizer["param_groups"]}
+    rates = {group["initial_lr"] for group in optimizer["param_groups"]}
     assert lora.get("use_dora", False) == (name == "dora")
     assert lora.get("use_rslora", False) == (len(rates) > 1) == (name == "plus")
     assert lora.get("modules_to_save") == (["lm_head"] if name == "head" else None)

@@ -1,8 +1,8 @@
 """Which rows meet in an optimizer step, and how a step's rows are laid out in forward passes.
 
 A window holds the rows of one optimizer step, the effective batch. How it is cut into passes does
-not change the step: losses are summed over the window's supervised tokens and divided once. So
-passes may hold what memory allows, rows of like length, and each process its share.
+not change the step: losses are summed over the window's supervised tokens and divided once. So a pass
+may hold as many rows as memory allows, of like length, and each process its share of them.
 """
 
 import math

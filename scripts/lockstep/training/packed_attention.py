@@ -1,8 +1,8 @@
 """Attention for rows laid end to end: each row by itself, with no mask over the whole pass.
 
-A mask over a pass of T tokens costs T² everywhere, and with either an attention mask or a cache
-transformers would let rows see each other. Here the borders of the rows are known, so rows cannot
-meet. Rows may share a beginning that was computed once (see PackingCollator).
+A mask over a pass of T tokens costs T² everywhere, and given an attention mask or a cache,
+transformers would let rows see each other. Here the borders of the rows are known, so no row sees
+another. Rows may share a beginning that is computed once (see PackingCollator).
 """
 
 from collections.abc import Iterator, Sequence

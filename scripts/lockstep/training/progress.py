@@ -1,4 +1,4 @@
-"""What one sees of a training: a bar or lines, metrics.jsonl, answers at each evaluation, TensorBoard."""
+"""What a training shows: a progress bar or lines, metrics.jsonl, answers at each evaluation, TensorBoard."""
 
 import shutil
 import time
@@ -17,7 +17,7 @@ SHOWN = ("loss", "eval_loss", "learning_rate", "rows_in_a_pass")
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Loss, tokens/s and time left.
+    """Reports loss, tokens/s and the time left.
 
     Args:
         run_dir: where metrics.jsonl and samples.jsonl grow.
@@ -34,7 +34,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self.bar = tqdm(disable=True)  # where only an evaluation is left to do
 
     def watch(self, trainer: Any) -> None:
-        """Whose tokens are counted; the processes of a training have about equally many."""
+        """Set the trainer whose tokens are counted; all processes of a training have about equally many."""
         self.trainer, self.processes = trainer, trainer.accelerator.num_processes
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -82,7 +82,7 @@ def forget(run_dir: Path) -> None:
 
 
 def forget_after(run_dir: Path, step: int) -> None:
-    """Remove what was shown of later steps, which come again."""
+    """Remove records of steps after this one, which will be computed again."""
     for name in FILES:
         jsonl_log.forget_after(run_dir / name, step)
 
@@ -105,5 +105,5 @@ def _end(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """In one line, and without what would steer the terminal."""
+    """The text in one line, without characters that control the terminal."""
     return drop_controls(" ".join(text.split()))

@@ -156,12 +156,12 @@ def build(
     callbacks: Sequence[TrainerCallback],
     checkpoint: Path | None = None,
 ) -> Training:
-    """Model, layout of rows and trainer, by the settings.
+    """Build the model, the layout of rows and the trainer that the settings ask for.
 
     Args:
         train: a data set with `input_ids`, `labels` and `row`; `held_out` likewise, or None.
         pad: the id that padded rows are padded with.
-        checkpoint: from which the training will go on: adapters are computed as they were before it.
+        checkpoint: what the training will go on from; adapters are computed by the same pass as before it.
 
     Raises:
         UserError: a setting that transformers, PEFT or an optimizer's library cannot do.
@@ -194,9 +194,11 @@ def build(
 
 
 def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say) -> Path | None:
-    """What train() must resume from. Where the checkpoint is the end, its weights are put in place: None.
+    """Prepare a trainer to go on from a checkpoint, and remove what was logged after it.
 
-    Trainer itself would train one step more. Records after the checkpoint go.
+    Returns:
+        what train() must resume from. None where the training had come to its end: then the checkpoint's weights are
+        in place already, as Trainer itself would train one step more.
     """
     say(f"resuming from {paths.label(checkpoint)}")
     state = TrainerState.load_from_json(str(checkpoint / filenames.TRAINER_STATE))
@@ -257,7 +259,11 @@ def peak_memory(on: str) -> int:
 
 
 def advise_on_memory(work: Callable[[], Any], settings: Settings, trainer: SupervisedTrainer) -> Any:
-    """Run `work`; where memory runs out, say which settings to change, in numbers."""
+    """Run `work`; where memory runs out, say which settings to change, and to which values.
+
+    Raises:
+        UserError: memory ran out.
+    """
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
