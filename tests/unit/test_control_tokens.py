@@ -34,9 +34,9 @@ def call(name: str = "f", arguments: Any = None, id: str = "1") -> dict[str, Any
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments or {}}}
 
 
-def called(one: dict[str, Any], answer: str = "r", **of_tool: Any) -> list[dict[str, Any]]:
-    said = {"role": "assistant", "content": "", "tool_calls": [one]}
-    return [ASK, said, {"role": "tool", "content": answer, **of_tool}, SAY]
+def called(call: dict[str, Any], answer: str = "r", **of_tool: Any) -> list[dict[str, Any]]:
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+    return [ASK, turn, {"role": "tool", "content": answer, **of_tool}, SAY]
 
 
 def messages(*turns: Any, **more: Any) -> dict[str, Any]:
@@ -116,7 +116,9 @@ class Bench:
     def __init__(self, chat: Template) -> None:
         self.chat, self.data = chat, Data(max_length=2048)
         self.sampler = Sampler(chat, self.data)
-        self.controls = {one for one, token in chat.tokenizer.added_tokens_decoder.items() if token.content.strip()}
+        self.controls = {
+            number for number, token in chat.tokenizer.added_tokens_decoder.items() if token.content.strip()
+        }
         self.tokens = sorted(token.content for token in chat.tokenizer.added_tokens_decoder.values())
 
     def of(self, value: dict[str, Any]) -> list[list[int]] | Reject:
@@ -125,13 +127,15 @@ class Bench:
         row = layouts.parse(Record("f", 1, json_text.loads(text), text), self.data)
         if not isinstance(row, ConversationRow):
             return row
-        (found,) = self.sampler.samples([row])
-        return found if isinstance(found, Reject) else [sample.input_ids for sample in found]
+        (samples,) = self.sampler.samples([row])
+        return samples if isinstance(samples, Reject) else [sample.input_ids for sample in samples]
 
     def skeleton(self, value: dict[str, Any]) -> list[list[int]] | Reject:
         """The control ids alone."""
-        found = self.of(value)
-        return found if isinstance(found, Reject) else [[one for one in ids if one in self.controls] for ids in found]
+        rows = self.of(value)
+        return (
+            rows if isinstance(rows, Reject) else [[token for token in ids if token in self.controls] for ids in rows]
+        )
 
 
 @cache
@@ -140,7 +144,7 @@ def bench(model: Path, text: str) -> Bench:
 
 
 @pytest.fixture(scope="module", params=["tiny", "qwen3"])
-def made(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def subject(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     if request.param == "tiny":
         return bench(tiny_model, corpus.TEMPLATE)
     if not tiny.SHARED_QWEN3.exists():
@@ -154,41 +158,41 @@ def made(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pyt
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_added_token_is_dropped_from_every_field(
-    made: Bench, field: str, record_property: Callable[[str, object], None]
+    subject: Bench, field: str, record_property: Callable[[str, object], None]
 ) -> None:
     build = FIELDS[field]
-    assert not isinstance(made.of(build("b")), Reject) or field == "messages role"  # sound without
-    record_property("cases", 3 * len(made.tokens))
-    for token in made.tokens:
+    assert not isinstance(subject.of(build("b")), Reject) or field == "messages role"  # sound without
+    record_property("cases", 3 * len(subject.tokens))
+    for token in subject.tokens:
         for text in (token, f"before{token}after", f"{token}{token}\n"):
-            found = made.of(build(text))
-            wanted = "unknown_role" if field == "messages role" else "control_token"
-            assert isinstance(found, Reject) and found.reason == wanted, (field, text, found)
+            outcome = subject.of(build(text))
+            reason = "unknown_role" if field == "messages role" else "control_token"
+            assert isinstance(outcome, Reject) and outcome.reason == reason, (field, text, outcome)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_token_split_between_two_fields_stays_text(
-    made: Bench, pair: str, record_property: Callable[[str, object], None]
+    subject: Bench, pair: str, record_property: Callable[[str, object], None]
 ) -> None:
     build = PAIRS[pair]
-    plain = made.skeleton(build("b", "c"))
+    plain = subject.skeleton(build("b", "c"))
     tried = 0
-    for token in made.tokens:
+    for token in subject.tokens:
         for place in range(1, len(token)):
-            found = made.skeleton(build(token[:place], token[place:]))
+            outcome = subject.skeleton(build(token[:place], token[place:]))
             tried += 1
-            assert isinstance(found, Reject) or found == plain, (pair, token, place)
+            assert isinstance(outcome, Reject) or outcome == plain, (pair, token, place)
     record_property("cases", tried)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_control_id_in_the_content_of_any_kept_row(tiny_model: Path, data: st.DataObject) -> None:
-    made = bench(tiny_model, corpus.TEMPLATE)
+    subject = bench(tiny_model, corpus.TEMPLATE)
     pieces = st.sampled_from(
-        [*made.tokens, "<|", "|>", "im_end", "im_start", "<", "|", ">", "＜", "｜", "＞", " ", "b", "\n", "你"]
+        [*subject.tokens, "<|", "|>", "im_end", "im_start", "<", "|", ">", "＜", "｜", "＞", " ", "b", "\n", "你"]
     )
     text = data.draw(st.lists(pieces, min_size=1, max_size=6).map("".join))
     build = FIELDS[data.draw(st.sampled_from(sorted(FIELDS)))]
-    found = made.skeleton(build(text))
-    assert isinstance(found, Reject) or found == made.skeleton(build("b"))
+    outcome = subject.skeleton(build(text))
+    assert isinstance(outcome, Reject) or outcome == subject.skeleton(build("b"))

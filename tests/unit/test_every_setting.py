@@ -520,14 +520,14 @@ def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         )
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setenv("MODELSCOPE_ENDPOINT", repository.url)
-        made = Bench(home, tiny_model, patch, repository)
+        equipped = Bench(home, tiny_model, patch, repository)
         for _ in range(3):
             server: Any = Server(("127.0.0.1", 0), Known)
             server.count, server.busy, server.most = threading.Lock(), 0, 0
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-            made.servers.append(server)
-        yield made
-        for server in made.servers:
+            equipped.servers.append(server)
+        yield equipped
+        for server in equipped.servers:
             server.shutdown()
             server.server_close()
 

@@ -105,12 +105,12 @@ def test_any_bytes_as_a_data_file(folder: Path, data: bytes, suffix: str) -> Non
     for start in (b"", b"[", b'{"a":', b"\xef\xbb\xbf", b"PAR1", b"\x1f\x8b\x08\x00"):
         file = folder / f"rows{suffix}"
         file.write_bytes(start + data)
-        found = list(readers.records(file))
-        assert [one.line for one in found] == list(range(1, len(found) + 1))
-        for one in found:
-            if isinstance(one, Reject):
-                assert one.reason
-                (one.detail + one.text).encode()
+        records = list(readers.records(file))
+        assert [record.line for record in records] == list(range(1, len(records) + 1))
+        for record in records:
+            if isinstance(record, Reject):
+                assert record.reason
+                (record.detail + record.text).encode()
 
 
 @given(value=st.one_of(NEAR, JSON, st.dictionaries(st.sampled_from(NAMES), NEAR, max_size=6)),
@@ -120,10 +120,10 @@ def test_any_value_as_a_record(value: Any, layout: str) -> None:
         text = json.dumps(value)
     except ValueError:
         assume(False)
-    found = layouts.parse(Record("f", 1, json_text.loads(text), text), Data(format=layout))
-    assert isinstance(found, ConversationRow) or found.reason
-    if isinstance(found, ConversationRow):
-        assert found.answers
+    row = layouts.parse(Record("f", 1, json_text.loads(text), text), Data(format=layout))
+    assert isinstance(row, ConversationRow) or row.reason
+    if isinstance(row, ConversationRow):
+        assert row.answers
 
 
 # --- renderer ---
@@ -137,7 +137,7 @@ def test_any_conversation_is_rendered_or_refused(chat: Template, messages: list[
         ids = chat.prompt_ids(messages, tools)
     except (UserError, UnicodeEncodeError):
         return
-    assert all(0 <= one < 512 for one in ids)
+    assert all(0 <= token < 512 for token in ids)
     if not any(chat.control_token(message["content"] + message["role"]) for message in messages):
         starts = ids.count(chat.encode(["<|im_start|>"])[0][0])
         assert starts == len(messages) + 1  # no message can open another
@@ -184,9 +184,9 @@ def test_any_bytes_or_value_as_a_manifest(folder: Path, data: bytes, value: Any,
     changed = MANIFEST | {key: value}
     read_manifest(place, json.dumps(changed).encode())
     try:  # sealed by whoever changed it
-        made = Manifest.model_validate_json(json.dumps(changed))
+        record = Manifest.model_validate_json(json.dumps(changed))
         read_manifest(
-            place, made.model_copy(update={"digest": made.content_digest()}).model_dump_json(by_alias=True).encode()
+            place, record.model_copy(update={"digest": record.content_digest()}).model_dump_json(by_alias=True).encode()
         )
     except ValueError:
         pass
@@ -232,17 +232,20 @@ def test_any_text_as_a_config(folder: Path, data: bytes, value: Any, key: str) -
 
 @given(key=st.one_of(st.sampled_from(LEAVES), TEXT), text=TEXT)
 def test_any_setting_on_the_command_line(key: str, text: str) -> None:
-    found = load(None, {key: text})
-    if found and key in LEAVES:
-        assert key in found.explicit
+    settings_read = load(None, {key: text})
+    if settings_read and key in LEAVES:
+        assert key in settings_read.explicit
 
 
 @given(name=TEXT)
 def test_any_name_of_a_run_is_one_folder_under_outputs_or_refused(name: str) -> None:
-    found = load(None, {"run": name, "model.name": name})
-    if found and name not in tree.NULLS:
-        assert found.run_dir.parent == paths.OUTPUTS and found.run_dir.resolve().parent == paths.OUTPUTS.resolve()
-        assert found.model.folder.parent == paths.MODELS
+    settings_read = load(None, {"run": name, "model.name": name})
+    if settings_read and name not in tree.NULLS:
+        assert (
+            settings_read.run_dir.parent == paths.OUTPUTS
+            and settings_read.run_dir.resolve().parent == paths.OUTPUTS.resolve()
+        )
+        assert settings_read.model.folder.parent == paths.MODELS
 
 
 # --- the endpoint's rules ---

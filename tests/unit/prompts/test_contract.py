@@ -29,25 +29,27 @@ def test_there_are_enough_golden_conversations_of_every_kind() -> None:
 @pytest.mark.parametrize("text", [tiny.CHATML, template_source.BUILT_IN["instruction_zh"].read_text(encoding="utf-8")])
 def test_the_contract_holds_what_a_server_must_give(text: str) -> None:
     chat = Template(tiny.tokenizer(), text)
-    made = contract.build(chat, Data(system_prompt="你是甲。", thinking=None))
-    assert made["template_sha256"] == hashlib.sha256(text.encode()).hexdigest()
-    assert made["special_ids"] == {"bos": None, "eos": 2, "pad": 2, "end_of_turn": 2}
-    assert made["stop_ids"] == [2] and made["system_prompt"] == "你是甲。" and made["thinking"] is None
-    assert made["date"] is None
-    assert len(made["conversations"]) >= 40 and made["left_out"] == {}
+    agreed = contract.build(chat, Data(system_prompt="你是甲。", thinking=None))
+    assert agreed["template_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    assert agreed["special_ids"] == {"bos": None, "eos": 2, "pad": 2, "end_of_turn": 2}
+    assert agreed["stop_ids"] == [2] and agreed["system_prompt"] == "你是甲。" and agreed["thinking"] is None
+    assert agreed["date"] is None
+    assert len(agreed["conversations"]) >= 40 and agreed["left_out"] == {}
     plain = tiny.tokenizer()
     plain.chat_template = text
-    for one in made["conversations"]:
-        rendered = plain.apply_chat_template(one["messages"], add_generation_prompt=True, return_dict=False)
-        assert one["prompt_ids"] == rendered
-    assert len({tuple(one["prompt_ids"]) for one in made["conversations"]}) == len(made["conversations"])
+    for conversation in agreed["conversations"]:
+        rendered = plain.apply_chat_template(conversation["messages"], add_generation_prompt=True, return_dict=False)
+        assert conversation["prompt_ids"] == rendered
+    assert len({tuple(conversation["prompt_ids"]) for conversation in agreed["conversations"]}) == len(
+        agreed["conversations"]
+    )
 
 
 def test_conversations_that_do_not_fit_are_named_and_too_few_are_refused() -> None:
     strict = Template(tiny.tokenizer(), "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + tiny.CHATML)  # fmt: skip
-    made = contract.build(strict, Data())
-    assert len(made["conversations"]) >= contract.FEWEST
-    assert "no system" in made["left_out"]["empty system"]
+    agreed = contract.build(strict, Data())
+    assert len(agreed["conversations"]) >= contract.FEWEST
+    assert "no system" in agreed["left_out"]["empty system"]
     picky = Template(tiny.tokenizer(), "{% if messages[0].content | length > 20 %}{{ raise_exception('long') }}{% endif %}" + tiny.CHATML)  # fmt: skip
     with pytest.raises(UserError, match="takes only"):
         contract.build(picky, Data())
@@ -55,6 +57,6 @@ def test_conversations_that_do_not_fit_are_named_and_too_few_are_refused() -> No
 
 def test_a_template_with_tools_has_a_conversation_with_one() -> None:
     text = "{% if tools %}{{ tools | tojson }}{% endif %}" + tiny.CHATML
-    made = contract.build(Template(tiny.tokenizer(), text), Data())
-    assert made["conversations"][-1]["tools"] == [contract.TOOL]
-    assert "查询天气" in CHAT.tokenizer.decode(made["conversations"][-1]["prompt_ids"])
+    agreed = contract.build(Template(tiny.tokenizer(), text), Data())
+    assert agreed["conversations"][-1]["tools"] == [contract.TOOL]
+    assert "查询天气" in CHAT.tokenizer.decode(agreed["conversations"][-1]["prompt_ids"])

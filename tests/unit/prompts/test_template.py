@@ -40,10 +40,10 @@ def test_instruction_zh_with_a_system_message_and_turns_keeps_each_prompt_a_pref
 def test_the_answer_is_encoded_apart_and_ends_with_the_end_of_turn(
     chat: template.Template, zh: template.Template
 ) -> None:
-    for one in (chat, zh):
-        (ids,) = one.answer_ids(["本宫"])
-        assert ids[-1] == one.end_of_turn == one.tokenizer.convert_tokens_to_ids("<|im_end|>")
-        assert one.tokenizer.decode(ids) == "本宫<|im_end|>"
+    for renderer in (chat, zh):
+        (ids,) = renderer.answer_ids(["本宫"])
+        assert ids[-1] == renderer.end_of_turn == renderer.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        assert renderer.tokenizer.decode(ids) == "本宫<|im_end|>"
 
 
 def test_prompt_ids_are_the_whole_rendered_prompt(chat: template.Template) -> None:
@@ -103,13 +103,13 @@ def test_instruction_zh_has_no_place_for_tools(zh: template.Template) -> None:
 
 def test_a_tokenizer_class_that_loses_spaces_is_seen_and_tokenizer_json_taken_instead(tmp_path: Path) -> None:
     """Copies of DeepSeek's models name a class for which transformers 5 replaces the byte-level rules."""
-    made = tiny.tokenizer()
-    made.save_pretrained(tmp_path)
+    tokenizer = tiny.tokenizer()
+    tokenizer.save_pretrained(tmp_path)
     file = tmp_path / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": "LlamaTokenizer", "legacy": True}
     file.write_text(json.dumps(settings), encoding="utf-8")
     chat = template.load(tmp_path, tiny.CHATML)
-    assert chat.encode(["Be brief. 你是谁？"]) == [made.encode("Be brief. 你是谁？", add_special_tokens=False)]
+    assert chat.encode(["Be brief. 你是谁？"]) == [tokenizer.encode("Be brief. 你是谁？", add_special_tokens=False)]
 
 
 @pytest.mark.skipif(not tiny.SHARED_QWEN3.exists(), reason="the real Qwen3 tokenizer is not at hand")
