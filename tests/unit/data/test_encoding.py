@@ -110,7 +110,10 @@ def test_tool_calls_are_trained_as_the_template_writes_them() -> None:
     (example,) = sample(talk, chat)  # type: ignore[misc]
     assert '"name": "weather"' in texts(chat, example)[0].split("user")[0]
     assert texts(chat, example)[1] == 'CALL {"name": "weather", "arguments": {"city": "x"}}<|im_end|>a<|im_end|>'
-    for without in (CHAT, Template(tiny.tokenizer(), template_source.BUILT_IN["instruction_zh"].read_text(encoding="utf-8"))):
+    for without in (
+        CHAT,
+        Template(tiny.tokenizer(), template_source.BUILT_IN["instruction_zh"].read_text(encoding="utf-8")),
+    ):
         outcome = sample(talk, without)
         assert isinstance(outcome, Reject) and outcome.reason == "template_drops_text"
 
