@@ -302,14 +302,7 @@ def start(server: Server, home: Path, *words: str) -> subprocess.Popen[str]:
         server.url,
         *words,
     ]
-    return subprocess.Popen(
-        command, env=script_environment(home), cwd=home, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
-    )
-
-
-def hear_interrupts() -> None:
-    """Programs that a shell starts in the background are deaf to SIGINT, and so is what they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env=script_environment(home), cwd=home, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -431,7 +424,7 @@ def test_the_commands_of_a_chat(stage: Run, server: Server, tmp_path: Path) -> N
 def start_chat(server: Server, home: Path, *words: str, **streams: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "scripts/04_client_openai.py"), "--run", "r", "--base-url", server.url, "--chat", *QUIET, *words],
-        env=script_environment(home, TERM="xterm"), text=True, preexec_fn=hear_interrupts,
+        env=script_environment(home, TERM="xterm"), text=True,
         **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
     )  # fmt: skip
 

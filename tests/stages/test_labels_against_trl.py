@@ -45,7 +45,9 @@ def trl_rows(folder: Path, tokenizer: Any) -> list[dict[str, list[int]]]:
 
 def ours(chat: Template) -> list[tuple[list[int], list[int]]]:
     rows = [
-        ConversationRow(({"role": "user", "content": q}, {"role": "assistant", "content": a}), Record("f", 1, JsonObject([]), "{}"))
+        ConversationRow(
+            ({"role": "user", "content": q}, {"role": "assistant", "content": a}), Record("f", 1, JsonObject([]), "{}")
+        )
         for q, a in PAIRS
     ]
     found = []

@@ -259,8 +259,6 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
     words = [sys.executable, str(ROOT / "scripts/02_train_qlora.py"), *common(source), *TRAIN]
     training = subprocess.Popen(
         words, env=script_environment(home), cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # a shell's background job ignores SIGINT, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )  # fmt: skip
     sealed = home / "outputs/r/checkpoints/checkpoint-4/manifest.json"
     deadline = time.monotonic() + 120

@@ -72,7 +72,7 @@ def _check_template(setting: str) -> None:
 
 
 def _check_adapter(setting: str, name: str) -> None:
-    if not (paths.data_file(name) / filenames.ADAPTER_CONFIG).is_file():
+    if not (paths.data_file(name) / filenames.ADAPTER_CONFIG).exists():  # what is odd about it, stage 03 says
         raise UserError(f"--{setting} {name} holds no adapter: {filenames.ADAPTER_CONFIG} cannot be read")
 
 

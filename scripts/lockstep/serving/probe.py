@@ -10,6 +10,9 @@ from lockstep.endpoint import protocol
 from lockstep.endpoint.http_client import HttpClient, NoResponse
 from lockstep.errors import UserError
 
+# The gate asks many questions at a time, and on a slow CPU an answer waits for the others' to be computed.
+ANSWER_SECONDS = 600.0
+
 
 class Unanswered(UserError):
     """The server did not answer as it must."""
@@ -27,7 +30,7 @@ class Server:
         self.url, self.secret = url, secret
         self._http = HttpClient(url, secret)
 
-    def ask(self, path: str, body: dict[str, Any] | None = None, timeout: float = 120) -> Any:
+    def ask(self, path: str, body: dict[str, Any] | None = None, timeout: float = ANSWER_SECONDS) -> Any:
         """What the server answers to a POST, or to a GET where there is no body; text where it is no JSON.
 
         Raises:

@@ -84,8 +84,7 @@ def launch(
         [sys.executable, "-c", START, str(home), SERVER, str(port), mode, timeout, passes, folder], cwd=home,
         env=script_environment(home, PYTHONPATH=str(ROOT / "scripts"), **environment), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # the tests themselves may run under nohup, or as a shell's background job
-        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT)] and None,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL) and None,  # the tests may run under nohup
     )  # fmt: skip
 
 
