@@ -146,7 +146,7 @@ bench: setup $(TOY) ## put the server under load, merged and as base + adapter: 
 	ACCEL=$(ACCEL) $(PY) benchmarks/serve.py $(FLAGS)
 
 test: .venv/dev.stamp ## the tests (CPU, no network)
-	CUDA_VISIBLE_DEVICES= $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not e2e and not gpu and not faults" $(ARGS)
+	CUDA_VISIBLE_DEVICES= $(PY) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow and not e2e and not gpu and not faults" $(ARGS)
 
 test-e2e: .venv/dev.stamp ## a tiny model through all stages and the real vLLM server
 	$(PY) -m pytest -m e2e $(ARGS)
