@@ -36,7 +36,7 @@ TORCH_FIRST := { $(PY) -m pip install --quiet --no-deps $(TORCH_CPU) 2>/dev/null
 endif
 # Lock .venv, open as 9. A stage that runs in it holds it (cli.py), and so does another make.
 ALONE := { $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || \
-    { echo "error: .venv must be made anew, and programs run from it, or another make fills it: wait for them, or stop them (make stop)" >&2; exit 2; }; }
+    { echo "error: .venv is in use: another make is installing packages, or programs still run from it while it must be renewed; wait for them to end" >&2; exit 2; }; }
 # Who looks after what runs takes the packages that are there.
 LOOK := $(if $(wildcard .venv/*.stamp),,setup)
 

@@ -138,7 +138,11 @@ def test_truncation_cuts_the_prompt_and_never_the_answer(collate: Collate, tmp_p
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"", "no row is left for train"), (b"\n\n", "no row is left"), (b"\x80\n" * 5, "5 of 5 rows were dropped")],
+    [
+        (b"", "no row is left for train (0 rows read, dropped: none; "),
+        (b"\n\n", "no row is left"),
+        (b"\x80\n" * 5, "5 of 5 rows were dropped"),
+    ],
 )
 def test_a_file_without_rows_is_one_line(collate: Collate, tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "rows.jsonl").write_bytes(content)

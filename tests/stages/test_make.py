@@ -28,7 +28,11 @@ def test_packages_that_a_program_uses_are_not_cleared(tmp_path: Path) -> None:
     fcntl.flock(holder, fcntl.LOCK_SH)  # as cli.run does
     answer = make(tmp_path, "setup")
     os.close(holder)
-    assert answer.returncode == 2 and "error: .venv must be made anew, and programs run from it" in answer.stderr
+    assert (
+        answer.returncode == 2
+        and "error: .venv is in use: another make is installing packages, or programs still run from it"
+        in answer.stderr
+    )
     assert [file.name for file in (tmp_path / ".venv").iterdir()] == ["kept"]
 
 

@@ -73,5 +73,6 @@ class ServerWait:
         return STARTING if error.code == "no_server" and starting else ""
 
     def _is_nobodys(self) -> bool:
-        """Whether it is this run's own server, which never answered, and does not run."""
-        return bool(self.folders) and not self._answered and not any(map(server_note.current, self.folders))
+        """Whether it is this run's own server, which never answered, and no supervisor of the run serves there."""
+        notes = map(server_note.current, self.folders)
+        return bool(self.folders) and not self._answered and not any(note and note.url == self.url for note in notes)

@@ -133,7 +133,8 @@ class Ledger:
                 continue
             without = f"{split}_file null" if getattr(data, f"{split}_file") else f"{split}_share 0"
             hint = "" if split == "train" else f": give --data.{split}_file, or --data.{without} to go without"
-            return f"no row is left for {split} ({self.summary()}){hint}"
+            empty = "".join(f"; {file} is empty" for file, account in self.files.items() if not account.lines)
+            return f"no row is left for {split} ({self.summary()}{empty}){hint}"
         return None
 
 
