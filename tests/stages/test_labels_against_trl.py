@@ -1,6 +1,7 @@
 """What is supervised here and in TRL, on the same rows; where the two differ is said exactly."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -36,11 +37,12 @@ def trl_rows(folder: Path, tokenizer: Any) -> list[dict[str, list[int]]]:
             for q, a in PAIRS
         ]
     )
-    config = SFTConfig(output_dir=str(folder / "trl"), max_length=None, report_to="none", use_cpu=True, bf16=False)
-    trainer = SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(folder), args=config, train_dataset=data, processing_class=tokenizer
-    )
-    return list(trainer.train_dataset)
+    with TemporaryDirectory() as output:  # the model's folder is shared by many tests
+        config = SFTConfig(output_dir=output, max_length=None, report_to="none", use_cpu=True, bf16=False)
+        trainer = SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(folder), args=config, train_dataset=data, processing_class=tokenizer
+        )
+        return list(trainer.train_dataset)
 
 
 def ours(chat: Template) -> list[tuple[list[int], list[int]]]:
