@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lockstep.errors import UserError
 from lockstep.settings.schema import Quantization
 
 if TYPE_CHECKING:
@@ -51,6 +52,57 @@ def longest(config: Any) -> int | None:
     return positions
 
 
+def config_of(folder: Path) -> Any:
+    """The config of a local model. Code of its repository is never run."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers' that loads a config's network: the one that its checkpoint names.
+
+    A multimodal wrapper stays whole, so that its tensors keep their names and the parts that text never reaches are
+    there; where the config names no class, its causal language model is taken, or else its wrapper.
+
+    Raises:
+        UserError: it is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    named = (config.architectures or [f"a model of type {config.model_type}"])[0]
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"the model is {named}, an encoder with a decoder: only causal language models are trained here"
+        )
+    # the config of GPT-NeoX has this field, too, and its attention is causal whatever it says
+    if getattr(config, "is_decoder", True) is False and not config.model_type.startswith("gpt_neox"):
+        raise UserError(
+            f"the model is {named}, an encoder that reads texts in both directions: only causal language models are "
+            f"trained here"
+        )
+    known = [
+        auto
+        for auto in (AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForImageTextToText)
+        if type(config) in auto._model_mapping
+    ]
+    if not known:
+        raise UserError(f"the model is {named}: only causal language models are trained here")
+    return next((auto for auto in known if auto._model_mapping[type(config)].__name__ == named), known[0])
+
+
+def empty(folder: Path) -> "PreTrainedModel":
+    """The network of a local model on the meta device, in bfloat16: names, shapes and classes, no weights.
+
+    Raises:
+        UserError: it is no causal language model.
+    """
+    config = config_of(folder)
+    with torch.device("meta"):
+        network: PreTrainedModel = auto_class(config).from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    return network
+
+
 def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization | None = None) -> "PreTrainedModel":
     """A causal language model from a local folder of safetensors.
 
@@ -59,14 +111,14 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
         on: the device.
         quantization: 4-bit settings, or None for plain weights.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     four_bit = quantization and BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **quantization.model_dump()
     )
-    network = AutoModelForCausalLM.from_pretrained(
+    network = auto_class(config_of(folder)).from_pretrained(
         folder,
         dtype=dtype,
         device_map={"": on},
@@ -85,12 +137,23 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
 
 def tied_weights(folder: Path) -> dict[str, str]:
     """Tied tensors, each with the name of the one whose weights it shares: head → embedding."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    return dict(empty(folder).all_tied_weights_keys)
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):  # names, no weights
-        network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return dict(network.all_tied_weights_keys)
+
+def decoder(network: Any) -> tuple[str, nn.Module]:
+    """(name, module) of the stack of layers that text passes through; a wrapper has other parts beside it."""
+    module = network.get_decoder()
+    return next(name for name, other in network.named_modules() if other is module), module
+
+
+def text_parameters(network: Any) -> set[str]:
+    """Names of the parameters that take part in text: of the decoder, of its embeddings, and of the output layer.
+
+    All others belong to towers for images and sound, and to what brings their outputs into the decoder.
+    """
+    parts = [network.get_decoder(), network.get_input_embeddings(), network.get_output_embeddings()]
+    ids = {id(weight) for part in parts if part is not None for weight in part.parameters()}
+    return {name for name, weight in network.named_parameters(remove_duplicate=False) if id(weight) in ids}
 
 
 def linear4bit(network: nn.Module) -> Iterator[tuple[str, Any]]:
