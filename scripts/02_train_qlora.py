@@ -31,7 +31,7 @@ from lockstep.artifacts import filenames, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.data import user_files
 from lockstep.errors import UserError, disk_errors
-from lockstep.model import vllm_support
+from lockstep.model import coverage, vllm_support
 from lockstep.processes import distributed
 from lockstep.settings import cli
 from lockstep.settings.tree import Settings
@@ -124,7 +124,7 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
     # --- save ---
     metrics = publish.metrics(training, settings, dtype, held_out_loss, seconds)
     with disk_errors():
-        publish.save(trainer, chat, settings, metrics, work)
+        publish.save(training, chat, settings, metrics, work)
     if training.fast:
         training.fast.undo(trainer.model)  # what is remembered is what PEFT computes, as everyone will load it
     if distributed.FIRST:
@@ -139,6 +139,7 @@ def announce(settings: Settings, training: "Training", where: str) -> None:
         say(f"note: --method full trains no adapter: {', '.join(unused)} is not used")
     rows = "end to end" if training.trainer.collate.packed else "padded"
     say(f"{settings.method} on {where}: {training.trainable:,} parameters are trained, rows {rows}")
+    say(coverage.summary(training.account))
 
 
 def main() -> None:

@@ -233,6 +233,11 @@ def base(bench: Bench, given: Given) -> Any:
     return quantized and quantized.to_dict(), sum(w.numel() for w in model.parameters() if w.requires_grad)
 
 
+def built(bench: Bench, given: Given) -> bool:
+    training(given)  # a UserError is a change, too
+    return True
+
+
 def training(given: Given, held_out: bool = True) -> setup.Training:
     rows = []
     for size in range(6, 14):
@@ -454,6 +459,7 @@ PROBES: dict[str, Probe] = {
     "lora.loraplus_lr_ratio": Probe(optimizer, "16", TINY),
     "quantization.bnb_4bit_quant_type": Probe(base, "fp4", TINY | {"method": "qlora"}),
     "quantization.bnb_4bit_use_double_quant": Probe(base, "false", TINY | {"method": "qlora"}),
+    "quantization.min_share_4bit": Probe(built, "0.9", TINY | {"method": "qlora"}),
     **of_arguments(
         learning_rate="1e-3", min_learning_rate="1e-5", num_train_epochs="3", max_steps="7", per_device_train_batch_size="3",
         gradient_accumulation_steps="5", lr_scheduler_type="cosine", warmup_steps="9", weight_decay="0.1", max_grad_norm="0.5",

@@ -45,6 +45,7 @@ CONTRACT = "contract.json"  # also with adapter and merged model
 REFERENCE = "reference.json"
 BASE_TENSORS = "base_tensors.json"
 METRICS = "metrics.json"  # also in eval/
+COVERAGE = "coverage.json"  # the account of weights
 LOSS_PLOT = "loss.png"
 MODEL_CARD = "README.md"
 TRAINING_LOG = "metrics.jsonl"

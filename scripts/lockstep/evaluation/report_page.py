@@ -13,6 +13,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames, jsonl_log, manifest
 from lockstep.artifacts.manifest import Manifest
 from lockstep.evaluation import catalogue, text_diff
+from lockstep.model import coverage
 from lockstep.serving import gate_report
 from lockstep.training import loss_plot
 
@@ -45,6 +46,7 @@ def write(run_dir: Path, evaluation: Path | None, file: Path) -> None:
         loss_curve=loss_plot.svg(log_file, "loss by step"),
         final_losses=_final_losses(log_file),
         ledger=_json(run_dir / filenames.DATA / filenames.LEDGER),
+        weights=_weights(run_dir / filenames.ADAPTER / filenames.COVERAGE),
         merge=_json(run_dir / filenames.MERGED / filenames.MERGE_REPORT),
         gate=gate,
         replaced=gate_report.replaced(gate) if gate else [],
@@ -57,6 +59,11 @@ def write(run_dir: Path, evaluation: Path | None, file: Path) -> None:
 
 def _json(file: Path) -> Any:
     return atomic.read_json(file) if file.exists() else None
+
+
+def _weights(file: Path) -> list[dict[str, Any]]:
+    """The lines of the account of weights."""
+    return coverage.table(atomic.read_json(file)) if file.exists() else []
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:

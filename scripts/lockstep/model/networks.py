@@ -116,7 +116,7 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
 
     transformers_logging.disable_progress_bar()
     four_bit = quantization and BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **quantization.model_dump()
+        load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **quantization.of_bitsandbytes()
     )
     network = auto_class(config_of(folder)).from_pretrained(
         folder,

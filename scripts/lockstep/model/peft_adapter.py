@@ -5,8 +5,10 @@ from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
@@ -122,3 +124,22 @@ def base_hashes(model: Any) -> dict[str, str]:
         plain = name.removeprefix(PREFIX).replace(".base_layer", "")
         hashes[f"{plain}.weight"] = networks.tensor_sha256(networks.dequantize(layer))
     return hashes
+
+
+def plain_name(name: str) -> str | None:
+    """The base's own name of a parameter in a network that PEFT has changed; None where it is the adapter's."""
+    if ".lora_" in name or ".modules_to_save." in name:
+        return None
+    for inserted in (".base_layer", ".original_module", ".parametrizations"):
+        name = name.replace(inserted, "")
+    return name.removesuffix(".original")
+
+
+def adapted_weights(network: nn.Module) -> set[str]:
+    """The base's own names of all parameters that an adapter changes by a low-rank update."""
+    names = set()
+    for path, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            weight = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
+            names.add(f"{path.replace('.base_layer', '')}.{weight}")
+    return names

@@ -5,7 +5,7 @@ A field has the name that the library behind it uses.
 
 import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -155,10 +155,17 @@ class Lora(Section):
 
 
 class Quantization(Section):
-    """For `method: qlora`. Fields have the names of transformers' BitsAndBytesConfig."""
+    """For `method: qlora`. Fields that begin with bnb have the names of transformers' BitsAndBytesConfig."""
 
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit data type")
     bnb_4bit_use_double_quant: bool = Field(True, description="quantize the scales as well")
+    min_share_4bit: float = Field(
+        0.5, ge=0, le=1, description="share of the base's parameters that must be in 4 bits, or the training is refused"
+    )
+
+    def of_bitsandbytes(self) -> dict[str, Any]:
+        """The fields that BitsAndBytesConfig has."""
+        return self.model_dump(include={"bnb_4bit_quant_type", "bnb_4bit_use_double_quant"})
 
 
 class Train(Section):

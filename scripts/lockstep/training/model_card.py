@@ -4,19 +4,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lockstep.model import coverage as account
 from lockstep.settings.tree import Settings, flatten
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 METHODS = {"qlora": "QLoRA on a 4-bit base", "lora": "LoRA", "full": "training of all weights"}
 
 
-def text(settings: Settings, metrics: Mapping[str, Any], ledger: Mapping[str, Any], stops: list[int]) -> str:
+def text(
+    settings: Settings,
+    metrics: Mapping[str, Any],
+    ledger: Mapping[str, Any],
+    stops: list[int],
+    coverage: Mapping[str, Any],
+) -> str:
     """Markdown with the Hub's metadata. No timings: they would differ between equal runs.
 
     Args:
         metrics: those of the training; `eval_loss` where there were held-out rows.
         ledger: the data stage's account of every file.
         stops: ids of the tokens that end an answer.
+        coverage: the account of the base's weights.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -40,6 +48,7 @@ def text(settings: Settings, metrics: Mapping[str, Any], ledger: Mapping[str, An
         stops=" or ".join(map(str, stops)),
         files=ledger["files"],
         data=settings.data,
+        weights=account.table(coverage),
         settings=_used(settings),
     )
     return str(card) + "\n"

@@ -48,16 +48,14 @@ def metrics(
     }
 
 
-def save(
-    trainer: "SupervisedTrainer", chat: "Template", settings: Settings, measured: dict[str, Any], work: Path
-) -> None:
+def save(training: "Training", chat: "Template", settings: Settings, measured: dict[str, Any], work: Path) -> None:
     """Everything that later stages and other people need of what was trained. All processes must ask; the first writes.
 
     Args:
         measured: of `metrics`.
         work: the folder that becomes outputs/<run>/adapter/.
     """
-    data = settings.run_dir / filenames.DATA
+    data, trainer = settings.run_dir / filenames.DATA, training.trainer
     state = trainer.gathered_state()
     if not distributed.FIRST:
         return
@@ -70,10 +68,13 @@ def save(
         hashes = peft_adapter.base_hashes(trainer.model)
     chat.tokenizer.save_pretrained(work)
     atomic.write_json(work / filenames.BASE_TENSORS, {"dequantized": hashes, "dtype": measured["dtype"]})
+    coverage = training.account.as_json()
+    atomic.write_json(work / filenames.COVERAGE, coverage)
     atomic.write_json(work / filenames.METRICS, measured)
     # for servers that load the untouched base: where the answers that were learned end
     atomic.write_json(work / filenames.GENERATION_CONFIG, {"eos_token_id": chat.stop_ids})
-    card = model_card.text(settings, measured, atomic.read_json(data / filenames.LEDGER), chat.stop_ids)
+    ledger = atomic.read_json(data / filenames.LEDGER)
+    card = model_card.text(settings, measured, ledger, chat.stop_ids, coverage)
     (work / filenames.MODEL_CARD).write_text(card, encoding="utf-8")
     loss_plot.draw(settings.run_dir / filenames.TRAINING_LOG, work / filenames.LOSS_PLOT, settings.run)
     shutil.copyfile(data / filenames.CONTRACT, work / filenames.CONTRACT)

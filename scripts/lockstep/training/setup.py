@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 from lockstep import paths
 from lockstep.artifacts import filenames
 from lockstep.errors import Terminated, UserError, is_out_of_memory
-from lockstep.model import networks, peft_adapter, vllm_support
+from lockstep.model import coverage, networks, peft_adapter, vllm_support, weight_account
 from lockstep.processes import distributed
 from lockstep.settings.tree import Settings
 from lockstep.training import arguments, checkpoints, early_stopping, fast_lora, loss, packed_attention, progress
@@ -139,11 +139,13 @@ class Training:
     Attributes:
         fast: the adapters' fast pass, where there is one.
         trainable: how many parameters are trained.
+        account: what of the base is quantized, adapted, and neither.
     """
 
     trainer: SupervisedTrainer
     fast: fast_lora.FastPass | None
     trainable: int
+    account: coverage.Account
 
 
 def build(
@@ -168,6 +170,9 @@ def build(
     """
     trainer_arguments = arguments.build(settings, on, dtype, evaluate=held_out is not None)
     model, network = load_model(settings, on, dtype)
+    account = weight_account.of_network(network, {})
+    if settings.method == "qlora":
+        coverage.check_share(account, settings.quantization.min_share_4bit)
     was_fast = checkpoints.note_of(checkpoint)["fast"] if checkpoint else None
     fast = fast_lora.FastPass(model, was_fast) if on != "mps" and not distributed.MAY_BE_SHARDED else None
     with torch.autocast(on, dtype, enabled=dtype != torch.float32):
@@ -190,7 +195,8 @@ def build(
             callbacks=list(callbacks),
         )
     trainer.remove_callback(PrinterCallback)  # it would print every log line again
-    return Training(trainer, fast, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return Training(trainer, fast, trainable, account)
 
 
 def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say) -> Path | None:

@@ -1,0 +1,110 @@
+"""The account of a network's weights, as it is loaded, quantized and adapted: see `coverage`."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lockstep.model import networks, peft_adapter
+from lockstep.model.coverage import Account, Weight
+
+BLOCK, NESTED_BLOCK = 64, 256  # bitsandbytes: weights of one scale, and scales of one scale of scales
+NOT_LOADED = "not loaded by transformers"
+
+
+def four_bit_weights(network: nn.Module) -> Iterator[tuple[str, int, int]]:
+    """(name, parameters, bytes in memory with their scales) of every weight that is held in 4 bits.
+
+    On the meta device, where nothing is quantized, the bytes are those that bitsandbytes will take.
+    """
+    for path, layer in networks.linear4bit(network):
+        weight, count = layer.weight, layer.in_features * layer.out_features
+        state = weight.quant_state
+        size = packed_size(count, weight.compress_statistics) if state is None else held_size(weight.data, state)
+        yield f"{path}.weight", count, size
+
+
+def packed_size(count: int, double: bool) -> int:
+    """Bytes of `count` numbers in 4 bits, with the scales of their blocks.
+
+    Args:
+        double: the scales are quantized to 8 bits, with scales of their own.
+    """
+    blocks = math.ceil(count / BLOCK)
+    return math.ceil(count / 2) + (blocks + 4 * math.ceil(blocks / NESTED_BLOCK) if double else 4 * blocks)
+
+
+def held_size(packed: Tensor, state: Any) -> int:
+    """The same of a tensor that bitsandbytes has quantized, as it lies in memory."""
+    scales = [state.absmax, *([state.state2.absmax] if state.nested else [])]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (packed, *scales))
+
+
+def of_network(network: nn.Module, unloaded: Mapping[str, int]) -> Account:
+    """The account of a network as it is loaded, quantized and adapted; it may be on the meta device.
+
+    Args:
+        network: the base, inside a PEFT model where there is an adapter.
+        unloaded: tensors of the checkpoint that transformers does not load, with their numbers of elements.
+    """
+    adapted, text = peft_adapter.adapted_weights(network), _text_modules(network)
+    quantized = {}
+    for name, count, size in four_bit_weights(network):
+        quantized[peft_adapter.plain_name(name)] = (count, size)
+    weights = {name: Weight(count, 0, "unused_by_text", NOT_LOADED) for name, count in unloaded.items()}
+    for name, module, parameter in _base_parameters(network):
+        in_4bit = name in quantized
+        count, size = quantized.get(name, (parameter.numel(), parameter.numel() * parameter.element_size()))
+        if not name.startswith(text):
+            group = "unused_by_text"
+        else:
+            changed = "adapted" if name in adapted or parameter.requires_grad else "frozen"
+            group = f"{changed}_{'4bit' if in_4bit else '16bit'}"
+        weights[name] = Weight(count, size, group, _reason(name, module, parameter, group, name in adapted))
+    return Account(weights)
+
+
+def _text_modules(network: Any) -> tuple[str, ...]:
+    """The beginnings of the names of all parameters that text reaches."""
+    parts = (network.get_decoder(), network.get_input_embeddings(), network.get_output_embeddings())
+    return tuple(f"{name}." if name else "" for name, module in network.named_modules() if module in parts)
+
+
+def _base_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """(plain name, module, parameter) of every parameter that is the base's own; tied ones once."""
+    seen: set[int] = set()
+    for path, module in network.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            plain = peft_adapter.plain_name(f"{path}.{name}" if path else name)
+            if plain is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield plain, module, parameter
+
+
+def _reason(name: str, module: nn.Module, parameter: Tensor, group: str, lora: bool) -> str:
+    """Why a parameter is in its group, in a few words.
+
+    Args:
+        lora: whether an adapter changes it.
+    """
+    if group == "unused_by_text":
+        return f"{name.removeprefix('model.').partition('.')[0]} is no part of the text decoder"
+    if group.startswith("adapted"):
+        return "adapter" if lora else "trained whole"
+    return _kind(name, module, parameter)
+
+
+def _kind(name: str, module: nn.Module, parameter: Tensor) -> str:
+    """What a frozen parameter is."""
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if name.endswith("lm_head.weight"):
+        return "output layer"
+    if parameter.ndim == 1 or name.endswith("bias"):
+        return "norm, bias or other vector"
+    if "Conv" in type(module).__name__:
+        return "convolution"
+    if isinstance(module, nn.Linear):
+        return "linear layer without an adapter"
+    return "experts without an adapter" if parameter.ndim == 3 else "router or other matrix"

@@ -1,0 +1,75 @@
+"""Every parameter is counted once, in the right group, with the bytes that it takes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import tiny
+
+from lockstep.errors import UserError
+from lockstep.model import coverage, networks, peft_adapter, weight_account
+from lockstep.settings.schema import Lora, Quantization
+
+EMBEDDING = 512 * 64
+LINEARS = 2 * (64 * 128 + 2 * 64 * 64 + 128 * 64 + 3 * 64 * 128)  # q, k, v, o, gate, up, down of two layers
+NORMS = 5 * 64
+
+
+def network(folder: Path, four_bit: bool, targets: tuple[str, ...] = ("all-linear",), **changes: Any) -> Any:
+    base = networks.load(tiny.model(folder, **changes), torch.bfloat16, "cpu", Quantization() if four_bit else None)
+    return peft_adapter.attach(base, Lora(target_modules=targets)).get_base_model() if targets else base
+
+
+def test_a_qlora_is_counted_to_the_last_parameter(tmp_path: Path) -> None:
+    account = weight_account.of_network(network(tmp_path, four_bit=True), {"mtp.fc.weight": 7})
+    groups = account.groups()
+    assert groups["adapted_4bit"] == {
+        "parameters": LINEARS,
+        "bytes": LINEARS // 2 + LINEARS // 64 + 14 * 4,  # nibbles, 8-bit scales, and a scale of those for each layer
+        "tensors": 14,
+    }
+    assert groups["frozen_16bit"] == {"parameters": EMBEDDING + NORMS, "bytes": 2 * (EMBEDDING + NORMS), "tensors": 6}
+    assert groups["unused_by_text"] == {"parameters": 7, "bytes": 0, "tensors": 1}
+    assert account.parameters == LINEARS + EMBEDDING + NORMS + 7
+    assert account.bytes == sum(group["bytes"] for group in groups.values())
+    assert account.share_4bit == LINEARS / account.parameters
+    reasons = account.as_json()["reasons"]
+    assert reasons["model.layers.1.mlp.down_proj.weight"] == "adapter"
+    assert reasons["model.embed_tokens.weight"] == "embedding"
+    assert reasons["mtp.fc.weight"] == "not loaded by transformers"
+    assert "4-bit 74.8%" in coverage.summary(account) and "embedding" in coverage.summary(account)
+
+
+def test_what_has_no_adapter_is_frozen(tmp_path: Path) -> None:
+    account = weight_account.of_network(network(tmp_path, four_bit=True, targets=("q_proj",)), {})
+    groups = account.groups()
+    assert (groups["adapted_4bit"]["tensors"], groups["frozen_4bit"]["tensors"]) == (2, 12)
+    assert account.adapted == {f"model.layers.{number}.self_attn.q_proj.weight" for number in (0, 1)}
+    assert account.weights["model.layers.0.mlp.up_proj.weight"].reason == "linear layer without an adapter"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_without_quantization_and_with_all_weights_trained(tmp_path: Path, tied: bool) -> None:
+    base = network(tmp_path, four_bit=False, targets=(), tied=tied)
+    base.requires_grad_(True)
+    account = weight_account.of_network(base, {})
+    total = LINEARS + NORMS + EMBEDDING * (1 if tied else 2)
+    assert account.groups()["adapted_16bit"]["parameters"] == account.parameters == total
+    assert account.bytes == 2 * total and account.share_4bit == 0
+    assert "4-bit" not in coverage.summary(account)
+
+
+def test_a_training_that_would_quantize_little_is_refused_by_name(tmp_path: Path) -> None:
+    account = weight_account.of_network(network(tmp_path, four_bit=True, vocab_size=4096), {})
+    with pytest.raises(
+        UserError, match=r"only 27\.\d% of .* in 4 bits \(embedding: .*--quantization\.min_share_4bit 0\.27"
+    ):
+        coverage.check_share(account, 0.5)
+    coverage.check_share(account, 0.27)
+
+
+def test_the_table_has_a_line_for_each_group_that_is_not_empty(tmp_path: Path) -> None:
+    lines = coverage.table(weight_account.of_network(network(tmp_path, four_bit=True), {}).as_json())
+    assert [line["meaning"] for line in lines] == ["4-bit, with an adapter", "not quantized, frozen"]
+    assert sum(line["share"] for line in lines) == pytest.approx(1)
