@@ -102,7 +102,7 @@ def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
         metrics.
     """
     from lockstep.merging import certificate
-    from lockstep.model import peft_adapter, weight_account
+    from lockstep.model import checkpoint_names, peft_adapter, weight_account
 
     data, on = settings.run_dir / filenames.DATA, networks.device()
     for name in (filenames.ADAPTER_WEIGHTS, filenames.ADAPTER_CONFIG):
@@ -117,7 +117,8 @@ def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
     atomic.write_json(
         work / filenames.BASE_TENSORS, {"dequantized": peft_adapter.base_hashes(network), "dtype": dtype_name}
     )
-    account = weight_account.of_network(network.get_base_model(), {})
+    names = checkpoint_names.of_folder(settings.model.folder)
+    account = weight_account.of_network(network.get_base_model(), names)
     atomic.write_json(work / filenames.COVERAGE, account.as_json())
     record = reference.record(
         network,

@@ -1,12 +1,13 @@
 """The account of a network's weights, as it is loaded, quantized and adapted: see `coverage`."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from lockstep.model import networks, peft_adapter
+from lockstep.model.checkpoint_names import CheckpointNames
 from lockstep.model.coverage import Account, Weight
 
 BLOCK, NESTED_BLOCK = 64, 256  # bitsandbytes: weights of one scale, and scales of one scale of scales
@@ -41,34 +42,31 @@ def held_size(packed: Tensor, state: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (packed, *scales))
 
 
-def of_network(network: nn.Module, unloaded: Mapping[str, int]) -> Account:
+def of_network(network: nn.Module, names: CheckpointNames) -> Account:
     """The account of a network as it is loaded, quantized and adapted; it may be on the meta device.
 
     Args:
         network: the base, inside a PEFT model where there is an adapter.
-        unloaded: tensors of the checkpoint that transformers does not load, with their numbers of elements.
+        names: of its checkpoint, which may hold tensors that transformers does not load.
     """
-    adapted, text = peft_adapter.adapted_weights(network), _text_modules(network)
+    adapted = peft_adapter.adapted_weights(network)
+    text = {peft_adapter.plain_name(name) for name in networks.text_parameters(network)}
     quantized = {}
     for name, count, size in four_bit_weights(network):
         quantized[peft_adapter.plain_name(name)] = (count, size)
-    weights = {name: Weight(count, 0, "unused_by_text", NOT_LOADED) for name, count in unloaded.items()}
+    weights = {}
+    for name in names.unloaded:
+        weights[name] = Weight(math.prod(names.tensors[name].shape), 0, "unused_by_text", NOT_LOADED)
     for name, module, parameter in _base_parameters(network):
         in_4bit = name in quantized
         count, size = quantized.get(name, (parameter.numel(), parameter.numel() * parameter.element_size()))
-        if not name.startswith(text):
+        if name not in text:
             group = "unused_by_text"
         else:
             changed = "adapted" if name in adapted or parameter.requires_grad else "frozen"
             group = f"{changed}_{'4bit' if in_4bit else '16bit'}"
         weights[name] = Weight(count, size, group, _reason(name, module, parameter, group, name in adapted))
     return Account(weights)
-
-
-def _text_modules(network: Any) -> tuple[str, ...]:
-    """The beginnings of the names of all parameters that text reaches."""
-    parts = (network.get_decoder(), network.get_input_embeddings(), network.get_output_embeddings())
-    return tuple(f"{name}." if name else "" for name, module in network.named_modules() if module in parts)
 
 
 def _base_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:

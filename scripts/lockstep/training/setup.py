@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 from lockstep import paths
 from lockstep.artifacts import filenames
 from lockstep.errors import Terminated, UserError, is_out_of_memory
-from lockstep.model import coverage, networks, peft_adapter, vllm_support, weight_account
+from lockstep.model import checkpoint_names, coverage, networks, peft_adapter, vllm_support, weight_account
 from lockstep.processes import distributed
 from lockstep.settings.tree import Settings
 from lockstep.training import arguments, checkpoints, early_stopping, fast_lora, loss, packed_attention, progress
@@ -170,7 +170,7 @@ def build(
     """
     trainer_arguments = arguments.build(settings, on, dtype, evaluate=held_out is not None)
     model, network = load_model(settings, on, dtype)
-    account = weight_account.of_network(network, {})
+    account = weight_account.of_network(network, checkpoint_names.of_folder(settings.model.folder))
     if settings.method == "qlora":
         coverage.check_share(account, settings.quantization.min_share_4bit)
     was_fast = checkpoints.note_of(checkpoint)["fast"] if checkpoint else None

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support import tiny
 
 from lockstep.errors import UserError
-from lockstep.model import coverage, networks, peft_adapter, weight_account
+from lockstep.model import checkpoint_names, coverage, networks, peft_adapter, weight_account
 from lockstep.settings.schema import Lora, Quantization
 
 EMBEDDING = 512 * 64
@@ -21,8 +22,14 @@ def network(folder: Path, four_bit: bool, targets: tuple[str, ...] = ("all-linea
     return peft_adapter.attach(base, Lora(target_modules=targets)).get_base_model() if targets else base
 
 
+def account_of(network: Any) -> coverage.Account:
+    return weight_account.of_network(network, checkpoint_names.of_folder(Path(network.config.name_or_path)))
+
+
 def test_a_qlora_is_counted_to_the_last_parameter(tmp_path: Path) -> None:
-    account = weight_account.of_network(network(tmp_path, four_bit=True), {"mtp.fc.weight": 7})
+    base = network(tmp_path, four_bit=True)
+    save_file({"mtp.fc.weight": torch.ones(7)}, tmp_path / "more.safetensors")  # as of a head that predicts more tokens
+    account = account_of(base)
     groups = account.groups()
     assert groups["adapted_4bit"] == {
         "parameters": LINEARS,
@@ -42,7 +49,7 @@ def test_a_qlora_is_counted_to_the_last_parameter(tmp_path: Path) -> None:
 
 
 def test_what_has_no_adapter_is_frozen(tmp_path: Path) -> None:
-    account = weight_account.of_network(network(tmp_path, four_bit=True, targets=("q_proj",)), {})
+    account = account_of(network(tmp_path, four_bit=True, targets=("q_proj",)))
     groups = account.groups()
     assert (groups["adapted_4bit"]["tensors"], groups["frozen_4bit"]["tensors"]) == (2, 12)
     assert account.adapted == {f"model.layers.{number}.self_attn.q_proj.weight" for number in (0, 1)}
@@ -53,7 +60,7 @@ def test_what_has_no_adapter_is_frozen(tmp_path: Path) -> None:
 def test_without_quantization_and_with_all_weights_trained(tmp_path: Path, tied: bool) -> None:
     base = network(tmp_path, four_bit=False, targets=(), tied=tied)
     base.requires_grad_(True)
-    account = weight_account.of_network(base, {})
+    account = account_of(base)
     total = LINEARS + NORMS + EMBEDDING * (1 if tied else 2)
     assert account.groups()["adapted_16bit"]["parameters"] == account.parameters == total
     assert account.bytes == 2 * total and account.share_4bit == 0
@@ -61,7 +68,7 @@ def test_without_quantization_and_with_all_weights_trained(tmp_path: Path, tied:
 
 
 def test_a_training_that_would_quantize_little_is_refused_by_name(tmp_path: Path) -> None:
-    account = weight_account.of_network(network(tmp_path, four_bit=True, vocab_size=4096), {})
+    account = account_of(network(tmp_path, four_bit=True, vocab_size=4096))
     with pytest.raises(
         UserError, match=r"only 27\.\d% of .* in 4 bits \(embedding: .*--quantization\.min_share_4bit 0\.27"
     ):
@@ -70,6 +77,6 @@ def test_a_training_that_would_quantize_little_is_refused_by_name(tmp_path: Path
 
 
 def test_the_table_has_a_line_for_each_group_that_is_not_empty(tmp_path: Path) -> None:
-    lines = coverage.table(weight_account.of_network(network(tmp_path, four_bit=True), {}).as_json())
+    lines = coverage.table(account_of(network(tmp_path, four_bit=True)).as_json())
     assert [line["meaning"] for line in lines] == ["4-bit, with an adapter", "not quantized, frozen"]
     assert sum(line["share"] for line in lines) == pytest.approx(1)
