@@ -5,13 +5,21 @@ all layers together move the logits by less than bfloat16 rounds: nothing that a
 So matrices are multiplied by 4 and embeddings by 8.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from support import tiny
-from support.published_layouts import Tensors, convolutions_apart, siglip_prefixed, stacked, with_mtp
+from support.published_layouts import (
+    Tensors,
+    convolutions_apart,
+    keys_of_sharing_layers,
+    siglip_prefixed,
+    stacked,
+    with_mtp,
+)
 
 MATRICES, EMBEDDINGS = 4.0, 8.0  # factors on the initial weights
 # What checkpoints keep in float32 while the rest is bfloat16, by the last part of the name.
@@ -89,6 +97,13 @@ GEMMA4_IDS = {
     "boi_token_id": 501, "eoi_token_id": 502, "image_token_id": 503, "video_token_id": 504, "boa_token_id": 505,
     "eoa_token_index": 506, "audio_token_id": 507,
 }  # fmt: skip
+IMAGES = {  # of preprocessor_config.json: what a wrapper's folder holds beside the tokenizer
+    "Qwen3_5": ("Qwen2VLImageProcessor", "Qwen3VLProcessor"),
+    "Qwen3VL": ("Qwen2VLImageProcessor", "Qwen3VLProcessor"),
+    "Gemma3": ("Gemma3ImageProcessor", "Gemma3Processor"),
+    "Gemma4": ("Gemma4ImageProcessor", "Gemma4Processor"),
+    "Mistral3": ("PixtralImageProcessor", "PixtralProcessor"),
+}
 GEMMA4_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
                  "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 64}  # fmt: skip
 
@@ -197,10 +212,11 @@ WRAPPERS = (
             "vision_use_head": False}, "mm_tokens_per_image": 4, "boi_token_index": 501, "eoi_token_index": 502,
         "image_token_index": 503}, published=siglip_prefixed),
     Family("Gemma 4", "wrapper", "Gemma4ForConditionalGeneration", TOKENS | GEMMA4_IDS | {
-        "text_config": text(tie_word_embeddings=True, num_kv_shared_layers=0, **SLIDING, **GEMMA4),
+        "text_config": text(tie_word_embeddings=True, num_kv_shared_layers=2, **GEMMA4, **SLIDING | layer_types(
+            *["sliding_attention", "full_attention"] * 2)),
         "vision_config": GEMMA4_VISION | {"use_clipped_linears": True}, "audio_config": {
             "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 64,
-            "subsampling_conv_channels": [4, 4]}}),
+            "subsampling_conv_channels": [4, 4]}}, published=keys_of_sharing_layers),
     Family("Gemma 4 unified", "wrapper", "Gemma4UnifiedForConditionalGeneration", TOKENS | GEMMA4_IDS | {
         "text_config": text(tie_word_embeddings=True, global_head_dim=32, **SLIDING), "vision_config": {
             "patch_size": 4, "mm_embed_dim": 64, "mm_posemb_size": 16, "output_proj_dims": 64}}),
@@ -279,4 +295,8 @@ def write(family: Family, folder: Path, seed: int = 0) -> Path:
         file = folder / "model.safetensors"
         save_file(family.published(load_file(file)), file, {"format": "pt"})
     tiny.tokenizer().save_pretrained(folder)
+    if family.layers.startswith("wrapper"):
+        image, processor = next(names for prefix, names in IMAGES.items() if family.network.startswith(prefix))
+        content = {"image_processor_type": image, "processor_class": processor, "patch_size": 4}
+        (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
     return folder

@@ -44,3 +44,14 @@ def convolutions_apart(tensors: Tensors) -> Tensors:
         whole = torch.cat([tensors[each] for each in names])
         done |= {each: part.clone() for each, part in zip(names, whole.split(rows), strict=True)}
     return done
+
+
+def keys_of_sharing_layers(tensors: Tensors) -> Tensors:
+    """Gemma 4's last layers take keys and values of earlier ones; the files have some for them, which nothing loads."""
+    prefix = "model.language_model.layers."
+    extra = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.removeprefix(prefix).partition(".")
+        if name.startswith(prefix) and part.startswith(("self_attn.k_", "self_attn.v_")):
+            extra[f"{prefix}{int(layer) + 2}.{part}"] = tensor.clone()
+    return extra | tensors

@@ -1,0 +1,85 @@
+"""Stages 00 to 03 on a family's tiny model, and what became of it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from support import families, programs, tiny
+
+STAGES = ("00_download_model.py", "01_data_collator.py", "02_train_qlora.py", "03_merge_lora.py")
+FEW_STEPS = (
+    "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.max_steps", "8",
+    "--train.save_steps", "8", "--train.eval_steps", "8", "--train.learning_rate", "1e-2",
+)  # fmt: skip
+ADAPTER = ("--lora.r", "4", "--lora.lora_alpha", "8", "--lora.lora_dropout", "0")  # experts are trained without dropout
+# A base's tokenizer may have no control tokens for ChatML: the OPT and Bloom of the Hub are such.
+ROWS = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a family's run.
+
+    Attributes:
+        stage: the last that was run, by its number.
+        refusal: its error's line, where it was refused; None where the certificate was passed.
+        packed: rows were trained end to end, not padded; None where there was no training.
+        share_4bit: of the base's parameters.
+        experts: parameters of experts that the adapter changes, of all that it has.
+        kl_mean: of the merge that ships, in nats a position.
+        bound: the certificate's.
+    """
+
+    family: str
+    method: str
+    stage: str
+    refusal: str | None = None
+    packed: bool | None = None
+    share_4bit: float | None = None
+    experts: int | None = None
+    kl_mean: float | None = None
+    bound: float | None = None
+
+    def line(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run(family: families.Family, method: str, home: Path, *settings: str) -> Outcome:
+    """Run the stages until one refuses. A traceback or another exit code is an AssertionError.
+
+    Args:
+        settings: more of them, for every stage.
+    """
+    source = home / "source"
+    families.write(family, source / "model")
+    tiny.rows(source / "rows.jsonl", ROWS)
+    common = (
+        "--run", "r", "--model.source", "local", "--model.path", str(source / "model"), "--model.name", "m",
+        "--data.train_file", str(source / "rows.jsonl"), "--data.max_length", "200", "--method", method,
+    )  # fmt: skip
+    for script in STAGES:
+        words = FEW_STEPS + (ADAPTER if method != "full" else ()) if script.startswith("02") else ()
+        ended = programs.run(home, script, *common, *words, *settings)
+        if ended.returncode:
+            *_, last = ended.stderr.strip().splitlines() or [""]
+            assert ended.returncode == 2 and last.startswith("error: "), f"{script}: {ended.stdout}\n{ended.stderr}"
+            return Outcome(family.name, method, script[:2], last.removeprefix("error: "))
+    return passed(family, method, home / "outputs" / "r")
+
+
+def passed(family: families.Family, method: str, folder: Path) -> Outcome:
+    """The figures of a finished run."""
+    report = read(folder / "merged/merge_report.json")
+    metrics = read(folder / "adapter/metrics.json")
+    coverage = folder / "adapter/coverage.json"
+    shipped = report["candidates"][report["strategy"]]
+    return Outcome(
+        family.name, method, "03", None, metrics.get("packed"),
+        read(coverage)["share_4bit"] if coverage.exists() else None, None, shipped["kl_mean"], report["bound"],
+    )  # fmt: skip
+
+
+def read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
