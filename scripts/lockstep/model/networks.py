@@ -116,7 +116,10 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
 
     transformers_logging.disable_progress_bar()
     four_bit = quantization and BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **quantization.of_bitsandbytes()
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=_outside_decoder(empty(folder)),  # 4-bit layers skip them, too
+        **quantization.of_bitsandbytes(),
     )
     network = auto_class(config_of(folder)).from_pretrained(
         folder,
@@ -154,6 +157,13 @@ def text_parameters(network: Any) -> set[str]:
     parts = [network.get_decoder(), network.get_input_embeddings(), network.get_output_embeddings()]
     ids = {id(weight) for part in parts if part is not None for weight in part.parameters()}
     return {name for name, weight in network.named_parameters(remove_duplicate=False) if id(weight) in ids}
+
+
+def _outside_decoder(network: Any) -> list[str]:
+    """Names of the linear layers that stay as they are: the output layer, and those that text never reaches."""
+    prefix, _ = decoder(network)
+    layers = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
+    return [name for name in layers if not name.startswith(f"{prefix}.")]
 
 
 def linear4bit(network: nn.Module) -> Iterator[tuple[str, Any]]:

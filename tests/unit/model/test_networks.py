@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import rounding, tiny
+from support import families, rounding, tiny
+from torch import nn
 
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.merging import dequantizer
@@ -91,3 +92,12 @@ def test_pickled_weights_are_never_loaded(tiny_model: Path, tmp_path: Path) -> N
     with pytest.raises(OSError, match="safetensors"):
         networks.load(tmp_path, torch.float32, "cpu")
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("name", ["Gemma 3", "Qwen3-VL", "Ministral 3"])
+def test_only_the_decoder_is_quantized(name: str, tmp_path: Path) -> None:
+    network = networks.load(families.write(families.ALL[name], tmp_path), torch.bfloat16, "cpu", Quantization())
+    prefix, decoder = networks.decoder(network)
+    names = {path for path, _ in networks.linear4bit(network)}
+    assert names == {f"{prefix}.{path}" for path, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    assert any(isinstance(module, nn.Linear) and path not in names for path, module in network.named_modules())
