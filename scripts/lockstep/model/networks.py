@@ -111,15 +111,14 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
         on: the device.
         quantization: 4-bit settings, or None for plain weights.
     """
-    from transformers import BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
 
+    from lockstep.model.experts_loading import FourBitConfig
+
     transformers_logging.disable_progress_bar()
-    four_bit = quantization and BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_outside_decoder(empty(folder)),  # 4-bit layers skip them, too
-        **quantization.of_bitsandbytes(),
+    # 4-bit layers skip what llm_int8_skip_modules names, too
+    four_bit = quantization and FourBitConfig(
+        dtype, llm_int8_skip_modules=_outside_decoder(empty(folder)), **quantization.of_bitsandbytes()
     )
     network = auto_class(config_of(folder)).from_pretrained(
         folder,
