@@ -185,12 +185,12 @@ HYBRIDS = (
     Family("Falcon-H1", "hybrid", "FalconH1ForCausalLM", text(mamba_d_ssm=128, **MAMBA)),
     Family("Nemotron-H", "hybrid experts", "NemotronHForCausalLM", text(
         layers_block_type=["mamba", "moe", "attention", "mlp"], mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=16,
-        n_groups=1, chunk_size=32, moe_shared_expert_intermediate_size=32, use_mamba_kernels=False,
+        n_groups=1, chunk_size=32, moe_shared_expert_intermediate_size=32,
         **{k: v for k, v in ROUTED.items() if k != "first_k_dense_replace"})),
     Family("Bamba", "hybrid", "BambaForCausalLM", headless(attn_layer_indices=[1], **MAMBA)),
     Family("Jamba", "hybrid experts", "JambaForCausalLM", headless(
         attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, num_experts=4,
-        num_experts_per_tok=2, use_mamba_kernels=False, mamba_d_state=8, mamba_dt_rank=8)),
+        num_experts_per_tok=2, mamba_d_state=8, mamba_dt_rank=8)),
     Family("Mamba 2", "hybrid", "Mamba2ForCausalLM", TOKENS | {
         "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16, "state_size": 16,
         "n_groups": 1, "chunk_size": 32}),

@@ -1,6 +1,7 @@
 """Stages 00 to 03 on a family's tiny model, and what became of it."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ FEW_STEPS = (
     "--train.save_steps", "8", "--train.eval_steps", "8", "--train.learning_rate", "1e-2",
 )  # fmt: skip
 ADAPTER = ("--lora.r", "4", "--lora.lora_alpha", "8", "--lora.lora_dropout", "0")  # experts are trained without dropout
-# A base's tokenizer may have no control tokens for ChatML: the OPT and Bloom of the Hub are such.
 ROWS = 60
+EXPERT = re.compile(r"(^|\.)experts\.(?!.*bias)")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Outcome:
         refusal: its error's line, where it was refused; None where the certificate was passed.
         packed: rows were trained end to end, not padded; None where there was no training.
         share_4bit: of the base's parameters.
-        experts: parameters of experts that the adapter changes, of all that it has.
+        experts: how many of the experts' weight tensors were adapted, and how many there are.
         kl_mean: of the merge that ships, in nats a position.
         bound: the certificate's.
     """
@@ -37,7 +38,7 @@ class Outcome:
     refusal: str | None = None
     packed: bool | None = None
     share_4bit: float | None = None
-    experts: int | None = None
+    experts: tuple[int, int] | None = None
     kl_mean: float | None = None
     bound: float | None = None
 
@@ -58,28 +59,32 @@ def run(family: families.Family, method: str, home: Path, *settings: str) -> Out
         "--run", "r", "--model.source", "local", "--model.path", str(source / "model"), "--model.name", "m",
         "--data.train_file", str(source / "rows.jsonl"), "--data.max_length", "200", "--method", method,
     )  # fmt: skip
+    shown = ""
     for script in STAGES:
         words = FEW_STEPS + (ADAPTER if method != "full" else ()) if script.startswith("02") else ()
         ended = programs.run(home, script, *common, *words, *settings)
+        shown += ended.stdout
         if ended.returncode:
             *_, last = ended.stderr.strip().splitlines() or [""]
             assert ended.returncode == 2 and last.startswith("error: "), f"{script}: {ended.stdout}\n{ended.stderr}"
+            assert "Traceback" not in ended.stderr, ended.stderr
             return Outcome(family.name, method, script[:2], last.removeprefix("error: "))
-    return passed(family, method, home / "outputs" / "r")
+    return _passed(family, method, home / "outputs" / "r", packed="rows end to end" in shown)
 
 
-def passed(family: families.Family, method: str, folder: Path) -> Outcome:
+def _passed(family: families.Family, method: str, folder: Path, packed: bool) -> Outcome:
     """The figures of a finished run."""
-    report = read(folder / "merged/merge_report.json")
-    metrics = read(folder / "adapter/metrics.json")
-    coverage = folder / "adapter/coverage.json"
+    report = _read(folder / "merged/merge_report.json")
+    coverage = _read(folder / "adapter/coverage.json")
     shipped = report["candidates"][report["strategy"]]
+    experts = {name: reason for name, reason in coverage["reasons"].items() if EXPERT.search(name)}
+    adapted = sum(reason in ("adapter", "trained whole") for reason in experts.values())
     return Outcome(
-        family.name, method, "03", None, metrics.get("packed"),
-        read(coverage)["share_4bit"] if coverage.exists() else None, None, shipped["kl_mean"], report["bound"],
+        family.name, method, "03", None, packed, coverage["share_4bit"], (adapted, len(experts)) if experts else None,
+        shipped["kl_mean"], report["bound"],
     )  # fmt: skip
 
 
-def read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
