@@ -67,7 +67,7 @@ def test_a_foreign_adapter_is_taken_in_and_merged(tmp_path: Path, stage: Run, wo
     assert "outputs/r/adapter is complete: taken in from" in done.stdout and "note:" not in done.stdout
     adapter = tmp_path / "outputs/r/adapter"
     assert {path.name for path in adapter.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "generation_config.json", "metrics.json",
+        "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "coverage.json", "generation_config.json", "metrics.json",
         "manifest.json", "contract.json", "reference.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
     }  # fmt: skip
     made = json.loads((adapter / "manifest.json").read_text())

@@ -99,7 +99,7 @@ def test_every_stage_writes_just_what_it_promises(built: Path) -> None:
         "manifest.json",
     }
     assert names("outputs/r/adapter") == tokenizer | {
-        "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "generation_config.json", "metrics.json",
+        "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "coverage.json", "generation_config.json", "metrics.json",
         "README.md", "manifest.json", "contract.json", "reference.json", "loss.png",
     }  # fmt: skip
     assert names("outputs/r/merged") == tokenizer | {
