@@ -92,6 +92,8 @@ def load_trained(settings: Settings, adapter: Path, dtype: torch.dtype) -> Any:
     from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    from lockstep.model import peft_adapter
+
     on = networks.device()
     if settings.method == "full":
         return networks.load(adapter, torch.float32, on)
@@ -105,8 +107,9 @@ def load_trained(settings: Settings, adapter: Path, dtype: torch.dtype) -> Any:
     with warnings.catch_warnings():
         # that a part of tied weights was trained, which the merge unties
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
-    set_peft_model_state_dict(network, load_file(adapter / filenames.ADAPTER_WEIGHTS))
+        with peft_adapter.names_as_in_memory():
+            network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
+            set_peft_model_state_dict(network, load_file(adapter / filenames.ADAPTER_WEIGHTS))
     return network
 
 

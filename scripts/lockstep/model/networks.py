@@ -148,14 +148,20 @@ def decoder(network: Any) -> tuple[str, nn.Module]:
     return next(name for name, other in network.named_modules() if other is module), module
 
 
-def text_parameters(network: Any) -> set[str]:
-    """Names of the parameters that take part in text: of the decoder, of its embeddings, and of the output layer.
+def text_modules(network: Any) -> set[str]:
+    """Names of the modules that text passes through: the decoder, its embeddings, the output layer, all in them.
 
     All others belong to towers for images and sound, and to what brings their outputs into the decoder.
     """
     parts = [network.get_decoder(), network.get_input_embeddings(), network.get_output_embeddings()]
-    ids = {id(weight) for part in parts if part is not None for weight in part.parameters()}
-    return {name for name, weight in network.named_parameters(remove_duplicate=False) if id(weight) in ids}
+    ids = {id(module) for part in parts if part is not None for module in part.modules()}
+    return {name for name, module in network.named_modules() if id(module) in ids}
+
+
+def text_parameters(network: Any) -> set[str]:
+    """Names of the parameters that take part in text."""
+    modules = text_modules(network)
+    return {name for name, _ in network.named_parameters(remove_duplicate=False) if name.rpartition(".")[0] in modules}
 
 
 def _outside_decoder(network: Any) -> list[str]:

@@ -1,11 +1,14 @@
 """LoRA adapters: attached to a base, started from earlier ones, and saved."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from peft.utils import transformers_weight_conversion
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -13,7 +16,7 @@ from torch import nn
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError, is_out_of_memory
-from lockstep.model import networks
+from lockstep.model import lora_targets, networks
 from lockstep.model.adapter_files import PREFIX
 from lockstep.settings.schema import Lora
 
@@ -28,15 +31,15 @@ def attach(network: Any, lora: Lora) -> Any:
         UserError: the settings name modules that the model lacks, or ones that cannot be merged or served.
     """
     options = lora.model_dump(exclude={"loraplus_lr_ratio", "start_from"})
-    options["target_modules"] = "all-linear" if lora.target_modules == ("all-linear",) else list(lora.target_modules)
+    options["target_modules"] = lora_targets.modules_of(network, lora.target_modules)
     options["modules_to_save"] = list(lora.modules_to_save) or None
-    _require_modules(network, "target_modules", options["target_modules"])
-    _require_modules(network, "modules_to_save", options["modules_to_save"])
+    _require_modules_to_save(network, lora.modules_to_save)
     options["init_lora_weights"] = True if lora.init_lora_weights == "default" else lora.init_lora_weights
     try:
         # prepare_model_for_kbit_training is left out on purpose: it would turn embeddings and
         # norms into float32, and the model that is served computes with them as they are.
-        model = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **options))
+        with names_as_in_memory():
+            model = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **options))
     except ValueError as error:
         raise UserError(f"--lora.target_modules: {error}") from error
     for weight in model.parameters():
@@ -51,15 +54,27 @@ def attach(network: Any, lora: Lora) -> Any:
     return model
 
 
-def _require_modules(network: Any, setting: str, names: list[str] | str | None) -> None:
+def _require_modules_to_save(network: Any, names: Iterable[str]) -> None:
     """Refuse names that fit no module: PEFT asks only whether any of them does."""
-    if not isinstance(names, list):  # all-linear, or none
-        return
     modules = [f".{name}" for name, _ in network.named_modules()]
     for name in names:
-        ending = name if setting == "modules_to_save" else f".{name}"
-        if not any(module.endswith(ending) for module in modules):
-            raise UserError(f"--lora.{setting}: {name} is not found in the model")
+        if not any(module.endswith(name) for module in modules):
+            raise UserError(f"--lora.modules_to_save: {name} is not found in the model")
+
+
+@contextmanager
+def names_as_in_memory() -> Iterator[None]:
+    """Have PEFT take targets and tensors by the names that they have here.
+
+    For networks whose tensors transformers renames while it loads them, PEFT 0.21 takes all names for those of
+    transformers 4 and translates them: `gate_proj` of a dense layer becomes the experts' `gate_up_proj`.
+    """
+    mapping = transformers_weight_conversion.get_checkpoint_conversion_mapping
+    transformers_weight_conversion.get_checkpoint_conversion_mapping = lambda model_type: None
+    try:
+        yield
+    finally:
+        transformers_weight_conversion.get_checkpoint_conversion_mapping = mapping
 
 
 def start_from(model: Any, folder: Path) -> None:
@@ -67,7 +82,8 @@ def start_from(model: Any, folder: Path) -> None:
     from peft import set_peft_model_state_dict
 
     try:
-        keys = set_peft_model_state_dict(model, load_file(folder / filenames.ADAPTER_WEIGHTS))
+        with names_as_in_memory():
+            keys = set_peft_model_state_dict(model, load_file(folder / filenames.ADAPTER_WEIGHTS))
     except (RuntimeError, SafetensorError) as error:  # other shapes, or a damaged file
         if is_out_of_memory(error):
             raise

@@ -16,6 +16,7 @@ from transformers import Trainer
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError, disk_errors, is_out_of_memory
+from lockstep.model import peft_adapter
 from lockstep.settings.schema import Lora, Train
 from lockstep.training import checkpoints, loss
 from lockstep.training.batching import TokenRow, Window, WindowCollator, WindowLoader, WindowSampler
@@ -279,6 +280,11 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         if not checkpoints.verifies(checkpoint):
             raise UserError(f"{paths.label(checkpoint)} is gone, or is not what was saved: run again with --force")
         self._load_from_checkpoint(str(checkpoint), self.model_wrapped if self.is_fsdp_enabled else None)
+
+    def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        """Trainer's hook."""
+        with peft_adapter.names_as_in_memory():
+            super()._load_from_checkpoint(*arguments, **options)
 
     def recall(self, note: dict[str, Any]) -> None:
         """What a checkpoint's note says, beside what Trainer keeps itself."""
