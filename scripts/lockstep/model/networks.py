@@ -164,6 +164,20 @@ def text_parameters(network: Any) -> set[str]:
     return {name for name, _ in network.named_parameters(remove_duplicate=False) if name.rpartition(".")[0] in modules}
 
 
+def replace_linear_layers(network: Any, quantization: Quantization) -> None:
+    """Give a network on the meta device 4-bit layers, as `load` does before it reads weights."""
+    from transformers import BitsAndBytesConfig
+    from transformers.integrations import replace_with_bnb_linear
+
+    settings = BitsAndBytesConfig(load_in_4bit=True, **quantization.of_bitsandbytes())
+    replace_with_bnb_linear(
+        network, modules_to_not_convert=_outside_decoder(network), quantization_config=settings, pre_quantized=False
+    )
+    for _, layer in linear4bit(network):
+        if layer.bias is not None:  # made in torch's default dtype
+            layer.bias.data = layer.bias.data.to(network.dtype)
+
+
 def _outside_decoder(network: Any) -> list[str]:
     """Names of the linear layers that stay as they are: the output layer, and those that text never reaches."""
     prefix, _ = decoder(network)

@@ -1,14 +1,17 @@
 """The account of a network's weights, as it is loaded, quantized and adapted: see `coverage`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lockstep.model import networks, peft_adapter
+from lockstep.model import checkpoint_names, experts, networks, peft_adapter
 from lockstep.model.checkpoint_names import CheckpointNames
 from lockstep.model.coverage import Account, Weight
+from lockstep.settings.schema import Lora, Quantization
 
 BLOCK, NESTED_BLOCK = 64, 256  # bitsandbytes: weights of one scale, and scales of one scale of scales
 NOT_LOADED = "not loaded by transformers"
@@ -24,6 +27,32 @@ def four_bit_weights(network: nn.Module) -> Iterator[tuple[str, int, int]]:
         state = weight.quant_state
         size = packed_size(count, weight.compress_statistics) if state is None else held_size(weight.data, state)
         yield f"{path}.weight", count, size
+    for name, stack in experts.stacks(network):
+        if stack.four_bit:
+            yield name, math.prod(stack.shape), stack.held_bytes
+
+
+def planned(folder: Path, method: str, lora: Lora, quantization: Quantization) -> Account:
+    """The account that a training will have, from the shapes in a model's folder alone: nothing is loaded.
+
+    Args:
+        method: qlora, lora or full.
+
+    Raises:
+        UserError: the adapter's settings do not fit the model.
+    """
+    names = checkpoint_names.of_folder(folder)
+    network = names.network
+    stacks: dict[str, tuple[int, int]] = {}
+    if method == "qlora":
+        networks.replace_linear_layers(network, quantization)
+        for name, stack in experts.stacks(network):
+            scales = experts.FourBit(stack.shape, stack.dtype, quantization, torch.device("meta")).buffers()
+            packed = stack.shape[0] * math.ceil(math.prod(stack.shape[1:]) / 2)
+            stacks[name] = math.prod(stack.shape), packed + sum(tensor.nbytes for tensor in scales)
+    if method != "full":
+        peft_adapter.attach(network, lora)
+    return of_network(network, names, stacks)
 
 
 def packed_size(count: int, double: bool) -> int:
@@ -42,18 +71,20 @@ def held_size(packed: Tensor, state: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (packed, *scales))
 
 
-def of_network(network: nn.Module, names: CheckpointNames) -> Account:
-    """The account of a network as it is loaded, quantized and adapted; it may be on the meta device.
+def of_network(network: nn.Module, names: CheckpointNames, planned: Mapping[str, tuple[int, int]] = {}) -> Account:
+    """The account of a network as it is loaded, quantized and adapted.
 
     Args:
         network: the base, inside a PEFT model where there is an adapter.
         names: of its checkpoint, which may hold tensors that transformers does not load.
+        planned: (parameters, bytes) of what would be in 4 bits if it were loaded, by name.
     """
     adapted = peft_adapter.adapted_weights(network)
     text = {peft_adapter.plain_name(name) for name in networks.text_parameters(network)}
-    quantized = {}
+    quantized: dict[str | None, tuple[int, int]] = {name: planned[name] for name in planned}
     for name, count, size in four_bit_weights(network):
         quantized[peft_adapter.plain_name(name)] = (count, size)
+    stacks = {name for name, _ in experts.stacks(network)}
     weights = {}
     for name in names.unloaded:
         weights[name] = Weight(math.prod(names.tensors[name].shape), 0, "unused_by_text", NOT_LOADED)
@@ -65,7 +96,9 @@ def of_network(network: nn.Module, names: CheckpointNames) -> Account:
         else:
             changed = "adapted" if name in adapted or parameter.requires_grad else "frozen"
             group = f"{changed}_{'4bit' if in_4bit else '16bit'}"
-        weights[name] = Weight(count, size, group, _reason(name, module, parameter, group, name in adapted))
+        weights[name] = Weight(
+            count, size, group, _reason(name, module, parameter, group, name in adapted, name in stacks)
+        )
     return Account(weights)
 
 
@@ -80,17 +113,18 @@ def _base_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Module, Tenso
                 yield plain, module, parameter
 
 
-def _reason(name: str, module: nn.Module, parameter: Tensor, group: str, lora: bool) -> str:
+def _reason(name: str, module: nn.Module, parameter: Tensor, group: str, lora: bool, stack: bool) -> str:
     """Why a parameter is in its group, in a few words.
 
     Args:
         lora: whether an adapter changes it.
+        stack: whether it is a stack of experts.
     """
     if group == "unused_by_text":
         return f"{name.removeprefix('model.').partition('.')[0]} is no part of the text decoder"
     if group.startswith("adapted"):
         return "adapter" if lora else "trained whole"
-    return _kind(name, module, parameter)
+    return "experts without an adapter" if stack else _kind(name, module, parameter)
 
 
 def _kind(name: str, module: nn.Module, parameter: Tensor) -> str:
@@ -103,6 +137,4 @@ def _kind(name: str, module: nn.Module, parameter: Tensor) -> str:
         return "norm, bias or other vector"
     if "Conv" in type(module).__name__:
         return "convolution"
-    if isinstance(module, nn.Linear):
-        return "linear layer without an adapter"
-    return "experts without an adapter" if parameter.ndim == 3 else "router or other matrix"
+    return "linear layer without an adapter" if isinstance(module, nn.Linear) else "router or other matrix"

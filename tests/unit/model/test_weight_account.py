@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import tiny
+from support import families, tiny
 
 from lockstep.errors import UserError
 from lockstep.model import checkpoint_names, coverage, networks, peft_adapter, weight_account
@@ -80,3 +80,18 @@ def test_the_table_has_a_line_for_each_group_that_is_not_empty(tmp_path: Path) -
     lines = coverage.table(account_of(network(tmp_path, four_bit=True)).as_json())
     assert [line["meaning"] for line in lines] == ["4-bit, with an adapter", "not quantized, frozen"]
     assert sum(line["share"] for line in lines) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["Llama 3.2", "Qwen3-MoE", "Gemma 3", "Qwen3.5-MoE", "gpt-oss"])
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_what_is_planned_from_shapes_is_what_is_loaded(tmp_path: Path, name: str, method: str) -> None:
+    folder = families.write(families.ALL[name], tmp_path)
+    quantization = Quantization() if method == "qlora" else None
+    lora = Lora(lora_dropout=0)
+    model = peft_adapter.attach(networks.load(folder, torch.bfloat16, "cpu", quantization), lora)
+    account = account_of(model.get_base_model())
+    assert weight_account.planned(folder, method, lora, Quantization()).as_json() == account.as_json()
+    assert (account.share_4bit > 0.3) == (method == "qlora")
+    assert account.parameters == sum(weight.numel() for weight in networks.empty(folder).parameters()) + sum(
+        entry.parameters for entry in account.weights.values() if not entry.bytes
+    )
