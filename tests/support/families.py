@@ -52,7 +52,7 @@ class Family:
 def text(**changes: Any) -> Values:
     """The values of a decoder's config that most families share."""
     return TOKENS | {
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
         "tie_word_embeddings": False,
     } | changes  # fmt: skip
@@ -80,9 +80,9 @@ MAMBA = {
     "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_expand": 2, "mamba_chunk_size": 32,
     "mamba_n_groups": 1,
 }  # fmt: skip
-FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-SHARED = FEW | {"shared_expert_intermediate_size": 32}
-ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1, "n_group": 1,
+FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+SHARED = FEW | {"shared_expert_intermediate_size": 64}
+ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_shared_experts": 1, "n_group": 1,
           "topk_group": 1, "first_k_dense_replace": 1}  # fmt: skip
 SLIDING = layer_types("sliding_attention", "full_attention") | {"sliding_window": 64}
 GEMMA4 = {"global_head_dim": 32, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512}
@@ -120,7 +120,7 @@ DENSE = (
     Family("OLMo 3", "dense", "Olmo3ForCausalLM", headless(**SLIDING)),
     Family("Granite 3", "dense", "GraniteForCausalLM", headless()),
     Family("Granite 4 dense", "dense", "GraniteMoeHybridForCausalLM", headless(
-        **layer_types("attention", "attention"), num_local_experts=0, shared_intermediate_size=128, mamba_n_heads=4,
+        **layer_types("attention", "attention"), num_local_experts=0, shared_intermediate_size=256, mamba_n_heads=4,
         position_embedding_type="rope")),
     Family("SmolLM3", "dense", "SmolLM3ForCausalLM", headless(tie_word_embeddings=True, no_rope_layers=[1, 0])),
     Family("ERNIE 4.5", "dense", "Ernie4_5ForCausalLM", text(tie_word_embeddings=True)),
@@ -150,7 +150,7 @@ EXPERTS = (
     Family("GLM-5", "experts", "GlmMoeDsaForCausalLM", headless(
         **ROUTED, **LATENT, index_topk=16, index_head_dim=16, index_n_heads=2)),
     Family("DeepSeek-V4", "experts", "DeepseekV4ForCausalLM", TOKENS | {
-        "vocab_size": 512, "hidden_size": 64, "moe_intermediate_size": 32, "num_attention_heads": 4, "head_dim": 16,
+        "vocab_size": 512, "hidden_size": 64, "moe_intermediate_size": 64, "num_attention_heads": 4, "head_dim": 16,
         "q_lora_rank": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 512,
         "hc_mult": 2, "o_groups": 2, "o_lora_rank": 16, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 16,
         "sliding_window": 64, "num_nextn_predict_layers": 0, "partial_rotary_factor": 0.5,
@@ -158,15 +158,15 @@ EXPERTS = (
     } | layer_types("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")),
     Family("MiniMax M2", "experts", "MiniMaxM2ForCausalLM", text(num_local_experts=4, num_experts_per_tok=2)),
     Family("ERNIE 4.5 MoE", "experts", "Ernie4_5_MoeForCausalLM", headless(
-        moe_num_experts=4, moe_k=2, moe_intermediate_size=32, moe_num_shared_experts=1), float32=("gate.weight",)),
+        moe_num_experts=4, moe_k=2, moe_intermediate_size=64, moe_num_shared_experts=1), float32=("gate.weight",)),
     Family("OLMoE", "experts", "OlmoeForCausalLM", headless(num_experts=4, num_experts_per_tok=2)),
     Family("GraniteMoe", "experts", "GraniteMoeForCausalLM", headless(num_local_experts=4, num_experts_per_tok=2)),
     Family("gpt-oss", "experts", "GptOssForCausalLM", text(num_local_experts=4, num_experts_per_tok=2, **SLIDING)),
     Family("Gemma 4 MoE text", "experts", "Gemma4ForCausalLM", text(
-        tie_word_embeddings=True, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32,
+        tie_word_embeddings=True, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=64,
         attention_k_eq_v=True, num_global_key_value_heads=1, **SLIDING, **GEMMA4 | {"hidden_size_per_layer_input": 0})),
     Family("Llama 4 text", "experts", "Llama4ForCausalLM", text(
-        num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=128, attention_chunk_size=64,
+        num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=256, attention_chunk_size=64,
         interleave_moe_layer_step=2, no_rope_layers=[1, 0])),
     Family("dots.llm1", "experts", "Dots1ForCausalLM", text(**ROUTED, **layer_types(*["full_attention"] * 2))),
     Family("Hunyuan MoE", "experts", "HunYuanMoEV1ForCausalLM", text(num_experts=4, moe_topk=2)),
@@ -185,7 +185,7 @@ HYBRIDS = (
     Family("Falcon-H1", "hybrid", "FalconH1ForCausalLM", text(mamba_d_ssm=128, **MAMBA)),
     Family("Nemotron-H", "hybrid experts", "NemotronHForCausalLM", text(
         layers_block_type=["mamba", "moe", "attention", "mlp"], mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=16,
-        n_groups=1, chunk_size=32, moe_shared_expert_intermediate_size=32,
+        n_groups=1, chunk_size=32, moe_shared_expert_intermediate_size=64,
         **{k: v for k, v in ROUTED.items() if k != "first_k_dense_replace"})),
     Family("Bamba", "hybrid", "BambaForCausalLM", headless(attn_layer_indices=[1], **MAMBA)),
     Family("Jamba", "hybrid experts", "JambaForCausalLM", headless(
@@ -233,7 +233,7 @@ WRAPPERS = (
 
 OTHERS = (
     Family("OPT", "other", "OPTForCausalLM", TOKENS | {
-        "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "ffn_dim": 128, "num_attention_heads": 4,
+        "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "ffn_dim": 256, "num_attention_heads": 4,
         "max_position_embeddings": 512, "word_embed_proj_dim": 64}),
     Family("Bloom", "other", "BloomForCausalLM", TOKENS | {
         "vocab_size": 512, "hidden_size": 64, "n_layer": 2, "n_head": 4}),
@@ -242,12 +242,12 @@ OTHERS = (
     Family("GPT-NeoX", "other", "GPTNeoXForCausalLM", headless()),
     Family("Gemma 3n text", "other", "Gemma3nForCausalLM", text(
         tie_word_embeddings=True, num_kv_shared_layers=0, hidden_size_per_layer_input=8, vocab_size_per_layer_input=512,
-        laurel_rank=8, activation_sparsity_pattern=[0.0, 0.0], intermediate_size=[128, 128], **SLIDING)),
+        laurel_rank=8, activation_sparsity_pattern=[0.0, 0.0], intermediate_size=[256, 256], **SLIDING)),
     Family("BERT", "other", "BertLMHeadModel", TOKENS | {
         "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 128}),
     Family("T5", "other", "T5ForConditionalGeneration", TOKENS | {
-        "vocab_size": 512, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4,
+        "vocab_size": 512, "d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 2, "num_heads": 4,
         "decoder_start_token_id": 2}),
 )  # fmt: skip
 

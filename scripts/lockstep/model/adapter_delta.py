@@ -189,6 +189,9 @@ class AdapterDelta:
             raise UserError(f"the adapter has no effect on {name}: it was not trained, or damaged")
         if whole is not None:
             weight = whole
+        if weight.dim() == 0:  # one number, such as a bound of Gemma 4's clipped layers
+            yield weight
+            return
         # in blocks that stay in the cache: a float32 copy of the largest tensor would be the peak of memory
         for block in _blocks(weight):
             piece = weight[block]
@@ -207,4 +210,6 @@ def _equal(trained: Tensor, base: Tensor) -> bool:
     """Whether the base, in the dtype of the trained tensor, is that tensor; block by block."""
     if trained.shape != base.shape:
         return False
+    if trained.dim() == 0:
+        return torch.equal(trained, base.to(trained.dtype))
     return all(torch.equal(trained[block], base[block].to(trained.dtype)) for block in _blocks(trained))
