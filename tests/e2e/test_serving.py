@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 from support import files_page
-from support.serving import Home, ask, finished_run, free_port, launch, refused, reseal, served
+from support.serving import Home, ask, finished_run, free_port, launch, refused, report, reseal, served
 
 from lockstep.endpoint import server_note
 from lockstep.serving import gate_tokens, probe
@@ -28,10 +28,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return finished_run(tmp_path_factory.mktemp("home"), "--data.system_prompt", "你是 'x'.")
 
 
-def report(home: Home) -> Any:
-    return json.loads((home.run / "serve/gate_report.json").read_text(encoding="utf-8"))
-
-
 @pytest.mark.promise(PROMISE)
 def test_merged(home: Home) -> None:
     """All of one server's life: what it says, what it takes, where it listens, and that its end cuts nothing off."""
@@ -39,6 +35,7 @@ def test_merged(home: Home) -> None:
         found = report(home)
         assert found["passed"] and found["mode"] == "merged" and found["prompts"] >= 30
         assert (found["token_mismatches"], found["differs_from_base"], found["reasons"]) == (0, True, [])
+        assert found["modules_active"] is None and found["modules_expected"] is None
         assert found["logprob_gap"] < 0.01 and found["end_token_gap"] < 0.01 and found["adapter_effect"] > 0.95
         assert files_page.faults("outputs/<run>/serve/gate_report.json", found) == []
         note = json.loads((home.run / "serve/server.json").read_text(encoding="utf-8"))
@@ -122,6 +119,9 @@ def test_two_adapters_on_the_base_that_they_were_trained_on(home: Home, tmp_path
     with served(both, "--serve.mode", "auto", "--serve.adapters", "second") as server:
         found = report(both)
         assert found["passed"] and found["differs_from_base"] and found["others"]["second"]["differs_from_base"]
+        assert found["modules_active"] == found["others"]["second"]["modules_active"] == found["modules_expected"] == 14
+        assert files_page.faults("outputs/<run>/serve/gate_report.json", found) == []
+        assert ask(f"{server.url}/lockstep/modules")[0] == 404  # only to who knows the secret
         names = {card["id"] for card in ask(f"{server.url}/v1/models")[1]["data"]}
         assert names == {"r", "r-base", "second"}
         said = {

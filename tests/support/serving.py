@@ -55,6 +55,11 @@ class Home:
         programs.run(self.folder, script, *self.words, *words).check_returncode()
 
 
+def report(home: Home) -> Any:
+    """What the gate wrote."""
+    return json.loads((home.run / "serve/gate_report.json").read_text(encoding="utf-8"))
+
+
 TRAIN = ("--train.max_steps", "6", "--train.learning_rate", "2e-2", "--lora.r", "8")
 
 

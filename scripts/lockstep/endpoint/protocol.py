@@ -11,6 +11,7 @@ from lockstep.errors import UserError
 RULES, OPEN, SECRET, KEY = "LOCKSTEP_RULES", "LOCKSTEP_OPEN", "LOCKSTEP_SECRET", "LOCKSTEP_API_KEY"
 HEADER = b"x-lockstep-secret"
 IN_FLIGHT = "/lockstep/in-flight"  # with the secret: how many requests were admitted and are not answered yet
+MODULES = "/lockstep/modules"  # likewise: which parts of each adapter lie in the buffers of vLLM's workers
 # `error.reason` of an answer by the middleware; vLLM, behind it, answers with the same statuses for other causes.
 BEING_CHECKED, KEY_WANTED, FLOODED = "being_checked", "key_wanted", "flooded"
 

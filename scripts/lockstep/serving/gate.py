@@ -4,6 +4,7 @@
 2. Every stop token of the contract ends an answer, and none of the tokens that answers consist of does.
 3. Its log-probabilities are those that training put on record, nearer to the trained model than to the base.
 4. After whole answers it gives the end-of-turn token the log-probability that the trained model gave.
+5. Every module of the adapter, where it serves one, lies in the buffers that its answers are computed with.
 
 Then it answers held-out prompts by itself: the share of answers that end is a warning, or a bound if one is set.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.artifacts import atomic, filenames
-from lockstep.serving import gate_log_probs, gate_tokens
+from lockstep.serving import gate_log_probs, gate_modules, gate_tokens
 from lockstep.serving.gate_findings import Bounds, Findings, ask_all
 from lockstep.serving.probe import Server
 
@@ -69,6 +70,8 @@ def foresee(claim: Claim) -> dict[str, Any] | None:
         fields of the report, or None where proofs 1 and 2 have to be put to the server.
     """
     for folder, adapter in claim.folders.values():
+        if claim.mode == "lora" and (reason := gate_modules.foresee(adapter)):
+            return {"reasons": [reason]}
         report = gate_tokens.foresee(folder, adapter)
         if report["reasons"]:
             return report
@@ -83,7 +86,12 @@ def _findings(server: Server, claim: Claim, name: str) -> Findings:
     recorded = atomic.read_json(adapter / filenames.REFERENCE)
     findings = Findings()
     gate_tokens.check_prompts(server, name, folder, agreed, findings)
-    if findings.reasons:  # other prompts than in training: nothing else can be compared
+    has_other_prompts = bool(findings.reasons)
+    if claim.mode == "lora":
+        gate_modules.check(server, name, adapter, findings)
+    else:
+        findings.report |= dict.fromkeys(gate_modules.FIELDS)
+    if has_other_prompts:  # than in training: nothing else can be compared
         return findings
     ordinary = gate_tokens.ordinary_tokens(folder, agreed, recorded["rows"], bounds.vocabulary)
     gate_tokens.check_stops(server, name, agreed, ordinary, findings)

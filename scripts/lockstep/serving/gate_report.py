@@ -11,6 +11,8 @@ from lockstep.errors import UserError
 def summary(report: dict[str, Any]) -> str:
     """A report that passed, in one line."""
     parts = [f"{report['prompts']} golden prompts are the tokens of training"]
+    if report.get("modules_active") is not None:
+        parts.append(f"all {report['modules_active']} modules of the adapter are in effect")
     if report["logprob_gap"] is not None:
         parts.append(f"log-probabilities within {report['logprob_gap']:.4f} nats a token of the trained model's")
     if report["adapter_effect"] is not None:

@@ -28,6 +28,7 @@ RESERVED = {
     "default_chat_template_kwargs", "enable_lora", "lora_modules", "max_lora_rank", "trust_remote_code",
     "trust_request_chat_template", "trust_request_mm_kwargs", "enable_prompt_embeds", "enable_tokenizer_info_endpoint",
     "profiler_config", "tool_server", "logprobs_mode", "ssl_keyfile", "ssl_certfile", "allowed_local_media_path",
+    "worker_extension_cls", "worker_cls",
 }  # fmt: skip
 FLAG = re.compile(r"-{0,2}[A-Za-z][\w.-]*")
 ANOTHER_FLAG = re.compile(r"\s*-(?![\d.])")  # a value must not begin like this; a negative number does not
@@ -121,6 +122,7 @@ def _arguments(settings: Settings, subject: Subject, cuda: bool) -> list[str]:
         "--max-model-len", str(serve.max_model_len),
         "--max-num-seqs", str(serve.max_num_seqs),
         "--middleware", "lockstep.serving.middleware.Guard",
+        "--worker-extension-cls", "lockstep.serving.worker_extension.AdapterBlocks",
         "--disable-fastapi-docs",
         "--disable-access-log-for-endpoints", "/health,/metrics",
         "--shutdown-timeout", str(serve.shutdown_timeout),

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from lockstep.artifacts import filenames
 from lockstep.endpoint import protocol
 from lockstep.serving.request_rules import GENERATING, Rules
 
@@ -63,6 +64,8 @@ class Guard:
         if hmac.compare_digest(headers.get(protocol.HEADER, b""), self.secret):
             if scope["path"] == protocol.IN_FLIGHT:
                 return await _answer(200, {"requests": self.running}, [], send)
+            if scope["path"] == protocol.MODULES:
+                return await _answer(200, {"adapters": await _adapter_blocks(scope["app"].state)}, [], send)
             return await self.app(scope, receive, send)
         route = ""
         try:
@@ -154,6 +157,20 @@ class Guard:
                 raise too_big
             if not message.get("more_body"):
                 return bytes(body)
+
+
+async def _adapter_blocks(state: Any) -> dict[str, list[Any]]:
+    """Name of each adapter → what each of vLLM's workers says about it, see `worker_extension`.
+
+    Args:
+        state: of vLLM's application.
+    """
+    answers = {}
+    for name, request in state.openai_serving_models.lora_requests.items():
+        file = str(Path(request.lora_path) / filenames.ADAPTER_WEIGHTS)
+        arguments = (request.lora_int_id, file)
+        answers[name] = await state.engine_client.collective_rpc("lockstep_blocks", args=arguments)
+    return answers
 
 
 async def _drain_until_gone(receive: Receive) -> None:
