@@ -46,12 +46,16 @@ def convolutions_apart(tensors: Tensors) -> Tensors:
     return done
 
 
-def keys_of_sharing_layers(tensors: Tensors) -> Tensors:
-    """Gemma 4's last layers take keys and values of earlier ones; the files have some for them, which nothing loads."""
+def keys_of_sharing_layers(tensors: Tensors, layers: int = 2) -> Tensors:
+    """Gemma 4's last layers take keys and values of earlier ones; the files have some for them, which nothing loads.
+
+    Args:
+        layers: how many; they are made like the ones as far before.
+    """
     prefix = "model.language_model.layers."
     extra = {}
     for name, tensor in tensors.items():
         layer, _, part = name.removeprefix(prefix).partition(".")
         if name.startswith(prefix) and part.startswith(("self_attn.k_", "self_attn.v_")):
-            extra[f"{prefix}{int(layer) + 2}.{part}"] = tensor.clone()
+            extra[f"{prefix}{int(layer) + layers}.{part}"] = tensor.clone()
     return extra | tensors
