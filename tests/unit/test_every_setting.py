@@ -456,6 +456,7 @@ PROBES: dict[str, Probe] = {
     "method": Probe(base, "full", TINY),
     **of_adapter(r="2", lora_alpha="7", lora_dropout="0.5", target_modules="q_proj", modules_to_save="lm_head", use_rslora="true",
                  use_dora="true", init_lora_weights="gaussian", start_from="{home}/start"),
+    "lora.target_parameters": Probe(built, "experts.down_proj", TINY),
     "lora.loraplus_lr_ratio": Probe(optimizer, "16", TINY),
     "quantization.bnb_4bit_quant_type": Probe(base, "fp4", TINY | {"method": "qlora"}),
     "quantization.bnb_4bit_use_double_quant": Probe(base, "false", TINY | {"method": "qlora"}),

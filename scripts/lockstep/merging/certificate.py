@@ -107,7 +107,7 @@ def load_trained(settings: Settings, adapter: Path, dtype: torch.dtype) -> Any:
     with warnings.catch_warnings():
         # that a part of tied weights was trained, which the merge unties
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        with peft_adapter.names_as_in_memory():
+        with peft_adapter.names_as_in_memory(base):
             network = PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)
             set_peft_model_state_dict(network, load_file(adapter / filenames.ADAPTER_WEIGHTS))
     return network

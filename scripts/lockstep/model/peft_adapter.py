@@ -16,7 +16,7 @@ from torch import nn
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError, is_out_of_memory
-from lockstep.model import lora_targets, networks
+from lockstep.model import experts, experts_adapter, lora_targets, networks
 from lockstep.model.adapter_files import PREFIX
 from lockstep.settings.schema import Lora
 
@@ -30,7 +30,9 @@ def attach(network: Any, lora: Lora) -> Any:
     Raises:
         UserError: the settings name modules that the model lacks, or ones that cannot be merged or served.
     """
+    experts_adapter.check(network, lora)
     options = lora.model_dump(exclude={"loraplus_lr_ratio", "start_from"})
+    options["target_parameters"] = experts_adapter.targets(network, lora) or None
     options["target_modules"] = lora_targets.modules_of(network, lora.target_modules)
     options["modules_to_save"] = list(lora.modules_to_save) or None
     _require_modules_to_save(network, lora.modules_to_save)
@@ -38,7 +40,7 @@ def attach(network: Any, lora: Lora) -> Any:
     try:
         # prepare_model_for_kbit_training is left out on purpose: it would turn embeddings and
         # norms into float32, and the model that is served computes with them as they are.
-        with names_as_in_memory():
+        with names_as_in_memory(network):
             model = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **options))
     except ValueError as error:
         raise UserError(f"--lora.target_modules: {error}") from error
@@ -63,8 +65,8 @@ def _require_modules_to_save(network: Any, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def names_as_in_memory() -> Iterator[None]:
-    """Have PEFT take targets and tensors by the names that they have here.
+def names_as_in_memory(network: nn.Module) -> Iterator[None]:
+    """Have PEFT take targets and tensors by the names that they have here, and experts in 4 bits as if they were plain.
 
     For networks whose tensors transformers renames while it loads them, PEFT 0.21 takes all names for those of
     transformers 4 and translates them: `gate_proj` of a dense layer becomes the experts' `gate_up_proj`.
@@ -72,7 +74,8 @@ def names_as_in_memory() -> Iterator[None]:
     mapping = transformers_weight_conversion.get_checkpoint_conversion_mapping
     transformers_weight_conversion.get_checkpoint_conversion_mapping = lambda model_type: None
     try:
-        yield
+        with experts_adapter.shaped(network):
+            yield
     finally:
         transformers_weight_conversion.get_checkpoint_conversion_mapping = mapping
 
@@ -82,7 +85,7 @@ def start_from(model: Any, folder: Path) -> None:
     from peft import set_peft_model_state_dict
 
     try:
-        with names_as_in_memory():
+        with names_as_in_memory(model):
             keys = set_peft_model_state_dict(model, load_file(folder / filenames.ADAPTER_WEIGHTS))
     except (RuntimeError, SafetensorError) as error:  # other shapes, or a damaged file
         if is_out_of_memory(error):
@@ -139,6 +142,9 @@ def base_hashes(model: Any) -> dict[str, str]:
     for name, layer in networks.linear4bit(model):
         plain = name.removeprefix(PREFIX).replace(".base_layer", "")
         hashes[f"{plain}.weight"] = networks.tensor_sha256(networks.dequantize(layer))
+    for name, stack in experts.stacks(model.get_base_model()):
+        if stack.four_bit:
+            hashes[name] = experts.stack_sha256(stack)
     return hashes
 
 

@@ -137,6 +137,12 @@ class Lora(Section):
         min_length=1,
         description="all-linear, or comma-separated names such as q_proj,v_proj",
     )
+    target_parameters: StringList = Field(
+        ("auto",),
+        min_length=1,
+        description="experts that get an adapter, too: auto (all, where target_modules is all-linear), none, or "
+        "comma-separated names such as experts.down_proj",
+    )
     modules_to_save: StringList = Field((), description="modules trained whole beside the adapter, such as lm_head")
     use_rslora: bool = Field(False, description="scale by lora_alpha / √r instead, for large ranks")
     use_dora: bool = Field(

@@ -91,7 +91,7 @@ def remember(trainer: "SupervisedTrainer", settings: Settings, dtype: torch.dtyp
     data, model, full = settings.run_dir / filenames.DATA, trainer.model, settings.method == "full"
     if distributed.MAY_BE_SHARDED:  # no process may hold all weights: what was saved is read back
         model = setup.load_base(settings, dtype, networks.device(), work if full else None)
-        with peft_adapter.names_as_in_memory():
+        with peft_adapter.names_as_in_memory(model):
             model = model if full else PeftModel.from_pretrained(model, work)
     else:
         trainer.network.set_attn_implementation("sdpa")

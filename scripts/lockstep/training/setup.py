@@ -13,7 +13,15 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 from lockstep import paths
 from lockstep.artifacts import filenames
 from lockstep.errors import Terminated, UserError, is_out_of_memory
-from lockstep.model import checkpoint_names, coverage, networks, peft_adapter, vllm_support, weight_account
+from lockstep.model import (
+    checkpoint_names,
+    coverage,
+    experts_adapter,
+    networks,
+    peft_adapter,
+    vllm_support,
+    weight_account,
+)
 from lockstep.processes import distributed
 from lockstep.settings.tree import Settings
 from lockstep.training import arguments, checkpoints, early_stopping, fast_lora, loss, packed_attention, progress
@@ -80,6 +88,8 @@ def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, An
     Raises:
         UserError: memory runs out while the base is loaded.
     """
+    if settings.method != "full":
+        experts_adapter.check(networks.empty(settings.model.folder), settings.lora)
     try:
         network = load_base(settings, dtype, on)
     except (RuntimeError, MemoryError) as error:

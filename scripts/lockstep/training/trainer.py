@@ -283,7 +283,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
 
     def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
         """Trainer's hook."""
-        with peft_adapter.names_as_in_memory():
+        with peft_adapter.names_as_in_memory(self.model):
             super()._load_from_checkpoint(*arguments, **options)
 
     def recall(self, note: dict[str, Any]) -> None:
