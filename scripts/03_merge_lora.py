@@ -50,14 +50,14 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
     """Write the candidates, measure each, and keep the closest in `work`. Returns the report."""
     from transformers import AutoTokenizer
 
-    from lockstep.merging import certificate, merge
-    from lockstep.model import adapter_delta, adapter_files
+    from lockstep.merging import certificate, merge, merged_folder
+    from lockstep.model import adapter_delta, adapter_files, merge_plan
 
     full, data = settings.method == "full", settings.run_dir / filenames.DATA
     strategies = strategies_of(settings, adapter)
     base = adapter if full else settings.model.folder
     change = adapter_delta.AdapterDelta() if full else adapter_files.read(adapter)
-    merge.plan_merge(base, change)  # refuses a foreign base before anything is loaded
+    merge_plan.plan_merge(base, change)  # refuses a foreign base before anything is loaded
     pad = AutoTokenizer.from_pretrained(adapter, local_files_only=True).pad_token_id or 0
     hand_over = work / "measuring"
     hand_over.mkdir()
@@ -66,7 +66,7 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
     for name, dequantizer in strategies.items():
         out = work / name
         sums = merge.write_weights(base, out, change, dequantizer)
-        merge.write_rest(base, adapter, out)
+        merged_folder.write_rest(base, adapter, out)
         measured = certificate.in_fresh_process(certificate.measure, out, sums, data, pad, hand_over)
         candidates[name] = measured
         values = "  ".join(f"{key} {value:.5f}" for key, value in measured.items())
@@ -130,7 +130,7 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
 
 def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
     """Write outputs/<run>/base/: the base with the weights that the adapter was trained on."""
-    from lockstep.merging import certificate, merge, safetensors_stream
+    from lockstep.merging import certificate, merge, merged_folder, safetensors_stream
     from lockstep.merging.dequantizer import Dequantizer
     from lockstep.model import adapter_delta
 
@@ -138,7 +138,7 @@ def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
         dequantizer = Dequantizer(adapter, settings.quantization)
         sums = merge.write_weights(settings.model.folder, work, adapter_delta.AdapterDelta(), dequantizer)
         certificate.in_fresh_process(safetensors_stream.verify, work, sums)
-        merge.write_rest(settings.model.folder, adapter, work)
+        merged_folder.write_rest(settings.model.folder, adapter, work)
     print(f"{paths.label(stage.folder)} is complete: {len(dequantizer.hashes)} tensors as the adapter saw them")
 
 

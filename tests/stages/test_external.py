@@ -12,8 +12,7 @@ from support import programs, tiny
 from test_pipeline import common, refused
 
 from lockstep.artifacts import atomic, manifest
-from lockstep.merging import safetensors_stream
-from lockstep.model import networks
+from lockstep.model import checkpoint_files, networks
 
 
 def foreign(folder: Path, base: Path, tokenizer=None, more: int = 0, **changes) -> torch.nn.Module:
@@ -159,8 +158,8 @@ def test_where_the_4_bit_error_is_large_the_usual_merge_is_measured_and_refused(
     assert found["strategy"] == "dequantized" and found["passed"] and "reason" not in found
     closer, usual = (found["candidates"][name] for name in ("dequantized", "original"))
     assert usual["kl_mean"] > 5 * closer["kl_mean"] and usual["kl_mean"] == failed["candidates"]["original"]["kl_mean"]
-    assert len(safetensors_stream.tensors_of(tmp_path / "outputs/r/merged")) == len(
-        safetensors_stream.tensors_of(tmp_path / "models/tiny")
+    assert len(checkpoint_files.tensors_of(tmp_path / "outputs/r/merged")) == len(
+        checkpoint_files.tensors_of(tmp_path / "models/tiny")
     )
 
 

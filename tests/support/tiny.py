@@ -82,12 +82,12 @@ def peft_adapter(folder: Path, base: Path, more: int = 0, noise: float = 0.1, **
 
 def merged(base: Path, adapter: Path, out: Path, dequantizer: Any = None) -> Path:
     """The merge of an adapter's folder into a base, read back as it was written; returns `out`."""
-    from lockstep.merging import merge, safetensors_stream
+    from lockstep.merging import merge, merged_folder, safetensors_stream
     from lockstep.model import adapter_files
 
     sums = merge.write_weights(base, out, adapter_files.read(adapter), dequantizer)
     safetensors_stream.verify(out, sums)
-    merge.write_rest(base, adapter, out)
+    merged_folder.write_rest(base, adapter, out)
     return out
 
 

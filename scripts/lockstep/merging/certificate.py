@@ -16,8 +16,8 @@ import torch
 from lockstep.artifacts import filenames
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError, disk_errors, is_out_of_memory
-from lockstep.merging import dequantizer, merge, safetensors_stream
-from lockstep.model import adapter_files, networks
+from lockstep.merging import dequantizer, safetensors_stream
+from lockstep.model import adapter_files, merge_plan, networks
 from lockstep.processes import child_processes
 from lockstep.settings.tree import Settings
 from lockstep.training import reference
@@ -99,7 +99,7 @@ def load_trained(settings: Settings, adapter: Path, dtype: torch.dtype) -> Any:
         return networks.load(adapter, torch.float32, on)
     quantization = settings.quantization if settings.method == "qlora" else None
     base = networks.load(settings.model.folder, dtype, on, quantization)
-    plan = merge.plan_merge(settings.model.folder, adapter_files.read(adapter))
+    plan = merge_plan.plan_merge(settings.model.folder, adapter_files.read(adapter))
     if (rows := plan.vocabulary) and rows != base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)
     # PEFT rounds DoRA's tensors to the base's dtype while it loads, and without low_cpu_mem_usage

@@ -11,8 +11,7 @@ from typing import Any
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
-from lockstep.merging import merge
-from lockstep.model import adapter_files, file_checks, networks
+from lockstep.model import adapter_files, file_checks, merge_plan, networks
 from lockstep.prompts import template, template_source
 from lockstep.prompts.template import Template
 from lockstep.settings.tree import Settings
@@ -57,7 +56,7 @@ def check(settings: Settings, folder: Path) -> str | None:
         UserError: it belongs to another base.
     """
     base = settings.model.folder
-    merge.plan_merge(base, adapter_files.read(folder))
+    merge_plan.plan_merge(base, adapter_files.read(folder))
     named = adapter_files.read_config(folder).get("base_model_name_or_path")
     known = {name.rstrip("/").rpartition("/")[2].lower() for name in (settings.model.origin, base.name)}
     if not named or named.rstrip("/").rpartition("/")[2].lower() in known:

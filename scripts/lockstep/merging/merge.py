@@ -7,12 +7,10 @@ original weights instead, which makes another model than the one that was traine
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,89 +18,123 @@ from torch import Tensor
 
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
-from lockstep.merging import safetensors_stream
+from lockstep.merging import merged_dtypes, safetensors_stream
 from lockstep.merging.dequantizer import Dequantizer
-from lockstep.model import networks
-from lockstep.model.adapter_delta import EMBEDDINGS, AdapterDelta
+from lockstep.model.adapter_delta import BLOCK, AdapterDelta
+from lockstep.model.checkpoint_names import Group
+from lockstep.model.merge_plan import MergePlan, plan_merge
 
-DTYPE = torch.bfloat16  # of every merged model
-
-
-@dataclass(frozen=True)
-class MergePlan:
-    """Which tensors a merge writes, known from names and shapes alone.
-
-    Attributes:
-        adapter: what is left of it where tied tensors stay one.
-        files: for each file of the base, the tensors to write there, each with the base's tensor that it is made of.
-        shapes: of all that is written.
-    """
-
-    adapter: AdapterDelta
-    files: dict[Path, dict[str, str]]
-    shapes: dict[str, tuple[int, ...]]
-
-    @property
-    def vocabulary(self) -> int | None:
-        """How many tokens the merged model knows; None where its embedding has a name of its own."""
-        return next((shape[0] for name, shape in self.shapes.items() if name.endswith(EMBEDDINGS)), None)
+DTYPE = torch.bfloat16  # of merged models, but for what `merged_dtypes` keeps
 
 
-def plan_merge(base: Path, adapter: AdapterDelta) -> MergePlan:
-    """The merge of an adapter, possibly an empty one, into a base.
-
-    Raises:
-        UserError: the adapter changes a tensor that the base lacks, does not fit it, or lacks one itself.
-    """
-    in_files = {file: safetensors_stream.shapes_of(file) for file in safetensors_stream.files(base)}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for tensors in in_files.values():
-        shapes |= tensors
-    # Of two tied tensors the base's files hold one. Where the adapter changes both alike, that stays so; otherwise
-    # they part, and the other one is written, too, made from the one that is there.
-    parted: dict[str, list[str]] = {}
-    for pair in networks.tied_weights(base).items():
-        kept, lacking = sorted(pair, key=lambda name: name not in shapes)
-        if lacking in shapes:
-            continue
-        if adapter.keeps_tied(kept, lacking):
-            adapter = adapter.without({lacking})
-        else:
-            parted.setdefault(kept, []).append(lacking)
-            shapes[lacking] = shapes[kept]
-            if kept in adapter.embeddings:  # brought in the place of both, while the two were one
-                adapter = replace(adapter, embeddings={lacking: adapter.embeddings[kept]} | adapter.embeddings)
-    adapter.check_base(shapes, base.name)
-    files: dict[Path, dict[str, str]] = {}
-    for file, tensors in in_files.items():
-        files[file] = {}
-        for name in tensors:
-            files[file] |= dict.fromkeys((name, *parted.get(name, ())), name)
-    return MergePlan(adapter, files, {name: adapter.shape(name, shape) for name, shape in shapes.items()})
-
-
-def pieces(plan: MergePlan, dequantizer: Dequantizer | None) -> Iterator[tuple[Path, str, Iterator[Tensor]]]:
-    """(the base's file, tensor's name, its rows in blocks) of the merged model, not yet cast to its dtype.
+class Merge:
+    """A planned merge, tensor by tensor, under the names of the base's files.
 
     Args:
         dequantizer: replaces weights by their dequantized 4-bit ones; None keeps the original weights.
 
-    Raises:
-        UserError: a tensor is not the one that was trained on; an adapter's change is none.
+    Attributes:
+        files: for each file of the base, the tensors to write there in their order, with shape and dtype.
+        unbounded: those that may hold infinities: bounds of clipped layers, which are no parameters.
     """
-    for shard, targets in plan.files.items():
-        with safe_open(shard, framework="pt") as file:
-            for target, name in targets.items():
-                weight = file.get_tensor(name)
-                if dequantizer:
-                    weight = dequantizer(name, weight)
-                yield shard, target, plan.adapter.pieces(target, weight)
+
+    def __init__(self, plan: MergePlan, dequantizer: Dequantizer | None) -> None:
+        self.plan, self.dequantizer = plan, dequantizer
+        self.changed = plan.adapter.names | (dequantizer.hashes.keys() if dequantizer else set())
+        self.dtypes = merged_dtypes.of_names(plan.names, DTYPE)
+        # what each tensor is made of: a parameter, a group of which it is a part, or itself
+        self.parameters: dict[str, str] = {}
+        self.groups: dict[str, Group] = {}
+        for group in plan.names.groups:
+            if group.is_plain:
+                self.parameters[group.tensors[0]] = next(iter(group.parameters))
+            elif self.changed & group.parameters.keys():
+                self.groups |= dict.fromkeys(group.tensors, group)
+        self.source_of = {plan.names.on_disk(parameter): parameter for parameter in plan.parted}
+        self.parameters |= self.source_of
+        self.files = self._files()
+        buffers = plan.names.buffers
+        self.unbounded = {name for name, parameter in self.parameters.items() if parameter in buffers}
+        self._waiting: dict[str, Tensor] = {}  # of groups that stand in several files
+
+    def _files(self) -> dict[Path, dict[str, tuple[tuple[int, ...], torch.dtype]]]:
+        files: dict[Path, dict[str, tuple[tuple[int, ...], torch.dtype]]] = {}
+        for name, tensor in self.plan.names.tensors.items():
+            written = files.setdefault(tensor.file, {})
+            group = self.groups.get(name)
+            # the tensors of a group one after the other: then no more than one group is in memory
+            for member in group.tensors if group else (name,):
+                if self.plan.names.tensors[member].file == tensor.file:
+                    written[member] = (self.plan.names.tensors[member].shape, self.dtypes[member])
+            parameter = self.parameters.get(name)
+            if parameter is None:
+                continue
+            written[name] = (self.plan.shapes[parameter], self.dtypes[name])
+            for on_disk, other in self.source_of.items():
+                if self.plan.parted[other] == parameter:
+                    written[on_disk] = (self.plan.shapes[other], self.dtypes[name])
+        return files
+
+    def pieces(self) -> Iterator[tuple[Path, str, Iterator[Tensor]]]:
+        """(the base's file, tensor's name there, its rows in blocks) of the merged model, not yet in its dtype.
+
+        Raises:
+            UserError: a tensor is not the one that was trained on; an adapter's change is none.
+        """
+        for shard, targets in self.files.items():
+            with ExitStack() as stack:
+                self._opened = {shard: stack.enter_context(safe_open(shard, framework="pt"))}
+                for name in targets:
+                    yield shard, name, self._blocks(name)
+
+    def _blocks(self, name: str) -> Iterator[Tensor]:
+        if name in self.groups:
+            if name not in self._waiting:
+                self._waiting |= self._merged(self.groups[name])
+            yield self._waiting.pop(name)
+        elif name in self.parameters:
+            parameter = self.parameters[name]
+            of_base = self.plan.parted.get(parameter, parameter)
+            yield from self._changed(parameter, of_base, self._read(self.plan.names.group_of(of_base).tensors[0]))
+        else:
+            yield self._read(name)
+
+    def _changed(self, parameter: str, of_base: str, weight: Tensor) -> Iterator[Tensor]:
+        """What the merge makes of a parameter's weight, in blocks of rows."""
+        if self.dequantizer:
+            weight = self.dequantizer(of_base, weight)
+        if parameter in self.plan.adapter.names:
+            yield from self.plan.adapter.pieces(parameter, weight)
+        elif weight.numel() > BLOCK:
+            rows = max(1, BLOCK * len(weight) // weight.numel())
+            yield from (weight[start : start + rows] for start in range(0, len(weight), rows))
+        else:
+            yield weight
+
+    def _merged(self, group: Group) -> dict[str, Tensor]:
+        """The tensors of a group as the files hold them, from its parameters with what training changed."""
+        parameters = group.check_round_trip({name: self._read(name) for name in group.tensors})
+        for parameter in list(parameters):
+            weight = parameters.pop(parameter)
+            blocks = self._changed(parameter, parameter, weight)
+            parameters[parameter] = torch.cat([block.to(self.dtypes[group.tensors[0]]) for block in blocks])
+        return group.to_file(parameters)
+
+    def _read(self, name: str) -> Tensor:
+        file = self.plan.names.tensors[name].file
+        tensor: Tensor
+        if file in self._opened:
+            tensor = self._opened[file].get_tensor(name)
+        else:  # a group may stand in several files
+            with safe_open(file, framework="pt") as opened:
+                tensor = opened.get_tensor(name)
+        return tensor
 
 
 def write_weights(
     base: Path, out: Path, adapter: AdapterDelta, dequantizer: Dequantizer | None
 ) -> safetensors_stream.Sums:
-    """The merged model's files and their index, a block of rows in memory at a time.
+    """The merged model's files and their index, a block of rows in memory at a time, or one layer's experts.
 
     Returns:
         what `safetensors_stream.verify` must find when it reads them back.
@@ -113,22 +145,22 @@ def write_weights(
     plan = plan_merge(base, adapter)
     if dequantizer and (missing := dequantizer.hashes.keys() - plan.shapes.keys()):
         raise UserError(f"the adapter belongs to another base: {min(missing)} is not in {base.name}")
+    merge = Merge(plan, dequantizer)
     out.mkdir(parents=True, exist_ok=True)
     sums: safetensors_stream.Sums = {}
     with ThreadPoolExecutor(1) as disk, _one_thread():
         synced = []
-        for shard, members in groupby(pieces(plan, dequantizer), key=itemgetter(0)):
-            shapes = {name: plan.shapes[name] for name in plan.files[shard]}
-            with safetensors_stream.Writer(out / shard.name, shapes, DTYPE) as writer:
+        for shard, members in groupby(merge.pieces(), key=itemgetter(0)):
+            with safetensors_stream.Writer(out / shard.name, merge.files[shard]) as writer:
                 for _, name, blocks in members:
-                    writer.write(name, blocks)
+                    writer.write(name, blocks, finite=name not in merge.unbounded)
             sums[shard.name] = writer.sums
             synced.append(disk.submit(atomic.fsync, out / shard.name))
         for job in synced:
             job.result()
     if (base / filenames.WEIGHTS_INDEX).exists():
-        size = sum(DTYPE.itemsize * math.prod(shape) for shape in plan.shapes.values())
-        safetensors_stream.write_index(out, sums, size)
+        written = [entry for tensors in merge.files.values() for entry in tensors.values()]
+        safetensors_stream.write_index(out, sums, sum(dtype.itemsize * math.prod(shape) for shape, dtype in written))
     return sums
 
 
@@ -141,63 +173,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def write_rest(base: Path, adapter: Path, out: Path) -> None:
-    """Write everything but the weights, which must be there already: configs, tokenizer, template, contract.
-
-    The end-of-turn token that training supervised becomes a stop token in config and generation
-    config, so that every server stops at it. A head that is no longer the embedding is untied, and the
-    size of a vocabulary that grew is corrected.
-    """
-    from lockstep.prompts import template
-
-    text = (adapter / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
-    chat = template.load(adapter, text)
-    chat.tokenizer.save_pretrained(out)
-    (out / filenames.CONTRACT).write_bytes((adapter / filenames.CONTRACT).read_bytes())
-    config = atomic.read_json(base / filenames.CONFIG)
-    file = base / filenames.GENERATION_CONFIG
-    generation = atomic.read_json(file) if file.exists() else {}
-    # of the base's own stop tokens only special ones: the text of an answer cannot hold them
-    added = chat.tokenizer.added_tokens_decoder
-    of_base = [stop for stop in (*_stop_ids(generation), *_stop_ids(config)) if stop in added and added[stop].special]
-    stops = [chat.end_of_turn, chat.tokenizer.eos_token_id, *of_base]
-    unique = list(dict.fromkeys(stop for stop in stops if stop is not None))
-    eos: Any = unique if len(unique) > 1 else unique[0]
-    config |= {"eos_token_id": eos, "dtype": networks.dtype_name(DTYPE)}
-    config.pop("torch_dtype", None)
-    if not _still_tied(base, out):
-        config["tie_word_embeddings"] = False
-    _count_vocabulary(config, out)
-    atomic.write_json(out / filenames.CONFIG, config)
-    atomic.write_json(out / filenames.GENERATION_CONFIG, generation | {"eos_token_id": eos})
-
-
-def _still_tied(base: Path, out: Path) -> bool:
-    """Whether the tensors that are one in the base are equal in the merged model, or still one."""
-    file_of = safetensors_stream.tensors_of(out)
-
-    def read(name: str) -> Tensor:
-        with safe_open(file_of[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
-
-    pairs = [pair for pair in networks.tied_weights(base).items() if file_of.keys() >= set(pair)]
-    return all(torch.equal(read(first), read(second)) for first, second in pairs)
-
-
-def _count_vocabulary(config: dict[str, Any], out: Path) -> None:
-    """Set the config's vocabulary size to the rows of the embedding."""
-    for file in safetensors_stream.files(out):
-        for name, shape in safetensors_stream.shapes_of(file).items():
-            if name.endswith(EMBEDDINGS):
-                part = config if "vocab_size" in config else config.get("text_config", config)
-                part["vocab_size"] = shape[0]
-
-
-def _stop_ids(config: dict[str, Any]) -> list[int]:
-    ids = config.get("eos_token_id")
-    if ids is None:
-        return []
-    return ids if isinstance(ids, list) else [ids]

@@ -8,7 +8,7 @@ import os
 import sys
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,64 +20,44 @@ from torch import Tensor
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 
-NAMES = {torch.bfloat16: "BF16", torch.float32: "F32"}  # of dtypes, in the format
+NAMES = {
+    torch.bool: "BOOL", torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32",
+    torch.int64: "I64", torch.bfloat16: "BF16", torch.float32: "F32",
+}  # of dtypes, in the format  # fmt: skip
 CHUNK = 2**24  # bytes in one write; whole tensors at once are much slower
 PENDING = 2  # pieces that wait to be written
 
 Sums = dict[str, dict[str, int]]  # file → tensor → crc32 of its bytes
 
 
-def files(folder: Path) -> Iterator[Path]:
-    """The model's safetensors files, those of its index or the only one."""
-    index = folder / filenames.WEIGHTS_INDEX
-    if index.exists():
-        names = set(atomic.read_json(index)["weight_map"].values())
-        yield from (folder / name for name in sorted(names))
-    else:
-        yield from sorted(folder.glob("*.safetensors"))
-
-
-def tensors_of(folder: Path) -> dict[str, Path]:
-    """The file of each tensor, by the tensor's name."""
-    file_of: dict[str, Path] = {}
-    for shard in files(folder):
-        with safe_open(shard, framework="pt") as file:
-            file_of |= dict.fromkeys(file.keys(), shard)
-    return file_of
-
-
-def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a file."""
-    with safe_open(file, framework="pt") as opened:
-        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
-
-
 class Writer:
     """A safetensors file that grows: pieces are written while the next ones are computed.
 
     Args:
-        shapes: of all its tensors, in the order in which they will be written.
-        dtype: of all of them.
+        tensors: shape and dtype of each, in the order in which they will be written.
 
     Attributes:
         sums: crc32 of the bytes of each tensor, whole once the block is left.
     """
 
-    def __init__(self, file: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> None:
+    def __init__(self, file: Path, tensors: Mapping[str, tuple[Sequence[int], torch.dtype]]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
-        for name, shape in shapes.items():
+        for name, (shape, dtype) in tensors.items():
             start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
             header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)  # readers may map tensors where they begin
-        self.dtype, self.sums, self._left = dtype, dict[str, int](), dict(shapes)
+        self.sums, self._left = dict[str, int](), dict(tensors)
         self._stream = file.open("wb", buffering=0)
         self._stream.write(len(text).to_bytes(8, "little") + text)
         self._pool, self._pending = ThreadPoolExecutor(1), deque[Future[None]]()
 
-    def write(self, name: str, pieces: Iterable[Tensor]) -> None:
-        """The next tensor, from its rows in order; cast to the file's dtype.
+    def write(self, name: str, pieces: Iterable[Tensor], finite: bool = True) -> None:
+        """The next tensor, from its rows in order; cast to its dtype in the file.
+
+        Args:
+            finite: whether infinities are an error.
 
         Raises:
             UserError: values are not finite.
@@ -85,10 +65,11 @@ class Writer:
         """
         if name != next(iter(self._left)):
             raise ValueError(f"{name} is not the next tensor")
-        left = torch.Size(self._left.pop(name)).numel()
+        shape, dtype = self._left.pop(name)
+        left = torch.Size(shape).numel()
         for piece in pieces:
-            cast = piece.to(self.dtype).contiguous()
-            if not torch.stack(torch.aminmax(cast)).isfinite().all():
+            cast = piece.to(dtype).contiguous()
+            if finite and dtype.is_floating_point and not torch.stack(torch.aminmax(cast)).isfinite().all():
                 raise UserError(f"{name} would hold values that are not finite: what was trained is damaged")
             left -= cast.numel()
             if len(self._pending) == PENDING:

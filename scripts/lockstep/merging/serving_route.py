@@ -37,12 +37,11 @@ def inspect(folder: Path, base: Path | None = None) -> Route:
     Raises:
         UserError: it cannot be merged either: damaged, without effect, of another kind, or of another base.
     """
-    from lockstep.merging import merge  # torch takes seconds
-    from lockstep.model import adapter_files
+    from lockstep.model import adapter_files, merge_plan  # torch takes seconds
 
     base = base or Model.model_validate(manifest.read(folder).config["model"]).folder
     adapter = adapter_files.read(folder)
-    merge.plan_merge(base, adapter)
+    merge_plan.plan_merge(base, adapter)
     architectures = atomic.read_json(base / filenames.CONFIG).get("architectures") or ["?"]
     config = adapter_files.read_config(folder)
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])  # vLLM asks no further

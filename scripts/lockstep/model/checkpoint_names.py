@@ -9,6 +9,7 @@ and shapes alone, with the network on the meta device. Every converter only move
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +144,7 @@ class CheckpointNames:
         """What a parameter is made of. Raises KeyError where the checkpoint has none of that name."""
         return self._by_parameter[parameter]
 
-    @property
+    @cached_property
     def _by_parameter(self) -> dict[str, Group]:
         return {name: group for group in self.groups for name in group.parameters}
 
@@ -151,8 +152,14 @@ class CheckpointNames:
         """Bytes of these tensors of the files."""
         return sum(self.tensors[name].size for name in names)
 
-    def name_on_disk(self, parameter: str) -> str:
-        """The name by which transformers would save a parameter of its own: a head that is no longer the embedding."""
+    def on_disk(self, parameter: str) -> str:
+        """The name in the files of a parameter that is one tensor there, or would be one.
+
+        A head that is no longer the embedding gets the name by which transformers would save it.
+        """
+        group = self._by_parameter.get(parameter)
+        if group and group.is_plain:
+            return group.tensors[0]
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import rename_source_key
 

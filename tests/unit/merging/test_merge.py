@@ -15,8 +15,8 @@ from lockstep import paths
 from lockstep.artifacts import filenames, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.errors import UserError
-from lockstep.merging import certificate, dequantizer, merge, safetensors_stream
-from lockstep.model import adapter_delta, adapter_files, networks
+from lockstep.merging import certificate, dequantizer, merge, merged_folder, safetensors_stream
+from lockstep.model import adapter_delta, adapter_files, checkpoint_files, merge_plan, networks
 from lockstep.settings.schema import Model, Quantization
 from lockstep.settings.tree import Settings
 from lockstep.training import reference
@@ -110,8 +110,8 @@ def test_the_merge_equals_pefts_own(tmp_path: Path, monkeypatch, kind: str, tied
     lora = save(network, tmp_path / "adapter")
     plain = networks.load(base, torch.float32, "cpu")
     assert (logits(network) - logits(plain)).abs().max() > 0.02
-    plan = merge.plan_merge(base, adapter_files.read(lora))
-    ours = {name: torch.cat(list(blocks)).float() for _, name, blocks in merge.pieces(plan, None)}
+    plan = merge_plan.plan_merge(base, adapter_files.read(lora))
+    ours = {name: torch.cat(list(blocks)).float() for _, name, blocks in merge.Merge(plan, None).pieces()}
     loaded = PeftModel.from_pretrained(networks.load(base, torch.float32, "cpu"), lora)
     exact = rounding.in_float64(loaded).merge_and_unload()
     theirs = loaded.merge_and_unload().eval()
@@ -131,8 +131,8 @@ def test_a_merge_with_another_scale_is_not_taken_for_pefts(tmp_path: Path, facto
     wrong = replace(
         lora, low_rank={name: replace(part, scale=factor * part.scale) for name, part in lora.low_rank.items()}
     )
-    plan = merge.plan_merge(base, wrong)
-    ours = {name: torch.cat(list(blocks)).float() for _, name, blocks in merge.pieces(plan, None)}
+    plan = merge_plan.plan_merge(base, wrong)
+    ours = {name: torch.cat(list(blocks)).float() for _, name, blocks in merge.Merge(plan, None).pieces()}
     exact, theirs = rounding.in_float64(network).merge_and_unload(), network.merge_and_unload()
     with pytest.raises(AssertionError, match="is rounding"):
         rounding.assert_as_exact(ours, picked(theirs, ours), picked(exact, ours))
@@ -184,7 +184,7 @@ def test_a_head_that_is_no_longer_the_embedding_is_untied(
     out = tiny.merged(base, save(network, tmp_path / "adapter"), tmp_path / "out")
     assert config(out)["tie_word_embeddings"] is not untied
     assert_same_function(networks.load(out, torch.float32, "cpu"), network)
-    there = safetensors_stream.tensors_of(out)
+    there = {name: tensor.file for name, tensor in checkpoint_files.tensors_of(out).items()}
     assert there.keys() >= {"lm_head.weight", "model.embed_tokens.weight"} or not untied
     if shard == "50KB":
         index = json.loads((out / filenames.WEIGHTS_INDEX).read_text())
@@ -217,13 +217,13 @@ def test_an_adapter_is_merged_onto_the_4_bit_weights_that_it_was_trained_on(
 def test_a_sharded_base_gives_the_same_weights(tmp_path: Path, kind: str, tied: bool) -> None:
     one = tiny.model(tmp_path / "one", kind=kind, tied=tied)
     many = tiny.model(tmp_path / "many", kind=kind, tied=tied, shard="50KB")
-    assert len(list(safetensors_stream.files(many))) > 2
+    assert len(list(checkpoint_files.files(many))) > 2
     lora = adapter_files.read(adapter(tmp_path / "adapter", one))
     for base in (one, many):
         merge.write_weights(base, tmp_path / f"out-{base.name}", lora, None)
     whole = load_file(tmp_path / "out-one/model.safetensors")
     parts: dict[str, torch.Tensor] = {}
-    for shard in safetensors_stream.files(tmp_path / "out-many"):
+    for shard in checkpoint_files.files(tmp_path / "out-many"):
         parts |= load_file(shard)
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -364,7 +364,7 @@ def test_the_end_of_turn_becomes_a_stop_token_everywhere(tmp_path: Path) -> None
     (tmp_path / "adapter").mkdir()
     tiny.tokenizer().save_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter/contract.json").write_text("{}\n")
-    merge.write_rest(base, tmp_path / "adapter", tmp_path / "out")
+    merged_folder.write_rest(base, tmp_path / "adapter", tmp_path / "out")
     assert (tmp_path / "out/contract.json").read_text() == "{}\n"
     for name in ("config.json", "generation_config.json"):
         assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == [2, 0]
@@ -438,10 +438,10 @@ def test_full_training_ships_all_its_weights(tmp_path: Path, monkeypatch, stage:
     report = json.loads((out / "merge_report.json").read_text())
     assert report["strategy"] == "original" and report["candidates"]["dequantized"] is None
     assert 0 < report["candidates"]["original"]["kl_mean"] < 0.01 and report["passed"]
-    there = safetensors_stream.tensors_of(out)
+    there = {name: tensor.file for name, tensor in checkpoint_files.tensors_of(out).items()}
     assert (
         len(set(there.values())) > 2
-        and there.keys() == safetensors_stream.tensors_of(tmp_path / "outputs/r/adapter").keys()
+        and there.keys() == checkpoint_files.tensors_of(tmp_path / "outputs/r/adapter").keys()
     )
     wanted = network.to(torch.bfloat16).state_dict()
     assert all(torch.equal(load_file(file)[name], wanted[name]) for name, file in there.items())
