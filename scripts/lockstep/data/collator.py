@@ -53,9 +53,11 @@ class PackingCollator:
     Args:
         share_prefix: rows that begin with the same tokens (a system prompt) have the same hidden states
             there; they are computed once, as the beginning of the pass, and every row goes on from them.
+        sequence_ids: add `seq_idx` [1, tokens], which row a token is of. Kernels of recurrent layers ask for it.
     """
 
     share_prefix: bool = False
+    sequence_ids: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, "torch.Tensor"]:
         """`input_ids`, `position_ids` and `labels`, each [1, tokens], and `borders` [1 + rows].
@@ -72,12 +74,16 @@ class PackingCollator:
             ids.append(row["input_ids"][shared:])
             positions.append(torch.arange(shared, shared + size))
             labels.append([IGNORE, *row["labels"][shared + 1 :]])
-        return {
+        batch = {
             "input_ids": torch.cat([torch.as_tensor(part, dtype=torch.long) for part in ids])[None],
             "position_ids": torch.cat(positions)[None],
             "labels": torch.cat([torch.as_tensor(part, dtype=torch.long) for part in labels])[None],
             "borders": torch.tensor([shared, *sizes]).cumsum(0),
         }
+        if self.sequence_ids:
+            numbers = torch.arange(len(rows), dtype=torch.int32)
+            batch["seq_idx"] = numbers.repeat_interleave(torch.tensor(sizes))[None]
+        return batch
 
 
 def common_prefix(rows: Sequence[Mapping[str, Any]]) -> int:

@@ -135,6 +135,7 @@ class WindowCollator:
         rows_in_a_pass: with `max_length` it says what a pass holds: as many tokens as so many longest rows.
         packed: lay rows end to end instead of padding them.
         share_prefix: let rows of a pass that begin alike share that beginning; see PackingCollator.
+        sequence_ids: tell recurrent layers which row a token is of; see PackingCollator.
         rank: of this process, among `processes`.
         lanes: how many passes are computed at the same time. Together they hold what one by itself would.
     """
@@ -144,6 +145,7 @@ class WindowCollator:
     max_length: int
     packed: bool
     share_prefix: bool = False
+    sequence_ids: bool = False
     rank: int = 0
     processes: int = 1
     lanes: int = 1
@@ -156,7 +158,8 @@ class WindowCollator:
         at_once = self.rows_in_a_pass // lanes
         limit = at_once * self.max_length - shared
         shares = assign_passes(lengths, limit, None if self.packed else at_once, self.processes * lanes)
-        collate = PackingCollator(self.share_prefix) if self.packed else Collator(self.pad_token_id)
+        packing = PackingCollator(self.share_prefix, self.sequence_ids)
+        collate = packing if self.packed else Collator(self.pad_token_id)
 
         def batch(places: Sequence[int]) -> dict[str, "torch.Tensor"]:
             return collate([rows[place] for place in places] or [silenced(rows[0])])

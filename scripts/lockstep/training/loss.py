@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lockstep.data.collator import IGNORE, Collator, PackingCollator
-from lockstep.training import packed_attention
+from lockstep.data.collator import IGNORE
 
 LOGITS = {"cpu": 12 * 2**20, "cuda": 2**27, "mps": 2**25}  # how many exist at a time
 
@@ -64,7 +63,11 @@ def _split(batch: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensor, Tensor]
     """The model's inputs; targets [rows, length - 1]; and which of them are supervised."""
     inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name not in ("labels", "borders")}
     if "borders" in batch:
-        inputs["borders"] = batch["borders"].tolist()  # for `attention`
+        inputs["borders"] = batch["borders"].tolist()  # for `packed_attention`
+    if "seq_idx" in batch:  # the same for kernels of recurrent layers and for flash attention, under their own names
+        longest = int(batch["borders"].diff().max())
+        for kind in "qk":
+            inputs |= {f"cu_seq_lens_{kind}": batch["borders"].to(torch.int32), f"max_length_{kind}": longest}
     targets = batch["labels"][:, 1:]  # the token at position i is predicted at position i - 1
     return inputs, targets, targets != IGNORE
 
@@ -76,7 +79,7 @@ def loss_sum(
 
     Args:
         in_pieces: compute logits and their gradient a few positions at a time. For models whose logits
-            are the output layer's, as they are, and where that layer is not trained: see `head_is_plain`.
+            are the output layer's, as they are, and where that layer is not trained: see `probes.head_is_plain`.
     """
     if not in_pieces:
         logits, targets = supervised_logits(network, batch, outer)
@@ -123,84 +126,3 @@ class _HeadLoss(torch.autograd.Function):
         """The gradient of the hidden states; the layer itself is frozen."""
         (gradient,) = ctx.saved_tensors
         return gradient * gradients[0].to(gradient.dtype), None, None, None
-
-
-def _probe(*beginnings: int) -> list[dict[str, list[int]]]:
-    """Short rows, each from another token on; all but the first begin alike."""
-    rows = []
-    for number, token in enumerate(beginnings):
-        ids = [*range(token, token + 10), *range(40 + 9 * number, 52 + 10 * number)]
-        rows.append({"input_ids": ids, "labels": [IGNORE] * 12 + ids[12:]})
-    return rows
-
-
-def head_is_plain(network: nn.Module) -> bool:
-    """Whether the loss in pieces is this model's loss: no scaling, no cap after the output layer, and it is frozen."""
-    head: Any = network.get_output_embeddings()  # type: ignore[operator]
-    if type(head) is not nn.Linear or head.weight.requires_grad:
-        return False
-    batch = _on(network, PackingCollator()(_probe(5)))
-    with torch.no_grad(), _evaluating(network):
-        whole, pieces = (loss_sum(network, batch, in_pieces)[0].item() for in_pieces in (False, True))
-    return abs(whole - pieces) <= 2e-3 * abs(whole)
-
-
-def rows_stay_apart(network: nn.Module, max_length: int) -> bool:
-    """Whether a row's logits are the same whatever row is laid before it, and those that it has when padded.
-
-    Models without rotary positions, and those with a recurrent state, know no borders between rows;
-    others attend in ways that `attention` does not know.
-    """
-    window = getattr(network.config.get_text_config(), "sliding_window", None)  # type: ignore[union-attr, operator]
-    if window and window < max_length:
-        return False
-    try:
-        draws_in_training(network)  # some models ask for more while they train: dropout in their attention
-    except packed_attention.Unknown:
-        return False
-    with torch.no_grad(), _evaluating(network):
-        try:
-            first, second = (
-                supervised_logits(network, _on(network, PackingCollator()(_probe(before, 5))))[0] for before in (5, 30)
-            )
-        except packed_attention.Unknown:
-            return False
-        last = len(second) // 2
-        if not torch.allclose(first[-last:], second[-last:], rtol=1e-3, atol=1e-3):
-            return False
-        try:
-            with packed_attention.implementation(network, "sdpa"):
-                padded, _ = supervised_logits(network, _on(network, Collator(0)(_probe(5, 5))))
-        except ValueError:  # no attention of this kind: a recurrent model
-            return False
-    # rounding differs between the two ways; another attention would differ everywhere
-    return bool((first - padded).abs().mean() <= 0.1 * padded.std())
-
-
-def draws_in_training(network: nn.Module) -> bool:
-    """Whether a pass in training on a CPU draws from torch's own generator of random numbers."""
-    training, device = network.training, next(network.parameters()).device
-    network.train()
-    try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            before = torch.get_rng_state()
-            supervised_logits(network, _on(network, PackingCollator()(_probe(5))))
-            return not torch.equal(before, torch.get_rng_state())
-    finally:
-        network.train(training)
-
-
-def _on(network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    device = next(network.parameters()).device
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and back to what it was."""
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)

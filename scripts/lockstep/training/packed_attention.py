@@ -200,6 +200,11 @@ def register() -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
 
 
+def plain(network: Any) -> str:
+    """The attn_implementation of a model's own attention: sdpa, or eager where its class has no other."""
+    return "sdpa" if type(network)._supports_sdpa else "eager"
+
+
 @contextmanager
 def implementation(network: Any, name: str) -> Iterator[None]:
     """Another attn_implementation for as long as the block lasts, such as sdpa for answers with a cache."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lockstep.processes import distributed
 from lockstep.settings.schema import Train
-from lockstep.training import fast_lora, loss
+from lockstep.training import fast_lora, probes
 from lockstep.training.batching import WindowCollator
 
 Item = TypeVar("Item")
@@ -32,7 +32,7 @@ def lanes_for(train: Train, network: Any, fast: fast_lora.FastPass | None, colla
     if not ours or compiled or train.gradient_checkpointing or train.neftune_noise_alpha:
         return 1
     with fast_lora.masks_of(0):
-        drawn = loss.draws_in_training(network)
+        drawn = probes.draws_in_training(network)
     return 1 if drawn else min(torch.get_num_threads(), collate.rows_in_a_pass)
 
 

@@ -10,7 +10,7 @@ from lockstep.artifacts import atomic, filenames
 from lockstep.model import networks, peft_adapter
 from lockstep.processes import distributed
 from lockstep.settings.tree import Settings
-from lockstep.training import loss_plot, model_card, reference, setup
+from lockstep.training import loss_plot, model_card, packed_attention, reference, setup
 
 if TYPE_CHECKING:
     from lockstep.prompts.template import Template
@@ -94,7 +94,7 @@ def remember(trainer: "SupervisedTrainer", settings: Settings, dtype: torch.dtyp
         with peft_adapter.names_as_in_memory(model):
             model = model if full else PeftModel.from_pretrained(model, work)
     else:
-        trainer.network.set_attn_implementation("sdpa")
+        trainer.network.set_attn_implementation(packed_attention.plain(trainer.network))
     record = reference.record(
         model,
         atomic.read_json(data / filenames.CONTRACT)["conversations"],

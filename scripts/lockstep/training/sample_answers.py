@@ -49,8 +49,8 @@ class SampleAnswers:
         """A record for samples.jsonl for each row: `row`, `prompt`, `answer`, `wanted`, `ended`."""
         training = self.network.training
         self.network.eval()
-        # generation needs a cache, which packed attention does not have
-        with torch.no_grad(), self.autocast(), packed_attention.implementation(self.network, "sdpa"):
+        own = packed_attention.plain(self.network)  # generation needs a cache, which packed attention does not have
+        with torch.no_grad(), self.autocast(), packed_attention.implementation(self.network, own):
             records = [self._record(row) for row in self.rows]
         self.network.train(training)
         return records

@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 
 from lockstep import paths
 from lockstep.artifacts import filenames
+from lockstep.data.collator import PackingCollator
 from lockstep.errors import Terminated, UserError, is_out_of_memory
 from lockstep.model import (
     checkpoint_names,
@@ -24,7 +25,16 @@ from lockstep.model import (
 )
 from lockstep.processes import distributed
 from lockstep.settings.tree import Settings
-from lockstep.training import arguments, checkpoints, early_stopping, fast_lora, loss, packed_attention, progress
+from lockstep.training import (
+    arguments,
+    checkpoints,
+    early_stopping,
+    fast_lora,
+    packed_attention,
+    probes,
+    progress,
+    row_isolation,
+)
 from lockstep.training.batching import WindowCollator
 from lockstep.training.parallel_passes import lanes_for
 from lockstep.training.trainer import SupervisedTrainer, naming, perplexity
@@ -113,30 +123,46 @@ def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, An
 
 
 def lay_out(settings: Settings, network: Any, on: str, pad: int) -> WindowCollator:
-    """How the rows of a pass are laid out: end to end where this model computes the same then, else padded."""
-    train, packed = settings.train, False
+    """How the rows of a pass are laid out: end to end where this model computes the same then, else padded.
+
+    Raises:
+        UserError: an attention implementation that this model or machine lacks; rows end to end where they would see
+            each other.
+    """
+    train = settings.train
     automatic = train.attn_implementation == "auto"
-    attention = network.config._attn_implementation if automatic else train.attn_implementation
+    attention = packed_attention.plain(network) if automatic else train.attn_implementation
+    if attention == "sdpa" != packed_attention.plain(network):
+        raise UserError(
+            f"--train.attn_implementation sdpa: {type(network).__name__} has no such attention: take eager, or leave "
+            f"it out"
+        )
+    packing = None
     try:
         # NEFTune's noise is scaled by the length of what is embedded at once: a row's own, where it lies by itself
         if train.padding_free is not False and not train.neftune_noise_alpha:
             packed_attention.register()
             network.set_attn_implementation(packed_attention.NAME if automatic else attention)
-            packed = loss.rows_stay_apart(network, settings.data.max_length)
-        if not packed:
+            # only our own attention on CPUs knows shared beginnings
+            ways = (PackingCollator(share_prefix=automatic and on == "cpu"), PackingCollator(sequence_ids=True))
+            longest = settings.data.max_length
+            packing = next((way for way in ways if row_isolation.rows_stay_apart(network, longest, way)), None)
+        if not packing:
             network.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
-        raise UserError(f"--train.attn_implementation {attention}: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"--train.attn_implementation {attention}: {reason}") from error
     if train.padding_free and train.neftune_noise_alpha:
         raise UserError("--train.padding_free: NEFTune's noise depends on a row's own length; leave one of them out")
-    if train.padding_free and not packed:
+    if train.padding_free and not packing:
         raise UserError("--train.padding_free: rows of this model would see each other; leave it out")
     return WindowCollator(
         pad,
         train.per_device_train_batch_size,
         settings.data.max_length,
-        packed,
-        share_prefix=packed and automatic and on == "cpu",  # only our own attention on CPUs knows shared beginnings
+        packed=packing is not None,
+        share_prefix=packing is not None and packing.share_prefix,
+        sequence_ids=packing is not None and packing.sequence_ids,
         rank=distributed.RANK,
         processes=distributed.PROCESSES,
     )
@@ -188,7 +214,7 @@ def build(
     with torch.autocast(on, dtype, enabled=dtype != torch.float32):
         collate = lay_out(settings, network, on, pad)
         # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
-        in_pieces = not distributed.MAY_BE_SHARDED and loss.head_is_plain(network)
+        in_pieces = not distributed.MAY_BE_SHARDED and probes.head_is_plain(network)
         collate = replace(collate, lanes=lanes_for(settings.train, network, fast, collate))
     with naming("what --train.training_args asks for"):
         trainer = SupervisedTrainer(

@@ -8,7 +8,7 @@ from support import rounding
 from transformers import AutoModelForCausalLM
 
 from lockstep.data.collator import IGNORE, Collator, PackingCollator
-from lockstep.training import loss, packed_attention
+from lockstep.training import loss, packed_attention, row_isolation
 from lockstep.training.batching import WindowCollator, WindowSampler, assign_passes
 
 
@@ -99,11 +99,11 @@ def test_models_in_which_rows_would_see_each_other_are_known(tiny_model: Path) -
     network = AutoModelForCausalLM.from_pretrained(
         tiny_model, dtype=torch.bfloat16, attn_implementation=packed_attention.NAME
     )
-    assert loss.rows_stay_apart(network, 512)
+    assert row_isolation.rows_stay_apart(network, 512)
     config = AutoConfig.for_model("mamba", vocab_size=512, hidden_size=32, num_hidden_layers=1, state_size=4)
     network = AutoModelForCausalLM.from_config(config).train()  # a recurrent state knows no borders
     network.set_attn_implementation(packed_attention.NAME)
-    assert not loss.rows_stay_apart(network, 512)
+    assert not row_isolation.rows_stay_apart(network, 512)
     assert network.training
 
 
@@ -113,8 +113,8 @@ def test_a_sliding_window_shorter_than_the_rows_is_not_laid_end_to_end() -> None
     packed_attention.register()
     config = AutoConfig.for_model("mistral", vocab_size=512, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, sliding_window=64)  # fmt: skip
     network = AutoModelForCausalLM.from_config(config, attn_implementation=packed_attention.NAME)
-    assert loss.rows_stay_apart(network, 64)
-    assert not loss.rows_stay_apart(network, 65)
+    assert row_isolation.rows_stay_apart(network, 64)
+    assert not row_isolation.rows_stay_apart(network, 65)
 
 
 def test_what_packing_hands_over() -> None:

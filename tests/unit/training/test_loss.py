@@ -8,7 +8,7 @@ from support import rounding, tiny
 from transformers import AutoModelForCausalLM
 
 from lockstep.data.collator import IGNORE, Collator, PackingCollator, common_prefix
-from lockstep.training import loss, packed_attention
+from lockstep.training import loss, packed_attention, probes, row_isolation
 
 Rows = list[dict[str, list[int]]]
 
@@ -120,9 +120,9 @@ def test_a_shared_beginning_ends_before_the_first_token_that_carries_loss() -> N
 def test_the_loss_in_pieces_is_the_loss(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     monkeypatch.setitem(loss.LOGITS, "cpu", 512 * 16)  # sixteen positions at a time
-    assert not loss.head_is_plain(network)  # it is trained: left whole
+    assert not probes.head_is_plain(network)  # it is trained: left whole
     network.get_output_embeddings().weight.requires_grad_(False)
-    assert loss.head_is_plain(network)
+    assert probes.head_is_plain(network)
     batch = Collator(0)(rows(20, 61, 33))
     whole, pieces = (measured(network, [batch], in_pieces) for in_pieces in (False, True))
     rounding.assert_as_exact(pieces, whole, measured(rounding.in_float64(network), [batch]))
@@ -133,7 +133,7 @@ def test_a_model_that_caps_its_logits_is_not_computed_in_pieces(tmp_path: Path) 
         tmp_path / "m", kind="gemma2", final_logit_softcapping=0.05, sliding_window=64, query_pre_attn_scalar=32
     )
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
-    assert not loss.head_is_plain(network)
+    assert not probes.head_is_plain(network)
 
 
 def test_attention_with_dropout_is_left_to_the_model(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_attention_with_dropout_is_left_to_the_model(tmp_path: Path) -> None:
     folder = tiny.model(tmp_path / "m", attention_dropout=0.1)
     network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=packed_attention.NAME)
     before = torch.get_rng_state()
-    assert not loss.rows_stay_apart(network, 32)
+    assert not row_isolation.rows_stay_apart(network, 32)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -149,6 +149,6 @@ def test_attention_beyond_ours_is_refused_not_guessed(tmp_path: Path) -> None:
     packed_attention.register()
     folder = tiny.model(tmp_path / "m", kind="gemma2", sliding_window=64, query_pre_attn_scalar=32)
     network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=packed_attention.NAME)
-    assert not loss.rows_stay_apart(network, 32)
+    assert not row_isolation.rows_stay_apart(network, 32)
     with pytest.raises(packed_attention.Unknown):
         network(torch.tensor([[1, 2, 3]]))

@@ -16,7 +16,7 @@ from lockstep import paths
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError
 from lockstep.settings import yaml_file
-from lockstep.training import loss, setup
+from lockstep.training import loss, probes, setup
 
 
 def rows(*sizes: int, silent: int = 2) -> Dataset:
@@ -192,9 +192,9 @@ def test_passes_that_draw_from_the_one_generator_are_computed_in_turn(build: Any
     ):
         assert build(rows(*SIZES), **LANES, **other).trainer.collate.lanes == 1, other
     made = build(rows(*SIZES), **LANES)
-    assert not loss.draws_in_training(made.trainer.network)
+    assert not probes.draws_in_training(made.trainer.network)
     made.trainer.network.get_input_embeddings().register_forward_hook(lambda _, __, out: torch.dropout(out, 0.1, True))
-    assert loss.draws_in_training(made.trainer.network)
+    assert probes.draws_in_training(made.trainer.network)
 
 
 def test_the_loss_is_the_mean_over_the_supervised_tokens_of_the_window(build: Any) -> None:
