@@ -74,12 +74,12 @@ def require_causal(network: nn.Module) -> None:
     """
     batch = on_device(network, Collator(0)(probe_rows(network)))
     place = SHARED + 2
-    one, row = (torch.zeros_like(batch["labels"], dtype=torch.bool) for _ in range(2))
-    one[1, place] = row[1] = True
+    token, row = (torch.zeros_like(batch["labels"], dtype=torch.bool) for _ in range(2))
+    token[1, place] = row[1] = True
     own = packed_attention.plain(network)
     with packed_attention.implementation(network, own), in_mode(network, True), unchanged_randomness(network):
-        of_one, of_row = reach(network, batch, (one, row))
-    if of_one[1, place:].any():
+        of_token, of_row = reach(network, batch, (token, row))
+    if of_token[1, place:].any():
         raise UserError(
             f"{type(network).__name__} is no causal language model: what it predicts depends on later tokens, which it "
             f"will not have when it answers; train a base that generates text"
