@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lockstep.model import networks
 from lockstep.model.peft_adapter import NAME
+from lockstep.training.fast_experts import FastExperts
 
 # Layers of one module that read the same input. Where a model's do not, the result is the same, only slower.
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -205,9 +206,10 @@ class FastPass:
         required: whether to compute so; None: where memory allows it. A resumed training must compute as it did before.
 
     Attributes:
-        layers: how many layers are computed so. 0: not for this kind of adapter, or too little memory
+        layers: how many linear layers are computed so. 0: not for this kind of adapter, or too little memory
             for the dequantized weights.
-        whole: no adapted layer is left to PEFT.
+        experts: those that are computed so; always, as that keeps no weights in memory.
+        whole: no adapted layer is left to PEFT, and passes may be computed side by side.
     """
 
     def __init__(self, model: nn.Module, required: bool | None = None) -> None:
@@ -225,7 +227,8 @@ class FastPass:
             for number, layer in enumerate(together):
                 _replace(layer, number, self.groups[-1])
         self.layers = len(plain)
-        self.whole = 0 < len(plain) == len(adapted)
+        self.experts = FastExperts(model)
+        self.whole = 0 < len(plain) + self.experts.wrappers == len(adapted) and not self.experts.turns
 
     def forget(self) -> None:
         """Release what a failed pass left behind, which would keep all of that pass in memory."""
@@ -234,10 +237,11 @@ class FastPass:
 
     def undo(self, model: nn.Module) -> None:
         """PEFT's own forward pass again, and the dequantized weights freed."""
-        for module in model.modules():
-            if isinstance(module, LoraLayer):
-                module.__dict__.pop("forward", None)
+        for group in self.groups:
+            for layer in group.layers:
+                del layer.forward  # the instance's own
         self.groups.clear()
+        self.experts.undo()
 
 
 def _replace(layer: Any, number: int, group: _Siblings) -> None:
