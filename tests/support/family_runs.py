@@ -2,11 +2,13 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from support import families, programs, tiny
+
+from lockstep.merging import serving_route
 
 STAGES = ("00_download_model.py", "01_data_collator.py", "02_train_qlora.py", "03_merge_lora.py")
 FEW_STEPS = (
@@ -30,6 +32,7 @@ class Outcome:
         experts: how many of the experts' weight tensors were adapted, and how many there are.
         kl_mean: of the merge that ships, in nats a position.
         bound: the certificate's.
+        adapter: how the adapter can be served: lora, as it is; merged, only as part of a merged model; None without one.
     """
 
     family: str
@@ -41,9 +44,7 @@ class Outcome:
     experts: tuple[int, int] | None = None
     kl_mean: float | None = None
     bound: float | None = None
-
-    def line(self) -> dict[str, Any]:
-        return asdict(self)
+    adapter: str | None = None
 
 
 def run(family: families.Family, method: str, home: Path, *settings: str) -> Outcome:
@@ -77,11 +78,13 @@ def _passed(family: families.Family, method: str, folder: Path, packed: bool) ->
     report = _read(folder / "merged/merge_report.json")
     coverage = _read(folder / "adapter/coverage.json")
     shipped = report["candidates"][report["strategy"]]
+    base = folder.parents[1] / "models/m"
+    route = serving_route.inspect(folder / "adapter", base).mode if method != "full" else None
     experts = {name: reason for name, reason in coverage["reasons"].items() if EXPERT.search(name)}
     adapted = sum(reason in ("adapter", "trained whole") for reason in experts.values())
     return Outcome(
         family.name, method, "03", None, packed, coverage["share_4bit"], (adapted, len(experts)) if experts else None,
-        shipped["kl_mean"], report["bound"],
+        shipped["kl_mean"], report["bound"], route,
     )  # fmt: skip
 
 

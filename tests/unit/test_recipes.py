@@ -5,41 +5,36 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
-from support import real_models
+from support import real_models, recipes
 from support.programs import ROOT
 
 from lockstep.model import checkpoint_names, coverage, vllm_support, weight_account
-from lockstep.settings.tree import Settings
 
 ADAPTER_BYTES = 10  # of one number of an adapter: float32 with its gradient, and two 8-bit states of the optimizer
-# The recipe's model, its class, parameters in billions, and the share of them that is in 4 bits.
+# Its model's class, parameters in billions, and the share of them that is in 4 bits.
 RECIPES = {
-    "qwen3.5_4b_qlora": ("qwen3.5-4b", "Qwen3_5ForConditionalGeneration", 4.54, 0.79),
-    "qwen3.5_9b_qlora": ("qwen3.5-9b", "Qwen3_5ForConditionalGeneration", 9.41, 0.74),
-    "qwen3_30b_a3b_qlora": ("qwen3-30b-a3b", "Qwen3MoeForCausalLM", 30.53, 0.98),
-    "gemma4_e4b_qlora": ("gemma-4-e4b", "Gemma4ForConditionalGeneration", 8.00, 0.50),
-    "gemma4_12b_qlora": ("gemma-4-12b", "Gemma4UnifiedForConditionalGeneration", 11.96, 0.91),
-    "gpt_oss_20b_qlora": ("gpt-oss-20b", "GptOssForCausalLM", 20.91, 0.94),
-    "smollm3_3b_qlora": ("smollm3-3b", "SmolLM3ForCausalLM", 3.08, 0.91),
-    "ministral3_8b_qlora": ("ministral-3-8b", "Mistral3ForConditionalGeneration", 8.92, 0.83),
+    "qwen3.5_4b_qlora": ("Qwen3_5ForConditionalGeneration", 4.54, 0.79),
+    "qwen3.5_9b_qlora": ("Qwen3_5ForConditionalGeneration", 9.41, 0.74),
+    "qwen3_30b_a3b_qlora": ("Qwen3MoeForCausalLM", 30.53, 0.98),
+    "gemma4_e4b_qlora": ("Gemma4ForConditionalGeneration", 8.00, 0.50),
+    "gemma4_12b_qlora": ("Gemma4UnifiedForConditionalGeneration", 11.96, 0.91),
+    "gpt_oss_20b_qlora": ("GptOssForCausalLM", 20.91, 0.94),
+    "smollm3_3b_qlora": ("SmolLM3ForCausalLM", 3.08, 0.91),
+    "ministral3_8b_qlora": ("Mistral3ForConditionalGeneration", 8.92, 0.83),
 }
 
 
-def settings_of(recipe: str) -> Settings:
-    return Settings(**yaml.safe_load((ROOT / f"configs/{recipe}.yaml").read_text(encoding="utf-8")))
-
-
 def test_every_recipe_is_tried_on_its_model() -> None:
-    assert {file.stem for file in real_models.CONFIGS.glob("*.json")} == {model for model, *_ in RECIPES.values()}
+    assert RECIPES.keys() == recipes.MODELS.keys()
+    assert {file.stem for file in real_models.CONFIGS.glob("*.json")} == set(recipes.MODELS.values())
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_fits_its_model_and_the_memory_that_it_names(recipe: str, tmp_path: Path) -> None:
-    model, network, billions, share = RECIPES[recipe]
-    settings = settings_of(recipe)
+    network, billions, share = RECIPES[recipe]
+    settings = recipes.settings_of(recipe)
     vllm_support.check(settings)
-    folder = real_models.write(model, tmp_path)
+    folder = real_models.write(recipes.MODELS[recipe], tmp_path)
     names = checkpoint_names.of_folder(folder)
     assert type(names.network).__name__ == network
 
