@@ -65,6 +65,19 @@ class Group:
         """Whether the one tensor is the one parameter, under another name perhaps."""
         return self.converter is None
 
+    @property
+    def can_return(self) -> bool:
+        """Whether transformers' conversion leads back to tensors of the files' shapes.
+
+        It does not where files hold parts of unequal size: it cuts the whole into equal ones.
+        """
+        empty = {name: torch.empty(shape, device="meta") for name, shape in self.parameters.items()}
+        try:
+            self.to_file(empty)
+        except UserError:
+            return False
+        return True
+
     def to_memory(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters, from tensors by their names in the files."""
         if self.converter is None:

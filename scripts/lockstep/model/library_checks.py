@@ -32,13 +32,14 @@ def model_steps(folder: Path) -> Iterator[Step]:
 
     weights = _size_of_weights(folder)  # mapped, not read
     seconds, memory = SECONDS + weights / BYTES_A_SECOND, MEMORY + 2 * weights
-    yield Step("weights", seconds, memory, partial(_check_weights, folder))
+    infinite: list[str] = []  # filled by the first step
+    yield Step("weights", seconds, memory, partial(_check_weights, folder, infinite))
     load_config = partial(AutoConfig.from_pretrained, folder, **LOCAL)
     yield Step(filenames.CONFIG, QUICK_SECONDS, QUICK_MEMORY, load_config)
     if (folder / filenames.GENERATION_CONFIG).exists():
         load_defaults = partial(GenerationConfig.from_pretrained, folder, local_files_only=True)
         yield Step(filenames.GENERATION_CONFIG, QUICK_SECONDS, QUICK_MEMORY, load_defaults)
-    yield Step("weights", SECONDS, memory, partial(_check_fit, folder))
+    yield Step("weights", SECONDS, memory, partial(_check_fit, folder, infinite))
     yield from tokenizer_steps(folder)
 
 
@@ -77,15 +78,19 @@ def _size_of_weights(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _check_weights(folder: Path) -> None:
-    """Every shard is there, has a sound header, and holds numbers: one NaN makes all that is computed NaN."""
+def _check_weights(folder: Path, infinite: list[str]) -> None:
+    """Every shard is there, has a sound header, and holds numbers: one NaN makes all that is computed NaN.
+
+    Args:
+        infinite: takes the names of tensors that hold infinities, which are right as bounds and nowhere else.
+    """
     from safetensors import SafetensorError
 
     shards = {file.name for file in folder.glob("*.safetensors")}
     _check_index(folder / filenames.WEIGHTS_INDEX, shards)
     for shard in sorted(shards):
         try:
-            _check_shard(folder / shard)
+            _check_shard(folder / shard, infinite)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{shard} of the model is damaged ({error})") from error
 
@@ -100,7 +105,7 @@ def _check_index(index: Path, shards: set[str]) -> None:
         raise UserError(f"{index.name} of the model names shards that are not there")
 
 
-def _check_shard(file: Path) -> None:
+def _check_shard(file: Path, infinite: list[str]) -> None:
     import torch
     from safetensors import safe_open
 
@@ -108,39 +113,54 @@ def _check_shard(file: Path) -> None:
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - no mapping
             weight = tensors.get_tensor(name)
-            if weight.dtype in floats and weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+            if weight.dtype not in floats or not weight.numel():
+                continue
+            ends = torch.stack(weight.aminmax())
+            if ends.isnan().any():
                 raise UserError(f"{name} in {file.name} of the model holds values that are not finite: refused")
+            if ends.isinf().any():
+                infinite.append(name)
 
 
-def _check_fit(folder: Path) -> None:
-    """The config's model has these weights, and none is missing: libraries fill in random ones without an error."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _check_fit(folder: Path, infinite: list[str]) -> None:
+    """The config's model has these weights, and none is missing: libraries fill in random ones without an error.
 
-    config = AutoConfig.from_pretrained(folder, **LOCAL)
+    Args:
+        infinite: names in the files of tensors that hold infinities.
+    """
+    from lockstep.model import checkpoint_names, networks
+
+    config = networks.config_of(folder)
     if quantized := getattr(config, "quantization_config", None):
         kind = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
         raise UserError(
             f"the model is quantized already ({kind}), and an adapter cannot be merged onto such weights: take the "
             "model that it was made from, and --method qlora quantizes that"
         )
-    _, report = AutoModelForCausalLM.from_pretrained(
+    _, report = networks.auto_class(config).from_pretrained(
         folder, device_map="meta", output_loading_info=True, use_safetensors=True, **LOCAL
     )
     if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"the weights of the model lack {missing[0]} ({len(missing)} tensors that config.json asks for)"
         )
+    if infinite:
+        names = checkpoint_names.of_folder(folder)
+        bounds = {
+            tensor for group in names.groups if group.parameters.keys() <= names.buffers for tensor in group.tensors
+        }
+        for name in sorted(set(infinite) - bounds):
+            raise UserError(f"{name} of the model holds values that are not finite: refused")
 
 
 def _try_patterns(folder: Path, base: Path) -> None:
     """Ask of each of the base's modules, as PEFT does, whether the adapter belongs to it."""
-    import torch
     from peft import PeftConfig
     from peft.tuners.tuners_utils import check_target_module_exists
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, **LOCAL))
+    from lockstep.model import networks
+
+    network = networks.empty(base)
     config = PeftConfig.from_pretrained(str(folder))
     for name, _ in network.named_modules():
         check_target_module_exists(config, name)
