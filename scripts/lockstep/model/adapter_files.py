@@ -61,9 +61,17 @@ def read(folder: Path) -> AdapterDelta:
         UserError: an option or a tensor that this merge does not know, a tensor without its
             partner, or an adapter that changes nothing.
     """
-    config = read_config(folder)
+    return of_tensors(_load(folder), read_config(folder))
+
+
+def of_tensors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> AdapterDelta:
+    """An adapter from what PEFT saves: tensors by the names in its file, and its config.
+
+    Raises:
+        UserError: as `read` does.
+    """
     _refuse_unsupported(config)
-    tensors = _read_tensors(folder)
+    tensors = _without_prefix(state)
     # each kind is taken out of `tensors`; what is left are whole tensors
     low_rank: dict[str, LowRank] = {}
     for module in _modules(tensors, ".lora_A.", ".lora_B."):
@@ -104,10 +112,10 @@ def _trained_whole(whole: Mapping[str, Tensor], adapter: AdapterDelta, tied: boo
     return saved
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All tensors of an adapter's file, by their names without PEFT's prefix."""
     tensors = {}
-    for name, tensor in _load(folder).items():
+    for name, tensor in state.items():
         if not name.startswith(PREFIX):
             raise UserError(
                 f"the adapter holds {name}, and PEFT's names begin with {PREFIX}: it would be left out in silence"

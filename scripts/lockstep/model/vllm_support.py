@@ -1,12 +1,15 @@
 """What vLLM can serve of a training's result, checked before the training and not after it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.errors import UserError
 from lockstep.settings.tree import Settings
+
+if TYPE_CHECKING:
+    from lockstep.model.adapter_delta import AdapterDelta
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for vLLM's --max-lora-rank; an adapter takes the next larger one
 CONVERTED = ("pissa", "olora")  # initialisations that change the base; saved as a plain adapter of twice the rank
@@ -113,3 +116,30 @@ def _read_config(folder: Path, setting: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{setting} holds no adapter ({error})") from error
     return config
+
+
+def only_merged(adapter: "AdapterDelta", architecture: str, rank: int) -> str | None:
+    """Why vLLM does not serve an adapter as one, or None.
+
+    Args:
+        architecture: the class that its base's config names.
+        rank: the largest of its modules.
+    """
+    whole = [*adapter.whole, *adapter.embeddings]
+    ends = [name for name in adapter.low_rank if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    modules = {name.removesuffix(".weight").rpartition(".")[2] for name in adapter.low_rank}
+    known = BASES.get(architecture, frozenset())
+    reasons = {
+        "it is DoRA, which vLLM does not serve": any(part.magnitude is not None for part in adapter.low_rank.values()),
+        f"it holds {min(whole, default='')} whole, and vLLM serves low-rank updates only": bool(whole),
+        f"it has modules_to_save {', '.join(adapter.modules_to_save)}, which vLLM does not serve": bool(
+            adapter.modules_to_save
+        ),
+        f"it has bias {adapter.bias}, which vLLM does not serve": adapter.bias != "none",
+        "it holds rows of an embedding, and vLLM serves low-rank updates only": bool(adapter.rows),
+        f"it has rank {rank}, and vLLM serves up to {RANKS[-1]}": rank > RANKS[-1],
+        f"it changes {min(ends, default='')}, where vLLM takes no adapter of most models": bool(ends),
+        f"vLLM is not known to take adapters of {architecture}": not known,
+        f"it changes {min(modules - known, default='')}, where vLLM takes no adapter": bool(modules - known),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
