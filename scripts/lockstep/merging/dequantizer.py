@@ -7,14 +7,16 @@ from torch import Tensor
 
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
-from lockstep.model import networks
+from lockstep.model import experts, networks
 from lockstep.settings.schema import Quantization
 
 
 def round_trip(weight: Tensor, dtype: torch.dtype, quantization: Quantization, on: str) -> Tensor:
-    """A weight as a 4-bit layer computes with it: quantized and dequantized, on the CPU."""
+    """A weight as training computes with it, quantized and dequantized; a stack of experts one by one. On the CPU."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
+    if weight.ndim == 3:
+        return torch.stack([experts.round_trip(matrix.to(on, dtype)[None], quantization)[0].cpu() for matrix in weight])
     packed, state = quantize_4bit(
         weight.to(on, dtype).contiguous(),
         compress_statistics=quantization.bnb_4bit_use_double_quant,

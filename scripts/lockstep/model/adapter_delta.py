@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lockstep.errors import UserError
+from lockstep.model.stacked_update import StackedLowRank
 
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")  # PEFT saves these whole where a vocabulary grew
 BLOCK = 2**21  # elements that are computed at a time: they stay in a CPU's cache
@@ -80,7 +81,7 @@ class AdapterDelta:
         modules_to_save, bias: of its config; they say which whole tensors there must be.
     """
 
-    low_rank: dict[str, LowRank] = field(default_factory=dict)
+    low_rank: dict[str, LowRank | StackedLowRank] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, TrainedRows] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """An adapter's folder as PEFT saved it: read, or refused where this merge would compute something else than PEFT."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from torch import Tensor
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
+from lockstep.model import stacked_update
 from lockstep.model.adapter_delta import EMBEDDINGS, AdapterDelta, LowRank, TrainedRows
+from lockstep.model.stacked_update import StackedLowRank
 
 PREFIX = "base_model.model."
 # Options of PEFT's that this merge does not know.
 UNSUPPORTED = (
     "lora_bias",
-    "target_parameters",
     "layer_replication",
     "fan_in_fan_out",
     "alora_invocation_tokens",
@@ -73,9 +75,7 @@ def of_tensors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Adapte
     _refuse_unsupported(config)
     tensors = _without_prefix(state)
     # each kind is taken out of `tensors`; what is left are whole tensors
-    low_rank: dict[str, LowRank] = {}
-    for module in _modules(tensors, ".lora_A.", ".lora_B."):
-        low_rank[f"{module}.weight"] = _pop_low_rank(module, tensors, config)
+    low_rank = _pop_low_ranks(tensors, config)
     for module in _modules(tensors, ".lora_embedding_"):
         low_rank[f"{module}.weight"] = _pop_embedding(module, tensors, config)
     rows = {f"{module}.weight": _pop_rows(module, tensors, config) for module in _owners(tensors, ROWS)}
@@ -194,6 +194,35 @@ def _pop(tensors: dict[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
         raise UserError(f"the adapter is incomplete: {name} is missing")
     return tensors.pop(name)
+
+
+def _pop_low_ranks(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, LowRank | StackedLowRank]:
+    """The updates of linear layers and of experts, by parameter, taken out of `tensors`."""
+    modules = _modules(tensors, ".lora_A.", ".lora_B.")
+    targets = config.get("target_parameters") or ()
+    wrappers = Counter(module.replace(stacked_update.INNER, "") for module in modules)
+    low_rank: dict[str, LowRank | StackedLowRank] = {}
+    for module in modules:
+        parameter = stacked_update.parameter_of(module, wrappers, targets) if targets else None
+        if parameter is None:
+            low_rank[f"{module}.weight"] = _pop_low_rank(module, tensors, config)
+        else:
+            low_rank[parameter] = _pop_stacked(module, parameter, tensors, config)
+    return low_rank
+
+
+def _pop_stacked(
+    module: str, parameter: str, tensors: dict[str, Tensor], config: Mapping[str, Any]
+) -> LowRank | StackedLowRank:
+    """The update of one parameter that PEFT's `target_parameters` names."""
+    a, b = _pop(tensors, f"{module}.lora_A.weight"), _pop(tensors, f"{module}.lora_B.weight")
+    rank = int(_setting(parameter, config, "r", "rank_pattern"))
+    if len(a) == rank:  # a matrix, such as that of a router
+        return _checked(parameter, LowRank(a, b, 1.0), config)
+    a, b = stacked_update.stacked(parameter, a, b, rank)
+    if not (b.any() and a.any()):
+        raise UserError(f"the adapter has no effect on {parameter}: it was not trained, or damaged")
+    return StackedLowRank(a, b, _scale(parameter, rank, config))
 
 
 def _pop_low_rank(module: str, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> LowRank:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lockstep.model import checkpoint_names
+from lockstep.model import checkpoint_names, experts, stacked_update
 from lockstep.model.adapter_delta import EMBEDDINGS, AdapterDelta
 from lockstep.model.checkpoint_names import CheckpointNames
 
@@ -43,6 +43,8 @@ def plan_merge(base: Path, adapter: AdapterDelta, names: CheckpointNames | None 
     """
     names = names or checkpoint_names.of_folder(base)
     shapes = names.shapes
+    transposed = {name: stack.transposed for name, stack in experts.stacks(names.network)}
+    adapter = replace(adapter, low_rank=stacked_update.oriented(adapter.low_rank, transposed))
     # Of two tied tensors the base's files hold one. Where the adapter changes both alike, that stays so; otherwise
     # they part, and the other one is written, too, made from the one that is there.
     parted: dict[str, str] = {}
