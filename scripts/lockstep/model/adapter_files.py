@@ -63,16 +63,17 @@ def read(folder: Path) -> AdapterDelta:
         UserError: an option or a tensor that this merge does not know, a tensor without its
             partner, or an adapter that changes nothing.
     """
-    return of_tensors(_load(folder), read_config(folder))
+    config = read_config(folder)
+    _refuse_unsupported(config)
+    return of_tensors(_load(folder), config)
 
 
 def of_tensors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> AdapterDelta:
     """An adapter from what PEFT saves: tensors by the names in its file, and its config.
 
     Raises:
-        UserError: as `read` does.
+        UserError: as `read` does, but for its options.
     """
-    _refuse_unsupported(config)
     tensors = _without_prefix(state)
     # each kind is taken out of `tensors`; what is left are whole tensors
     low_rank = _pop_low_ranks(tensors, config)
