@@ -5,7 +5,7 @@ original weights instead, which makes another model than the one that was traine
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
-from lockstep.merging import merged_dtypes, safetensors_stream
+from lockstep.merging import safetensors_stream
 from lockstep.merging.dequantizer import Dequantizer
+from lockstep.model import merged_dtypes
 from lockstep.model.adapter_delta import BLOCK, AdapterDelta
 from lockstep.model.checkpoint_names import Group
 from lockstep.model.merge_plan import MergePlan, plan_merge
@@ -32,16 +33,17 @@ class Merge:
 
     Args:
         dequantizer: replaces weights by their dequantized 4-bit ones; None keeps the original weights.
+        float32: names in the files of what stays float32 besides what `merged_dtypes` says.
 
     Attributes:
         files: for each file of the base, the tensors to write there in their order, with shape and dtype.
         unbounded: those that may hold infinities: bounds of clipped layers, which are no parameters.
     """
 
-    def __init__(self, plan: MergePlan, dequantizer: Dequantizer | None) -> None:
+    def __init__(self, plan: MergePlan, dequantizer: Dequantizer | None, float32: Collection[str] = ()) -> None:
         self.plan, self.dequantizer = plan, dequantizer
         self.changed = plan.adapter.names | (dequantizer.hashes.keys() if dequantizer else set())
-        self.dtypes = merged_dtypes.of_names(plan.names, DTYPE)
+        self.dtypes = merged_dtypes.of_names(plan.names, DTYPE, float32)
         # what each tensor is made of: a parameter, a group of which it is a part, or itself
         self.parameters: dict[str, str] = {}
         self.groups: dict[str, Group] = {}
@@ -132,9 +134,12 @@ class Merge:
 
 
 def write_weights(
-    base: Path, out: Path, adapter: AdapterDelta, dequantizer: Dequantizer | None
+    base: Path, out: Path, adapter: AdapterDelta, dequantizer: Dequantizer | None, float32: Collection[str] = ()
 ) -> safetensors_stream.Sums:
     """The merged model's files and their index, a block of rows in memory at a time, or one layer's experts.
+
+    Args:
+        float32: as of `Merge`.
 
     Returns:
         what `safetensors_stream.verify` must find when it reads them back.
@@ -145,7 +150,7 @@ def write_weights(
     plan = plan_merge(base, adapter)
     if dequantizer and (missing := dequantizer.hashes.keys() - plan.shapes.keys()):
         raise UserError(f"the adapter belongs to another base: {min(missing)} is not in {base.name}")
-    merge = Merge(plan, dequantizer)
+    merge = Merge(plan, dequantizer, float32)
     out.mkdir(parents=True, exist_ok=True)
     sums: safetensors_stream.Sums = {}
     with ThreadPoolExecutor(1) as disk, _one_thread():

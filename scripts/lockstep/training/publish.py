@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lockstep.artifacts import atomic, filenames
-from lockstep.model import networks, peft_adapter
+from lockstep.model import carried_files, full_weights, networks, peft_adapter
 from lockstep.processes import distributed
 from lockstep.settings.tree import Settings
 from lockstep.training import loss_plot, model_card, packed_attention, reference, setup
@@ -59,15 +59,16 @@ def save(training: "Training", chat: "Template", settings: Settings, measured: d
     state = trainer.gathered_state()
     if not distributed.FIRST:
         return
-    hashes: dict[str, str] = {}
+    record: dict[str, Any] = {"dequantized": {}, "dtype": measured["dtype"]}
     if settings.method == "full":
-        trainer.network.save_pretrained(work, state_dict=state)
+        record["float32"] = full_weights.save(trainer.network, state, settings.model.folder, work)
+        carried_files.carry(settings.model.folder, work)
     else:
         initial = settings.run_dir / filenames.CHECKPOINTS / peft_adapter.INITIAL
         peft_adapter.save(trainer.model, settings.model.origin, initial if initial.exists() else None, state, work)
-        hashes = peft_adapter.base_hashes(trainer.model)
+        record["dequantized"] = peft_adapter.base_hashes(trainer.model)
     chat.tokenizer.save_pretrained(work)
-    atomic.write_json(work / filenames.BASE_TENSORS, {"dequantized": hashes, "dtype": measured["dtype"]})
+    atomic.write_json(work / filenames.BASE_TENSORS, record)
     coverage = training.account.as_json()
     atomic.write_json(work / filenames.COVERAGE, coverage)
     atomic.write_json(work / filenames.METRICS, measured)

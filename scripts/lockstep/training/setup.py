@@ -112,7 +112,9 @@ def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, An
         ) from error
     set_seed(settings.train.seed)  # of the adapter's first weights, whatever was drawn while loading
     if settings.method == "full":
-        network.requires_grad_(True)
+        text = networks.text_parameters(network)
+        for name, weight in network.named_parameters():
+            weight.requires_grad_(name in text)
         return network, network
     model = peft_adapter.attach(network, settings.lora)
     if settings.lora.start_from:

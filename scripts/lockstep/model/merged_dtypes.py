@@ -9,6 +9,7 @@ Merged models are bfloat16, with these exceptions:
   in bfloat16 has these in float32, too.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -21,23 +22,28 @@ DTYPES = {
 }  # by their names in safetensors files  # fmt: skip
 
 
-def of_names(names: CheckpointNames, dtype: torch.dtype) -> dict[str, torch.dtype]:
+def of_names(
+    names: CheckpointNames, dtype: torch.dtype = torch.bfloat16, kept: Collection[str] = ()
+) -> dict[str, torch.dtype]:
     """The dtype in which a merge writes each tensor of a checkpoint, by its name in the files.
 
     Args:
         dtype: where no exception holds.
+        kept: what stays float32 besides: after full training, whose checkpoint is float32 as a whole, what the base
+            had so.
     """
     in_32 = {name for name, tensor in names.tensors.items() if tensor.dtype == "F32"}
     in_16 = {name for name, tensor in names.tensors.items() if tensor.dtype in ("F16", "BF16")}
     if names.size(in_16) > names.size(in_32):
-        kept = in_32
+        stay = in_32
     else:
         of_class = _float32_of_class(names.network)
-        kept = {name for group in names.groups if of_class & group.parameters.keys() for name in group.tensors} & in_32
+        stay = {name for group in names.groups if of_class & group.parameters.keys() for name in group.tensors}
+        stay = (stay | set(kept)) & in_32
     dtypes = {}
     for name, tensor in names.tensors.items():
         own = DTYPES[tensor.dtype]
-        dtypes[name] = own if name in kept or not own.is_floating_point else dtype
+        dtypes[name] = own if name in stay or not own.is_floating_point else dtype
     return dtypes
 
 
