@@ -70,7 +70,7 @@ def parameter_of(module: str, below: Mapping[str, int], targets: Sequence[str]) 
     order = sorted(leaves, key=lambda leaf: (leaf.startswith("down"), leaf.endswith("bias"), leaf))
     if len(order) != below[plain]:
         raise UserError(
-            f"the adapter is incomplete: it holds {below[plain]} parameters of {plain}, and its config names {len(order)}"
+            f"the adapter is incomplete: {below[plain]} parameters of {plain}, and its config names {len(order)}"
         )
     return f"{plain}.{order[len(order) - 1 - module.count(INNER)]}"
 
