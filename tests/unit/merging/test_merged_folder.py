@@ -1,4 +1,4 @@
-"""Merges of families whose files name or hold their tensors otherwise than memory does."""
+"""What a merge writes of models of many families, whose files name or hold tensors otherwise than memory does."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,6 @@ from lockstep.model import (
     checkpoint_files,
     checkpoint_names,
     library_checks,
-    merged_dtypes,
     networks,
     peft_adapter,
 )
@@ -104,30 +103,6 @@ def test_experts_are_written_as_the_files_hold_them_over_several_files(name: str
     for file in ("model-0.safetensors", "model-1.safetensors"):
         written = load_file(tmp_path / "out" / file)
         assert all(torch.equal(tensors[key], written[key]) for key in untouched & written.keys())
-
-
-def test_the_dtypes_that_a_merge_keeps(tmp_path: Path) -> None:
-    base = families.write(families.ALL["DeepSeek-V3"], tmp_path / "base")
-    before = load_file(base / "model.safetensors")
-    (bias,) = [name for name in before if name.endswith("e_score_correction_bias")]
-    assert before[bias].dtype == torch.float32
-    before["model.layers.1.input_layernorm.weight"] = before["model.layers.1.input_layernorm.weight"].float() + 2**-12
-    before["model.layers.9.counts"] = torch.arange(5)
-    before["model.layers.9.on"] = torch.tensor(True)
-    save_file(before, base / "model.safetensors", {"format": "pt"})
-    out = tmp_path / "out"
-    merge.write_weights(base, out, adapter_delta.AdapterDelta(), None)
-    after = load_file(out / "model.safetensors")
-    assert after.keys() == before.keys()
-    assert all(
-        torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in before.items()
-    )
-
-    whole = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in before.items()}
-    save_file(whole, base / "model.safetensors", {"format": "pt"})  # float32 throughout: the class decides
-    dtypes = merged_dtypes.of_names(checkpoint_names.of_folder(base), torch.bfloat16)
-    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {bias}
-    assert dtypes["model.layers.9.counts"] == torch.int64
 
 
 def look(folder: Path) -> None:
