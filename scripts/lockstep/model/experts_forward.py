@@ -103,7 +103,7 @@ def forward(
     sorted_experts = chosen.reshape(-1)[order]
     segments = _segments(sorted_experts, by_name[first].shape[0])
     # rows are gathered by a permutation, so that no two gradients are added to one row in an order that may vary
-    repeated = hidden[:, None].expand(tokens, each, -1).reshape(tokens * each, -1)
+    repeated = hidden[:, None].expand(tokens, each, -1).flatten(0, 1)
     states = repeated.index_select(0, order).to(by_name[first].dtype)
     states = _linear(module, by_name[first], states, sorted_experts, segments, adapters)
     states = module._apply_gate(states) if module.has_gate else module.act_fn(states)
@@ -112,7 +112,7 @@ def forward(
     states = states * weights.reshape(-1)[order][:, None]
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
-    return states.index_select(0, back).view(tokens, each, -1).sum(1).to(hidden.dtype)
+    return states.index_select(0, back).view(tokens, each, hidden.shape[-1]).sum(1).to(hidden.dtype)
 
 
 def _segments(sorted_experts: Tensor, number: int) -> Segments:
