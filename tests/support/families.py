@@ -155,6 +155,7 @@ EXPERTS = (
         "hc_mult": 2, "o_groups": 2, "o_lora_rank": 16, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 16,
         "sliding_window": 64, "num_nextn_predict_layers": 0, "partial_rotary_factor": 0.5,
         "mlp_layer_types": ["hash_moe", "moe", "moe"],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
     } | layer_types("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")),
     Family("MiniMax M2", "experts", "MiniMaxM2ForCausalLM", text(num_local_experts=4, num_experts_per_tok=2)),
     Family("ERNIE 4.5 MoE", "experts", "Ernie4_5_MoeForCausalLM", headless(
@@ -227,7 +228,8 @@ WRAPPERS = (
         "text_config": text(model_type="ministral3"), "vision_config": SIGLIP | {
             "model_type": "pixtral", "head_dim": 16}, "image_token_index": 501, "tie_word_embeddings": False}),
     Family("Qwen3-VL", "wrapper", "Qwen3VLForConditionalGeneration", TOKENS | QWEN_IDS | {
-        "text_config": text(rope_parameters={"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]}),
+        "text_config": text(
+            intermediate_size=384, rope_parameters={"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]}),
         "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0]}, "tie_word_embeddings": False}),
 )  # fmt: skip
 
@@ -267,6 +269,8 @@ def network(family: Family, seed: int = 0) -> Any:
         for name, weight in made.named_parameters():
             if not weight.isfinite().all() or name.endswith("sinks"):  # left empty by its class
                 weight.normal_(std=0.02)
+            if name.endswith("correct_output_scale"):  # of Gemma 3n, zero at first
+                weight.fill_(1)
             if weight.dim() > 1:
                 weight *= EMBEDDINGS if id(weight) in embeddings else MATRICES
         for name, tensor in made.named_buffers():

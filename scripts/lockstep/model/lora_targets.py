@@ -53,9 +53,13 @@ def _linear(network: Any) -> Iterator[str]:
     modules = dict(network.named_modules())
     for name, module in modules.items():
         owner, _, own = name.rpartition(".")
-        if not isinstance(module, nn.Linear) or module is network.get_output_embeddings():
+        if not networks.is_plain_linear(module) or module is network.get_output_embeddings():
             continue
-        if set(CHOOSING) & set(name.split(".")) or (_is_mamba(modules[owner]) and own != "in_proj"):
+        if (
+            name.endswith(networks.CLAMPED)
+            or set(CHOOSING) & set(name.split("."))
+            or (_is_mamba(modules[owner]) and own != "in_proj")
+        ):
             continue
         yield name
 

@@ -14,6 +14,9 @@ from lockstep.settings.schema import Quantization
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Gemma 3n bounds these weights itself in every training pass, and passes by what lies around the second.
+CLAMPED = ("altup.prediction_coefs", "altup.correction_coefs")
+
 
 def device() -> str:
     """cuda, mps or cpu: the best that is here."""
@@ -118,7 +121,7 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
     transformers_logging.disable_progress_bar()
     # 4-bit layers skip what llm_int8_skip_modules names, too
     four_bit = quantization and FourBitConfig(
-        dtype, llm_int8_skip_modules=_outside_decoder(empty(folder)), **quantization.of_bitsandbytes()
+        dtype, llm_int8_skip_modules=_not_quantized(empty(folder)), **quantization.of_bitsandbytes()
     )
     network = auto_class(config_of(folder)).from_pretrained(
         folder,
@@ -171,26 +174,49 @@ def replace_linear_layers(network: Any, quantization: Quantization) -> None:
 
     settings = BitsAndBytesConfig(load_in_4bit=True, **quantization.of_bitsandbytes())
     replace_with_bnb_linear(
-        network, modules_to_not_convert=_outside_decoder(network), quantization_config=settings, pre_quantized=False
+        network, modules_to_not_convert=_not_quantized(network), quantization_config=settings, pre_quantized=False
     )
     for _, layer in linear4bit(network):
         if layer.bias is not None:  # made in torch's default dtype
             layer.bias.data = layer.bias.data.to(network.dtype)
 
 
-def _outside_decoder(network: Any) -> list[str]:
-    """Names of the linear layers that stay as they are: the output layer, and those that text never reaches."""
+def _not_quantized(network: Any) -> list[str]:
+    """Names of the linear layers that stay as they are: the output layer, those that text never reaches, those that
+    compute something else than a linear layer does, and those whose weight the model itself changes."""
     prefix, _ = decoder(network)
-    layers = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
-    return [name for name in layers if not name.startswith(f"{prefix}.")]
+    layers = ((name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear))
+    return [
+        name
+        for name, module in layers
+        if not (name.startswith(f"{prefix}.") and is_plain_linear(module)) or name.endswith(CLAMPED)
+    ]
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module computes what nn.Linear does: DeepSeek-V4's grouped projection and Llama 4's router do not."""
+    if not isinstance(module, nn.Linear) or _is_4bit(module) or type(module).forward is nn.Linear.forward:
+        return isinstance(module, nn.Linear)
+    probe, ones = nn.Linear(3, 2, bias=False, device="cpu"), torch.ones(1, 3, device="cpu")
+    expected = probe(ones)
+    probe.__class__ = type(module)
+    try:
+        result = probe(ones)
+    except (AttributeError, RuntimeError, TypeError):  # it needs more than a weight
+        return False
+    return isinstance(result, Tensor) and torch.allclose(result, expected)
+
+
+def _is_4bit(module: nn.Module) -> bool:
+    import bitsandbytes
+
+    return isinstance(module, bitsandbytes.nn.Linear4bit)
 
 
 def linear4bit(network: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name, layer) of every 4-bit layer."""
-    import bitsandbytes
-
     for name, layer in network.named_modules():
-        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+        if _is_4bit(layer):
             yield name, layer
 
 

@@ -90,7 +90,9 @@ class _Whole:
 
     def outputs(self, x: Tensor) -> Sequence[Tensor]:
         """x [tokens, in] → each layer's x Wᵀ + b [tokens, out]."""
-        return torch.split(nn.functional.linear(x, self.weight, self.bias), self.sizes, 1)
+        output = nn.functional.linear(x, self.weight, self.bias)
+        # a view that is made inside an autograd function cannot be changed in place, as Gemma 3n and Llama 4 do
+        return torch.split(output, self.sizes, 1) if len(self.sizes) > 1 else [output]
 
     def of_input(self, gradients: Sequence[Tensor]) -> Tensor:
         """The gradient of x from those of the outputs."""

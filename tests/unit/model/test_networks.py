@@ -101,3 +101,16 @@ def test_only_the_decoder_is_quantized(name: str, tmp_path: Path) -> None:
     names = {path for path, _ in networks.linear4bit(network)}
     assert names == {f"{prefix}.{path}" for path, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     assert any(isinstance(module, nn.Linear) and path not in names for path, module in network.named_modules())
+
+
+def test_a_layer_that_only_descends_from_linear_is_no_linear_layer() -> None:
+    from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4GroupedLinear
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+    from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextConfig
+
+    with torch.device("meta"):
+        assert networks.is_plain_linear(torch.nn.Linear(4, 4))
+        assert networks.is_plain_linear(FalconLinear(4, 4))
+        assert not networks.is_plain_linear(DeepseekV4GroupedLinear(4, 4, 2))
+        assert not networks.is_plain_linear(Llama4Router(Llama4TextConfig(hidden_size=4)))
+        assert not networks.is_plain_linear(torch.nn.Embedding(4, 4))
