@@ -6,7 +6,7 @@ from pathlib import Path
 from lockstep.artifacts import atomic
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+LICENCES = "LICENSE*"
 
 
 def carry(base: Path, out: Path) -> None:
@@ -20,7 +20,5 @@ def carry(base: Path, out: Path) -> None:
             content = atomic.read_json(base / name)
             content.pop("chat_template", None)  # of older processors
             atomic.write_json(out / name, content)
-    for pattern in LICENCES:
-        for file in base.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, out / file.name)
+    for file in base.glob(LICENCES):
+        shutil.copyfile(file, out / file.name)

@@ -140,11 +140,6 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
     return network
 
 
-def tied_weights(folder: Path) -> dict[str, str]:
-    """Tied tensors, each with the name of the one whose weights it shares: head → embedding."""
-    return dict(empty(folder).all_tied_weights_keys)
-
-
 def decoder(network: Any) -> tuple[str, nn.Module]:
     """(name, module) of the stack of layers that text passes through; a wrapper has other parts beside it."""
     module = network.get_decoder()
