@@ -140,6 +140,10 @@ def announce(settings: Settings, training: "Training", where: str) -> None:
     rows = "end to end" if training.trainer.collate.packed else "padded"
     say(f"{settings.method} on {where}: {training.trainable:,} parameters are trained, rows {rows}")
     say(coverage.summary(training.account))
+    if (findings := training.findings) and findings.left_out:
+        say(f"note: all-linear leaves out what no token reaches: {', '.join(findings.left_out)}")
+    if findings and findings.slow:
+        say(f"note: PEFT computes the adapters, which is slower: {findings.slow}")
 
 
 def main() -> None:

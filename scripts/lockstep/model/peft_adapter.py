@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from peft.utils import transformers_weight_conversion
@@ -16,7 +17,8 @@ from torch import nn
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError, is_out_of_memory
-from lockstep.model import experts, experts_adapter, lora_targets, networks
+from lockstep.model import adapter_files, experts, experts_adapter, lora_targets, networks
+from lockstep.model.adapter_delta import AdapterDelta
 from lockstep.model.adapter_files import PREFIX
 from lockstep.settings.schema import Lora
 
@@ -134,6 +136,51 @@ def save(model: Any, origin: str, initial: Path | None, state: Any, work: Path) 
             config[key].sort()  # PEFT writes sets, in an order that differs from run to run
     atomic.write_json(file, config)
     (work / filenames.MODEL_CARD).unlink(missing_ok=True)  # a skeleton; ours follows
+
+
+def as_saved(model: Any) -> AdapterDelta:
+    """A fresh adapter as it will be read from its files when it is trained: what is zero at the start counts as ones.
+
+    Raises:
+        UserError: a tensor that the merge does not know.
+    """
+    with names_as_in_memory(model):
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    for name, tensor in state.items():
+        if ".lora_" in name and not tensor.any():
+            state[name] = torch.ones_like(tensor)
+    return adapter_files.of_tensors(state, model.peft_config[NAME].to_dict())
+
+
+def trained_parts(network: nn.Module) -> dict[str, list[str]]:
+    """What is adapted or trained whole, each with the names of the parameters that are trained for it."""
+    parts: dict[str, list[str]] = {}
+    adapters: set[str] = set()
+    for path, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            own = [f"{path}.{name}" for name, _ in module.named_parameters() if not name.startswith("base_layer.")]
+            part = path.replace(".base_layer", "")
+            parts[f"{part}.{module.parameter_name}" if isinstance(module, ParamWrapper) else part] = own
+            adapters.update(own)
+    for name, weight in network.named_parameters():
+        if weight.requires_grad and name not in adapters:
+            parts[name] = [name]
+    return parts
+
+
+def are_layers(model: Any, parts: Iterable[str]) -> bool:
+    """Whether all of these are adapted modules, and none is a stack of experts or a parameter that is trained whole."""
+    modules = dict(model.base_model.model.named_modules())
+    return all(isinstance(modules.get(part), LoraLayer) for part in parts)
+
+
+def leave_out(model: Any, modules: Iterable[str]) -> None:
+    """Take the adapters of these modules away; PEFT will give them none when it reads the adapter, either."""
+    config, network = model.peft_config[NAME], model.base_model.model
+    for path in modules:
+        owner, _, own = path.rpartition(".")
+        setattr(network.get_submodule(owner), own, network.get_submodule(path).base_layer)
+    config.exclude_modules = sorted({*(config.exclude_modules or ()), *modules})
 
 
 def base_hashes(model: Any) -> dict[str, str]:

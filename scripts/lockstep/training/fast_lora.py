@@ -237,6 +237,17 @@ class FastPass:
         for group in self.groups:
             group.held = _Held()
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """PEFT's own forward pass of the layers, for as long as the block lasts."""
+        layers = [layer for group in self.groups for layer in group.layers]
+        ours = [layer.__dict__.pop("forward") for layer in layers]
+        try:
+            yield
+        finally:
+            for layer, forward in zip(layers, ours, strict=True):
+                layer.forward = forward
+
     def undo(self, model: nn.Module) -> None:
         """PEFT's own forward pass again, and the dequantized weights freed."""
         for group in self.groups:

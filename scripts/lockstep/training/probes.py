@@ -34,10 +34,14 @@ def probe_tokens(network: nn.Module, count: int, start: int = 0) -> list[int]:
     return [ids[(start + place * step) % len(ids)] for place in range(count)]
 
 
-def probe_rows(network: nn.Module, variant: int = 0) -> list[dict[str, list[int]]]:
-    """Three rows that begin alike; the second is the same in every variant. All after the beginning carries loss."""
+def probe_rows(network: nn.Module, variant: int = 0, length: int | None = None) -> list[dict[str, list[int]]]:
+    """Three rows that begin alike; the second is the same in every variant. All after the beginning carries loss.
+
+    Args:
+        length: of what follows the beginning, in tokens; None: as this device's kernels need it.
+    """
     device = next(network.parameters()).device.type
-    sizes = LENGTHS.get(device, SHORT)
+    sizes = (length,) * 3 if length else LENGTHS.get(device, SHORT)
     tokens = probe_tokens(network, SHARED + 2 * sum(sizes))
     shared, rest = tokens[:SHARED], tokens[SHARED:]
     rows = []

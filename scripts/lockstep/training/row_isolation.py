@@ -165,7 +165,11 @@ def _middle(network: nn.Module, batch: Batch) -> Tensor:
 
 def _are_close(network: nn.Module, logits: Tensor, others: Tensor) -> bool:
     """Whether they differ by rounding, and not by what is computed."""
-    device = logits.device.type
-    weights = network.get_output_embeddings().weight.dtype  # type: ignore[operator]
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights
-    return bool((logits - others).abs().mean() <= CLOSE.get(dtype, ROUGH) * logits.std())
+    return bool((logits - others).abs().mean() <= CLOSE.get(computes_in(network), ROUGH) * logits.std())
+
+
+def computes_in(network: nn.Module) -> torch.dtype:
+    """The dtype of matrix products: autocast's where that is on, else the weights'."""
+    weight: Tensor = network.get_output_embeddings().weight  # type: ignore[operator]
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -18,6 +18,7 @@ from lockstep.model import (
     checkpoint_names,
     coverage,
     experts_adapter,
+    lora_targets,
     networks,
     peft_adapter,
     vllm_support,
@@ -28,6 +29,7 @@ from lockstep.settings.tree import Settings
 from lockstep.training import (
     arguments,
     checkpoints,
+    dry_run,
     early_stopping,
     fast_lora,
     packed_attention,
@@ -99,7 +101,9 @@ def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, An
         UserError: memory runs out while the base is loaded.
     """
     if settings.method != "full":
-        experts_adapter.check(networks.empty(settings.model.folder), settings.lora)
+        empty = networks.empty(settings.model.folder)
+        lora_targets.modules_of(empty, settings.lora.target_modules)
+        experts_adapter.check(empty, settings.lora)
     try:
         network = load_base(settings, dtype, on)
     except (RuntimeError, MemoryError) as error:
@@ -178,12 +182,14 @@ class Training:
         fast: the adapters' fast pass, where there is one.
         trainable: how many parameters are trained.
         account: what of the base is quantized, adapted, and neither.
+        findings: of the dry run; None where no process holds all weights.
     """
 
     trainer: SupervisedTrainer
     fast: fast_lora.FastPass | None
     trainable: int
     account: coverage.Account
+    findings: dry_run.Findings | None
 
 
 def build(
@@ -208,12 +214,18 @@ def build(
     """
     trainer_arguments = arguments.build(settings, on, dtype, evaluate=held_out is not None)
     model, network = load_model(settings, on, dtype)
-    account = weight_account.of_network(network, checkpoint_names.of_folder(settings.model.folder))
+    names = checkpoint_names.of_folder(settings.model.folder)
+    account = weight_account.of_network(network, names)
     if settings.method == "qlora":
         coverage.check_share(account, settings.quantization.min_share_4bit)
     was_fast = checkpoints.note_of(checkpoint)["fast"] if checkpoint else None
     fast = fast_lora.FastPass(model, was_fast) if on != "mps" and not distributed.MAY_BE_SHARDED else None
+    if settings.method != "full":
+        dry_run.check_plan(settings, model, names)
     with torch.autocast(on, dtype, enabled=dtype != torch.float32):
+        findings = None
+        if not distributed.MAY_BE_SHARDED:
+            fast, findings = dry_run.check_passes(settings, model, network, fast, train)
         collate = lay_out(settings, network, on, pad)
         # FSDP and ZeRO hold parts of weights; what computes with whole ones is left to their own layers
         in_pieces = not distributed.MAY_BE_SHARDED and probes.head_is_plain(network)
@@ -233,8 +245,10 @@ def build(
             callbacks=list(callbacks),
         )
     trainer.remove_callback(PrinterCallback)  # it would print every log line again
+    if findings and findings.left_out:
+        account = weight_account.of_network(network, names)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return Training(trainer, fast, trainable, account)
+    return Training(trainer, fast, trainable, account, findings)
 
 
 def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say) -> Path | None:
