@@ -267,9 +267,7 @@ def network(family: Family, seed: int = 0) -> Any:
     embeddings = {id(module.weight) for module in made.modules() if isinstance(module, torch.nn.Embedding)}
     with torch.no_grad():
         for name, weight in made.named_parameters():
-            if not weight.isfinite().all() or name.endswith(
-                ("sinks", "correct_output_scale")
-            ):  # left empty by its class
+            if not weight.isfinite().all() or name.endswith("sinks"):  # left empty by its class
                 weight.normal_(std=0.02)
             if name.endswith("correct_output_scale"):  # of Gemma 3n, zero at first
                 weight.fill_(1)
