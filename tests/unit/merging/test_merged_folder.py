@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from support import families, rounding, tiny
 
 from lockstep.errors import UserError
-from lockstep.merging import merge
+from lockstep.merging import dequantizer, merge
 from lockstep.model import (
     adapter_delta,
     adapter_files,
@@ -19,7 +19,7 @@ from lockstep.model import (
     networks,
     peft_adapter,
 )
-from lockstep.settings.schema import Lora
+from lockstep.settings.schema import Lora, Quantization
 
 QUICK = ("Mixtral", "Nemotron-H", "Qwen3.5-MoE", "Gemma 4")
 MORE = (
@@ -103,6 +103,23 @@ def test_experts_are_written_as_the_files_hold_them_over_several_files(name: str
     for file in ("model-0.safetensors", "model-1.safetensors"):
         written = load_file(tmp_path / "out" / file)
         assert all(torch.equal(tensors[key], written[key]) for key in untouched & written.keys())
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen3.5-MoE"])
+def test_the_dequantized_merge_holds_the_weights_that_training_computed_with(name: str, tmp_path: Path) -> None:
+    base = families.write(families.ALL[name], tmp_path / "base")
+    quantized = networks.load(base, torch.bfloat16, "cpu", Quantization())
+    hashes = peft_adapter.base_hashes(peft_adapter.attach(quantized, Lora(lora_dropout=0.0)))
+    (tmp_path / "base_tensors.json").write_text(json.dumps({"dequantized": hashes, "dtype": "bfloat16"}))
+    assert any(key.endswith("experts.gate_up_proj") for key in hashes)
+    assert not any("visual" in key or "router" in key for key in hashes)
+    proving = dequantizer.Dequantizer(tmp_path, Quantization())
+    merge.write_weights(base, tmp_path / "out", adapter_delta.AdapterDelta(), proving)
+    (tmp_path / "out/config.json").write_bytes((base / "config.json").read_bytes())
+    merged = networks.load(tmp_path / "out", torch.bfloat16, "cpu").state_dict()
+    assert {key: networks.tensor_sha256(merged[key]) for key in hashes} == hashes
+    plain = networks.load(base, torch.bfloat16, "cpu").state_dict()
+    assert all(torch.equal(merged[key], tensor) for key, tensor in plain.items() if key not in hashes)
 
 
 def look(folder: Path) -> None:
