@@ -23,8 +23,8 @@ METHODS = ("qlora", "lora", "full")
 KINDS = ("Qwen3-MoE", "gpt-oss", "LFM2", "Qwen3.5", "Gemma 4 MoE", "BERT", "GPT-2")  # Llama 3 is in every other test
 # What is refused: family, methods, the stage, and words of the message.
 REFUSED = {
-    "T5": (METHODS, "00", "T5"),
-    "BERT": (METHODS, "02", "causal"),
+    "T5": (METHODS, "00", "an encoder with a decoder"),
+    "BERT": (METHODS, "00", "both directions"),
     "GPT-2": (("qlora", "lora"), "02", "Conv1D"),
 }
 
