@@ -3,6 +3,8 @@
 transformers' own quantizer for bitsandbytes quantizes linear layers; the one here does the experts as well.
 """
 
+import ctypes
+import sys
 from typing import Any
 
 import torch
@@ -93,7 +95,15 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
                 experts.dequantized_forward(module, module)
         if any(experts.has_interface(stack.module) for _, stack in experts.stacks(model)):
             model.set_experts_implementation(FORWARD)
+        if self.stacks:
+            _return_freed_memory()
         return model
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give back what held weights in 16 bits while they were loaded: else it keeps some for later."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None:
+        trim(0)
 
 
 ALL_EXPERTS_FUNCTIONS.register(FORWARD, experts_forward.of_four_bit)
