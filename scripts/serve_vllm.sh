@@ -19,7 +19,8 @@ if ! command -v "$python" >/dev/null; then
     echo "error: no Python at $python: run \`make setup\` first, or set PYTHON" >&2
     exit 2
 fi
-export PYTHONPATH=$here # `lockstep` is not installed; the server's own Python must find it, too
+# `lockstep` is not installed; the server's own Python must find it, too
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 
 action=start
 arguments=()

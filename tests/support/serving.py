@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,15 +63,19 @@ def report(home: Home) -> Any:
 TRAIN = ("--train.max_steps", "6", "--train.learning_rate", "2e-2", "--lora.r", "8")
 
 
-def finished_run(folder: Path, *extra: str, base: bool = True) -> Home:
+def finished_run(folder: Path, *extra: str, base: bool = True, model: Callable[[Path], object] = tiny.model) -> Home:
     """All stages, and the dequantized base if it is wanted; forked from one process, as their imports take longest.
 
     A run that stands there finished is taken as it is.
+
+    Args:
+        extra: settings of the stages that have them.
+        model: writes the base.
     """
     home = Home(folder)
     if (home.run / ("base" if base else "merged")).exists():
         return home
-    tiny.model(folder / "tiny")
+    model(folder / "tiny")
     tiny.rows(folder / "rows.jsonl", 40)
     with Nursery(folder) as nursery:
         nursery.finish("00_download_model.py", *home.words)

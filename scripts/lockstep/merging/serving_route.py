@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.model import vllm_table
 from lockstep.model.vllm_support import RANKS, only_merged
 from lockstep.settings.schema import Model
 
@@ -39,10 +40,9 @@ def inspect(folder: Path, base: Path | None = None) -> Route:
     base = base or Model.model_validate(manifest.read(folder).config["model"]).folder
     adapter = adapter_files.read(folder)
     merge_plan.plan_merge(base, adapter)
-    architectures = atomic.read_json(base / filenames.CONFIG).get("architectures") or ["?"]
-    config = adapter_files.read_config(folder)
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])  # vLLM asks no further
-    if reason := only_merged(adapter, architectures[0], rank):
+    options, config = adapter_files.read_config(folder), atomic.read_json(base / filenames.CONFIG)
+    rank = max([options["r"], *(options.get("rank_pattern") or {}).values()])  # vLLM asks no further
+    if reason := only_merged(adapter, config, rank):
         return Route("merged", reason, None)
     bucket = next(known for known in RANKS if known >= rank)
-    return Route("lora", f"plain LoRA of rank {rank}, which vLLM adds to {architectures[0]}", bucket)
+    return Route("lora", f"plain LoRA of rank {rank}, which vLLM adds to {vllm_table.architecture_of(config)}", bucket)

@@ -1,11 +1,13 @@
 """What vLLM can serve of a training's result, checked before the training and not after it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.errors import UserError
+from lockstep.model import vllm_table
 from lockstep.settings.tree import Settings
 
 if TYPE_CHECKING:
@@ -13,19 +15,6 @@ if TYPE_CHECKING:
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for vLLM's --max-lora-rank; an adapter takes the next larger one
 CONVERTED = ("pissa", "olora")  # initialisations that change the base; saved as a plain adapter of twice the rank
-LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
-# Bases whose layers vLLM 0.32 can add adapters to, and the names of those layers.
-BASES = {
-    "LlamaForCausalLM": LAYERS,
-    "MistralForCausalLM": LAYERS,
-    "Qwen2ForCausalLM": LAYERS,
-    "Qwen3ForCausalLM": LAYERS,
-    "GemmaForCausalLM": LAYERS,
-    "Gemma2ForCausalLM": LAYERS,
-    "Gemma3ForCausalLM": LAYERS,
-    "GraniteForCausalLM": LAYERS,
-    "Phi3ForCausalLM": frozenset({"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
-}
 
 
 def rank_as_saved(settings: Settings) -> int:
@@ -118,17 +107,14 @@ def _read_config(folder: Path, setting: str) -> dict[str, Any]:
     return config
 
 
-def only_merged(adapter: "AdapterDelta", architecture: str, rank: int) -> str | None:
+def only_merged(adapter: "AdapterDelta", config: Mapping[str, Any], rank: int) -> str | None:
     """Why vLLM does not serve an adapter as one, or None.
 
     Args:
-        architecture: the class that its base's config names.
+        config: its base's config.json.
         rank: the largest of its modules.
     """
     whole = [*adapter.whole, *adapter.embeddings]
-    ends = [name for name in adapter.low_rank if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
-    modules = {name.removesuffix(".weight").rpartition(".")[2] for name in adapter.low_rank}
-    known = BASES.get(architecture, frozenset())
     reasons = {
         "it is DoRA, which vLLM does not serve": any(part.magnitude is not None for part in adapter.low_rank.values()),
         f"it holds {min(whole, default='')} whole, and vLLM serves low-rank updates only": bool(whole),
@@ -138,8 +124,28 @@ def only_merged(adapter: "AdapterDelta", architecture: str, rank: int) -> str | 
         f"it has bias {adapter.bias}, which vLLM does not serve": adapter.bias != "none",
         "it holds rows of an embedding, and vLLM serves low-rank updates only": bool(adapter.rows),
         f"it has rank {rank}, and vLLM serves up to {RANKS[-1]}": rank > RANKS[-1],
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None) or _unserved_layer(
+        list(adapter.low_rank), config
+    )
+
+
+def _unserved_layer(updated: Sequence[str], config: Mapping[str, Any]) -> str | None:
+    """Why vLLM does not add low-rank updates to these parameters of a base, or None."""
+    architecture, served = vllm_table.architecture_of(config), vllm_table.of(config)
+    layers = served.layers if served else frozenset()
+    from lockstep.model import networks  # torch takes seconds
+
+    ends = [name for name in updated if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    experts = [name for name in updated if not name.endswith(".weight")]  # parameters that hold all experts of a layer
+    modules = {name.removesuffix(".weight").rpartition(".")[2] for name in updated}
+    reasons = {
         f"it changes {min(ends, default='')}, where vLLM takes no adapter of most models": bool(ends),
-        f"vLLM is not known to take adapters of {architecture}": not known,
-        f"it changes {min(modules - known, default='')}, where vLLM takes no adapter": bool(modules - known),
+        f"vLLM is not known to take adapters of {architecture}": not layers,
+        f"it changes {min(experts, default='')}, and vLLM's adapters of experts were not tried": bool(experts),
+        f"it changes {min(modules - layers, default='')}, where vLLM takes no adapter": bool(modules - layers),
+        f"beside adapters vLLM computes the experts of {architecture} with Triton, which needs a GPU": (
+            vllm_table.has_experts(config) and networks.device() == "cpu"
+        ),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

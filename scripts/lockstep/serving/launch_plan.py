@@ -11,7 +11,7 @@ from typing import Any
 from lockstep import paths
 from lockstep.endpoint import address
 from lockstep.errors import UserError
-from lockstep.serving import device_flags, preflight, probe, serving_modes
+from lockstep.serving import device_flags, model_flags, preflight, probe, serving_modes
 from lockstep.serving.gate import Claim
 from lockstep.serving.gate_findings import Bounds
 from lockstep.serving.request_rules import Rules
@@ -28,7 +28,7 @@ RESERVED = {
     "default_chat_template_kwargs", "enable_lora", "lora_modules", "max_lora_rank", "trust_remote_code",
     "trust_request_chat_template", "trust_request_mm_kwargs", "enable_prompt_embeds", "enable_tokenizer_info_endpoint",
     "profiler_config", "tool_server", "logprobs_mode", "ssl_keyfile", "ssl_certfile", "allowed_local_media_path",
-    "worker_extension_cls", "worker_cls",
+    "worker_extension_cls", "worker_cls", "tokenizer_mode", "language_model_only",
 }  # fmt: skip
 FLAG = re.compile(r"-{0,2}[A-Za-z][\w.-]*")
 ANOTHER_FLAG = re.compile(r"\s*-(?![\d.])")  # a value must not begin like this; a negative number does not
@@ -96,6 +96,7 @@ def plan(settings: Settings) -> LaunchPlan:
     subject = serving_modes.subject_of(settings)
     preflight.check_length(subject.model, serve.max_model_len)
     cuda = device_flags.has_cuda()
+    model_flags.check_imports(subject.model, cuda)
     rules = _rules(settings, subject, loopback, cuda)
     name = address.model_name(settings)
     return LaunchPlan(
@@ -127,6 +128,7 @@ def _arguments(settings: Settings, subject: Subject, cuda: bool) -> list[str]:
         "--disable-access-log-for-endpoints", "/health,/metrics",
         "--shutdown-timeout", str(serve.shutdown_timeout),
         "--chat-template-content-format", "string",  # as training renders messages
+        *model_flags.arguments(subject.model),
         *device_flags.arguments(serve, subject.model, cuda),
         *_parallel_arguments(settings),
         *_more_arguments(serve.vllm_args),
@@ -136,7 +138,7 @@ def _arguments(settings: Settings, subject: Subject, cuda: bool) -> list[str]:
 def _environment(settings: Settings, cuda: bool) -> dict[str, str]:
     """What vLLM's environment has beside ours."""
     environment = {
-        "PYTHONPATH": str(paths.SCRIPTS),  # where vLLM finds the middleware
+        "PYTHONPATH": _python_path(),
         "VLLM_HOST_IP": os.environ.get("VLLM_HOST_IP", "127.0.0.1"),  # the engine's own sockets stay on loopback, too
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -146,6 +148,12 @@ def _environment(settings: Settings, cuda: bool) -> dict[str, str]:
         serve = settings.serve
         environment |= device_flags.cpu_environment(serve.tensor_parallel_size * serve.pipeline_parallel_size)
     return environment
+
+
+def _python_path() -> str:
+    """Where vLLM finds the middleware, before what somebody set."""
+    folders = [str(paths.SCRIPTS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return os.pathsep.join(dict.fromkeys(filter(None, folders)))
 
 
 def _rules(settings: Settings, subject: Subject, loopback: bool, cuda: bool) -> Rules:

@@ -1,0 +1,48 @@
+"""vLLM's flags about the kind of network that it serves, and what its class needs to be imported."""
+
+import json
+from pathlib import Path
+
+from lockstep.artifacts import atomic, filenames
+from lockstep.errors import UserError
+from lockstep.model import vllm_table
+
+# What vLLM's classes of wrappers import; the CPU set leaves it out, as the general index has CUDA builds only.
+TORCHVISION = "torchvision==0.28.0"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# vLLM renders chats of this model_type in code of its own (harmony), and not by the template that training used.
+HARMONY = "gpt_oss"
+
+
+def arguments(model: Path) -> list[str]:
+    """vLLM's flags for a model's folder, by its config.json."""
+    config = atomic.read_json(model / filenames.CONFIG)
+    flags = ["--tokenizer-mode", "hf"]  # as in training, also where a model's folder has Mistral's own tokenizer
+    if served := vllm_table.of(config):
+        flags += ["--language-model-only"] if served.wrapper else []
+    if config.get("model_type") == HARMONY:
+        # Its class is found by the architecture; this parser leaves the answer as it is.
+        flags += ["--hf-overrides", json.dumps({"model_type": f"{HARMONY}_by_template"})]
+        flags += ["--reasoning-parser", "deepseek_v3"]
+    return flags
+
+
+def check_imports(model: Path, cuda: bool) -> None:
+    """Raise UserError where vLLM's class for the model could not be imported: a minute before vLLM would say so.
+
+    Args:
+        cuda: whether the server computes on GPUs, so that packages are those of the CUDA set.
+    """
+    config = atomic.read_json(model / filenames.CONFIG)
+    served = vllm_table.of(config)
+    if served is None or not served.torchvision:
+        return
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a build for another torch
+        architecture = vllm_table.architecture_of(config)
+        package = TORCHVISION if cuda else f"{TORCHVISION}+cpu --index-url {CPU_INDEX}"
+        raise UserError(
+            f"vLLM's class for {architecture} imports torchvision, and that fails here ({error}): run "
+            f"`.venv/bin/python -m pip install --no-deps {package}`"
+        ) from error
