@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lockstep.artifacts import atomic, filenames
 from lockstep.data.collator import Collator
 from lockstep.errors import UserError, is_out_of_memory
 from lockstep.model import merge_plan, peft_adapter, vllm_support
@@ -66,8 +67,8 @@ def check_plan(settings: Settings, model: Any, names: CheckpointNames) -> None:
             f"what would be trained could not be merged: {error}; choose other --lora.target_modules"
         ) from error
     if settings.serve.mode == "lora":
-        architecture = (names.network.config.architectures or [type(names.network).__name__])[0]
-        reason = vllm_support.only_merged(adapter, architecture, vllm_support.rank_as_saved(settings))
+        config = atomic.read_json(settings.model.folder / filenames.CONFIG)
+        reason = vllm_support.only_merged(adapter, config, vllm_support.rank_as_saved(settings))
         if reason:
             raise UserError(
                 f"--serve.mode lora: vLLM would not serve this adapter as one, as {reason}: take --serve.mode merged, "
