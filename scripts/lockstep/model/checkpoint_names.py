@@ -67,10 +67,7 @@ class Group:
 
     @property
     def can_return(self) -> bool:
-        """Whether transformers' conversion leads back to tensors of the files' shapes.
-
-        It does not where files hold parts of unequal size: it cuts the whole into equal ones.
-        """
+        """Whether transformers' conversion leads back to tensors of the files' shapes."""
         empty = {name: torch.empty(shape, device="meta") for name, shape in self.parameters.items()}
         try:
             self.to_file(empty)
@@ -95,6 +92,8 @@ class Group:
         """
         if self.converter is None:
             return dict(zip(self.tensors, (parameters[name] for name in self.parameters), strict=True))
+        if (parts := self._parts_of_one(parameters)) is not None:
+            return parts
         reverse = self.converter.reverse_transform()
         key = ""
         for name in self.parameters:
@@ -112,6 +111,19 @@ class Group:
                 )
             tensors[member.name] = tensor.reshape(member.shape)
         return tensors
+
+    def _parts_of_one(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The tensors that a converter only joins; transformers would cut them into equal parts, whatever they were."""
+        from transformers.core_model_loading import Concatenate
+
+        operation, *more = self.converter.operations
+        if more or not isinstance(operation, Concatenate):
+            return None
+        (whole,) = parameters.values()
+        order = self.converter.source_patterns
+        members = sorted(self.members, key=lambda member: order.index(member.pattern))
+        parts = torch.split(whole, [member.shape[operation.dim] for member in members], operation.dim)
+        return {member.name: part.contiguous() for member, part in zip(members, parts, strict=True)}
 
     def check_round_trip(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`to_memory`, having checked that `to_file` gives every bit of these tensors back. Raises UserError."""

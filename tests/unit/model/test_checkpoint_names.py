@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,8 @@ def check_round_trip(name: str, folder: Path) -> checkpoint_names.CheckpointName
     loaded = {}
     for group in names.groups:
         of_group = {tensor: tensors[tensor] for tensor in group.tensors}
-        if group.can_return:
-            loaded |= group.check_round_trip(of_group)
-        else:
-            loaded |= group.to_memory(of_group)
+        assert group.can_return
+        loaded |= group.check_round_trip(of_group)
     assert {key: tuple(tensor.shape) for key, tensor in loaded.items()} == names.shapes
     assert state.keys() - loaded.keys() <= names.tied.keys()
     for key, tensor in loaded.items():
@@ -65,14 +64,25 @@ def test_what_transformers_does_not_load_is_counted_by_name(tmp_path: Path) -> N
     assert names.size(names.unloaded) == 2 * (64 * 128 + 64)
 
 
-def test_a_conversion_that_does_not_lead_back_is_refused(tmp_path: Path) -> None:
+def test_parts_of_unequal_size_come_back(tmp_path: Path) -> None:
     """OLMo hybrid's files hold convolutions of unequal size, and transformers cuts the whole into equal parts."""
-    families.write(families.ALL["OLMo hybrid"], tmp_path)
-    names = checkpoint_names.of_folder(tmp_path)
-    (group,) = [group for group in names.groups if not group.can_return]
+    names = check_round_trip("OLMo hybrid", tmp_path)
+    group = next(group for group in names.groups if any("q_conv1d" in name for name in group.tensors))
+    assert len({names.tensors[name].shape for name in group.tensors}) > 1
+
+
+def test_a_conversion_that_does_not_lead_back_is_refused(tmp_path: Path) -> None:
+    families.write(families.ALL["Mixtral"], tmp_path)
+    group = next(group for group in checkpoint_names.of_folder(tmp_path).groups if not group.is_plain)
     tensors = load_file(tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"conv1d.weight cannot be written again as the checkpoint holds it"):
-        group.check_round_trip({name: tensors[name] for name in group.tensors})
+    tensors = {name: tensors[name] for name in group.tensors}
+    other = tuple(replace(member, renamed=f"{member.renamed}.scale") for member in group.members)
+    assert group.can_return and not replace(group, members=other).can_return
+    with pytest.raises(UserError, match=r"w1.weight cannot be written again as the checkpoint holds it"):
+        replace(group, members=other).check_round_trip(tensors)
+    swapped = replace(group, members=(group.members[2], *group.members[1:2], group.members[0], *group.members[3:]))
+    with pytest.raises(UserError, match=r"w1.weight would come back from transformers' conversion as another tensor"):
+        swapped.check_round_trip(tensors)
 
 
 @pytest.mark.parametrize("transposed", [True, False])
