@@ -8,7 +8,7 @@ from support import rounding, tiny
 from transformers import AutoModelForCausalLM
 
 from lockstep.data.collator import IGNORE, Collator, PackingCollator, common_prefix
-from lockstep.training import loss, packed_attention, probes, row_isolation
+from lockstep.training import loss, packed_attention, row_isolation
 
 Rows = list[dict[str, list[int]]]
 
@@ -115,25 +115,6 @@ def test_a_shared_beginning_ends_before_the_first_token_that_carries_loss() -> N
     assert common_prefix([{"input_ids": [1, 2], "labels": [1, 2]}] * 2) == 0
     assert common_prefix(same[:1]) == 0
     assert PackingCollator(True)(same)["input_ids"].tolist() == [[1, 2, 3, 4, 5, 3, 4, 5]]
-
-
-def test_the_loss_in_pieces_is_the_loss(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    monkeypatch.setitem(loss.LOGITS, "cpu", 512 * 16)  # sixteen positions at a time
-    assert not probes.head_is_plain(network)  # it is trained: left whole
-    network.get_output_embeddings().weight.requires_grad_(False)
-    assert probes.head_is_plain(network)
-    batch = Collator(0)(rows(20, 61, 33))
-    whole, pieces = (measured(network, [batch], in_pieces) for in_pieces in (False, True))
-    rounding.assert_as_exact(pieces, whole, measured(rounding.in_float64(network), [batch]))
-
-
-def test_a_model_that_caps_its_logits_is_not_computed_in_pieces(tmp_path: Path) -> None:
-    folder = tiny.model(
-        tmp_path / "m", kind="gemma2", final_logit_softcapping=0.05, sliding_window=64, query_pre_attn_scalar=32
-    )
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
-    assert not probes.head_is_plain(network)
 
 
 def test_attention_with_dropout_is_left_to_the_model(tmp_path: Path) -> None:
