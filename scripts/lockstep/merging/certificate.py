@@ -133,6 +133,7 @@ def measure_trained(settings: Settings, adapter: Path, pad: int, work: Path) -> 
             stream.write(log_probs.numpy().data)
             of_targets.append(log_probs.gather(1, targets[:, None])[:, 0])
     measured = torch.cat(of_targets)
+    reference.check_experts(adapter, network)
     gap = reference.gap(adapter, measured)
     if gap > MAX_GAP:
         raise UserError(

@@ -95,3 +95,16 @@ def wrappers(network: nn.Module) -> Iterator[tuple[Any, dict[str, Any]]]:
             inner.add(id(wrapper))
             wrapper = wrapper.base_layer
         yield module, chain
+
+
+def changed(network: nn.Module) -> dict[str, int]:
+    """How many experts of each stack the adapter changes; those that no token was sent to, it leaves as they are."""
+    names = {id(module): name.replace(".base_layer", "") for name, module in network.named_modules()}
+    counts = {}
+    for wrapper, chain in wrappers(network):
+        for leaf, layer in chain.items():
+            (a,), (b,) = ([part.weight for part in side.values()] for side in (layer.lora_A, layer.lora_B))
+            number = layer.num_experts
+            alive = a.view(number, -1).any(1) & b.view(len(b), -1, number).any(1).any(0)
+            counts[f"{names[id(wrapper)]}.{leaf}".removeprefix("base_model.model.")] = int(alive.sum())
+    return counts

@@ -8,6 +8,7 @@
     rows       for at most 64 held-out rows: `input_ids`, the places in it that are supervised, and the
                log-probability of each token there, trained and base; `end` is the last of them, the
                end-of-turn token after the whole answer
+    experts    for each stack of experts that has an adapter: how many of them it changes
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError
-from lockstep.model import networks
+from lockstep.model import experts_adapter, networks
 from lockstep.training import loss
 
 MAX_ROWS, MAX_POSITIONS = 64, 2000  # of held-out rows
@@ -93,7 +94,7 @@ def record(
             for golden, trained, base in zip(prompts, nexts, base_nexts, strict=True)
         ],
         "rows": [_row(row, tokens[place], base_tokens[place]) for place, row in enumerate(rows)],
-    }
+    } | ({"experts": experts} if (experts := experts_adapter.changed(model)) else {})
 
 
 def _row(row: dict[str, Any], trained: list[float], base: list[float] | None) -> dict[str, Any]:
@@ -160,3 +161,18 @@ def gap(adapter: Path, measured: Tensor) -> float:
     recorded = [value for row in rows for value in row["trained"]]
     distance: float = sum(abs(a - b) for a, b in zip(recorded, measured.tolist(), strict=True))
     return distance / len(recorded)
+
+
+def check_experts(adapter: Path, model: nn.Module) -> None:
+    """Compare the experts that an adapter changes with those on record, one of which is too few to move many tokens.
+
+    Raises:
+        UserError: there are fewer, or more.
+    """
+    recorded = atomic.read_json(adapter / filenames.REFERENCE).get("experts", {})
+    for name, count in experts_adapter.changed(model).items():
+        if count != recorded.get(name, count):
+            raise UserError(
+                f"the adapter changes {count} experts of {name}, and training changed {recorded[name]}: it was changed "
+                f"since; run `make train ARGS=--force`"
+            )

@@ -1,5 +1,6 @@
 """Adapters of experts: which ones, what is refused, PEFT's files, and PEFT's own pass on 4-bit experts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,41 @@ def test_hashes_name_every_stack_in_4_bits(folders: dict[str, Path]) -> None:
     for name, stack in plain.items():
         again = dequantizer.round_trip(stack.packed.detach(), torch.bfloat16, Quantization(), "cpu")
         assert networks.tensor_sha256(again) == hashes[name]
+
+
+def test_what_peft_makes_of_all_linear_by_itself_is_merged_too(folders: dict[str, Path], tmp_path: Path) -> None:
+    """It takes the names for those of transformers 4: twice the rank for gate and up together, and the router."""
+    from peft import LoraConfig, get_peft_model
+
+    base = networks.load(folders["Qwen3-MoE"], torch.float32, "cpu")
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    model.save_pretrained(tmp_path)
+    plan = merge_plan.plan_merge(folders["Qwen3-MoE"], adapter_files.read(tmp_path))
+    stacks = {name for name, _ in experts.stacks(networks.empty(folders["Qwen3-MoE"]))}
+    assert stacks < plan.adapter.names and "model.layers.0.mlp.gate.weight" in plan.adapter.names
+    before = dict(networks.load(folders["Qwen3-MoE"], torch.float32, "cpu").named_parameters())
+    merged = dict(model.merge_and_unload().named_parameters())
+    for name in plan.adapter.names:
+        ours = torch.cat(list(plan.adapter.pieces(name, before[name].detach())))
+        assert torch.allclose(ours, merged[name], rtol=0, atol=1e-6), name
+
+
+@pytest.mark.parametrize("name", ["Qwen3-MoE", "gpt-oss"])
+def test_a_dropped_expert_is_told_by_the_record(folders: dict[str, Path], name: str, tmp_path: Path) -> None:
+    from lockstep.training import reference
+
+    model = moe.adapted(folders[name], torch.float32, True)
+    counts = experts_adapter.changed(model)
+    assert counts.keys() == {stack for stack, _ in experts.stacks(model.get_base_model())}
+    assert set(counts.values()) == {4}
+    (tmp_path / "reference.json").write_text(json.dumps({"experts": counts}))
+    reference.check_experts(tmp_path, model)
+    _, chain = moe.wrapper_of(model)
+    b = chain["gate_up_proj"].lora_B["default"].weight
+    b.data.view(len(b), -1, 4)[:, :, 2] = 0
+    with pytest.raises(UserError, match=r"changes 3 experts of model.layers.0.mlp.experts.gate_up_proj, .* changed 4"):
+        reference.check_experts(tmp_path, model)
