@@ -19,20 +19,32 @@ import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing 
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.artifacts.stage import Stage
-from lockstep.data import cleaning, layouts, near_duplicates, preview, readers, sources, splits, user_files
+from lockstep.data import (
+    cleaning,
+    keys,
+    layouts,
+    near_duplicates,
+    notes,
+    preview,
+    readers,
+    sources,
+    splits,
+    user_files,
+)
 from lockstep.data.bookkeeping import Books
 from lockstep.data.cleaning import Change
 from lockstep.data.conversation_row import ConversationRow
 from lockstep.data.encoding import Sampler
-from lockstep.data.ledger import Account
-from lockstep.data.records import Reject
+from lockstep.data.ledger import Account, Ledger
+from lockstep.data.records import Record, Reject
 from lockstep.errors import UserError
 from lockstep.prompts import contract, template, template_source
 from lockstep.prompts.template import Template
@@ -80,14 +92,16 @@ def main() -> None:
     # --- records → rows → samples, manifest last ---
     with stage.writing() as work:
         books, advice = write_output(settings, chat_template, files, work)
-        if reason := books.ledger.problem(settings.data):
+        if reason := books.ledger.hopeless(settings.data) or books.ledger.problem(settings.data):
             refuse(reason, work, folder)
         (work / filenames.CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
         stage.metrics = books.ledger.as_json()["splits"]
     shutil.rmtree(failed_folder(folder), ignore_errors=True)
     show_samples(folder, settings, options.preview)
     for split, counts in stage.metrics.items():
-        print(f"{split}: {counts['rows']} rows, {counts['tokens']} tokens, {counts['supervised_tokens']} supervised")
+        samples = f" ({counts['samples']} samples)" if counts["samples"] != counts["rows"] else ""
+        figures = f"{counts['tokens']} tokens, {counts['supervised_tokens']} supervised"
+        print(f"{split}: {counts['rows']} rows{samples}, {figures}")
     for line in advice:
         print(f"note: {line}")
     print(f"{books.ledger.summary()}; {paths.label(folder)} is complete, see preview.html in it")
@@ -121,6 +135,7 @@ def write_output(settings: Settings, chat_template: str, files: Files, work: Pat
     atomic.write_json(work / filenames.LEDGER, ledger)
     quality = books.quality.report(books.ledger, books.line, progress_bar)
     quality["advice"] += template_advice(chat, data, books.quality.thoughts)
+    quality["advice"] += [*shape_notes(files), *notes.lines(books.ledger, data)]
     atomic.write_json(work / filenames.QUALITY, quality)
     (work / filenames.PREVIEW).write_text(preview.page(books.picks, ledger, quality, chat), encoding="utf-8")
     return books, quality["advice"]
@@ -131,8 +146,7 @@ def collect(files: Files, data: Data, chat: Template, books: Books) -> None:
     for split_files in files.values():
         for path in split_files:
             books.ledger.files[paths.label(path)] = Account()  # files without a record are in the ledger, too
-    rows = (entry.row for entry in read_entries(files, data) if isinstance(entry.row, ConversationRow))
-    sieve = near_duplicates.build_sieve(rows, data, progress_bar)  # reads all files if near duplicates are dropped
+    sieve = near_duplicates.build_sieve(usable_rows(files, data), data, progress_bar)  # reads all files if it has to
     sampler = Sampler(chat, data)
     for chunk in in_chunks(read_entries(files, data)):
         sampled = iter(sampler.samples([entry.row for entry in chunk if isinstance(entry.row, ConversationRow)]))
@@ -148,7 +162,22 @@ def collect(files: Files, data: Data, chat: Template, books: Books) -> None:
                 books.drop(row.reject(*fault))
             else:
                 books.keep(split, samples, changes)
+        if books.ledger.hopeless(data):
+            break
     books.close()
+
+
+def usable_rows(files: Files, data: Data) -> Iterator[ConversationRow]:
+    """The rows of all files; it ends at a file that will be refused for its first rows."""
+    seen = Ledger(())
+    for entry in read_entries(files, data):
+        if isinstance(entry.row, ConversationRow):
+            seen.files[entry.row.record.file].kept += 1
+            yield entry.row
+        else:
+            seen.drop(entry.row.file, entry.row.reason)
+            if seen.hopeless(data):
+                return
 
 
 def read_entries(files: Files, data: Data) -> Iterator[Entry]:
@@ -157,8 +186,12 @@ def read_entries(files: Files, data: Data) -> Iterator[Entry]:
 
     for own in HELD_OUT_FIRST:
         for path in files[own]:
-            for record in tqdm(readers.records(path), desc=paths.label(path), unit=" rows", delay=2, disable=None):
-                row = record if isinstance(record, Reject) else layouts.parse(record, data)
+            records = readers.records(path)
+            first = list(first_records(records))
+            names = keys.other_names([record for record in first if isinstance(record, Record)], data)
+            everything = chain(first, records)
+            for record in tqdm(everything, desc=paths.label(path), unit=" rows", delay=2, disable=None):
+                row = record if isinstance(record, Reject) else layouts.parse(record, data, names)
                 if isinstance(row, Reject):
                     yield Entry(own, row, [])
                     continue
@@ -166,6 +199,22 @@ def read_entries(files: Files, data: Data) -> Iterator[Entry]:
                 row, changes = cleaning.clean(row, data.clean)
                 fault = cleaning.fault(row, data)
                 yield Entry(split, row.reject(*fault) if fault else row, changes)
+
+
+def first_records(records: Iterable[Record | Reject]) -> Iterator[Record | Reject]:
+    """The records that tell how a file names its fields, fewer where they are long."""
+    size = 0
+    for record in islice(records, keys.FIRST):
+        yield record
+        size += len(record.text)
+        if size > CHARACTERS:
+            return
+
+
+def shape_notes(files: Files) -> list[str]:
+    """How files were read whose names do not say it."""
+    every = [path for split_files in files.values() for path in split_files]
+    return [f"{paths.label(path)}: {note}" for path in every if (note := readers.note(path))]
 
 
 def in_chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:

@@ -38,7 +38,12 @@ def home(finished: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
 
     model = ("--model.name", "tiny", "--model.source", "local", "--model.path", str(copy.origin / "tiny"))
     spoilt = folder / "spoilt.jsonl"
-    more = ['{"instruction": "a", "output": 1}', "{", '{"instruction": "a  b \\n\\n\\n c", "output": "x   y \\n"}']
+    more = [
+        '{"instruction": "a", "output": 1}',
+        "{",
+        '{"instruction": "{{NAME}}", "Input": "c", "output": "d", "source": "s"}',
+        '{"instruction": "a  b \\n\\n\\n c", "output": "x   y \\n"}',
+    ]
     more += [json.dumps({"instruction": f"question {number}", "output": "always this"}) for number in range(9)]
     spoilt.write_text(rows.read_text(encoding="utf-8") + "\n".join(more) + "\n", encoding="utf-8")
     words = (*model, "--data.clean", "whitespace", "--data.train_file", str(spoilt))

@@ -381,6 +381,27 @@ ROWS: dict[str, tuple[str, Outcome]] = {
     "key_case": ('{"Instruction": "q", "Output": "a"}', "missing_instruction"),
     "key_space": ('{"instruction ": "q", "output": "a"}', "missing_instruction"),
     "key_mark": ('{"\\ufeffinstruction": "q", "output": "a"}', "missing_instruction"),
+    "input_space": ('{"instruction": "q", "input ": "c", "output": "a"}', "unclear_key"),
+    "input_case": ('{"instruction": "q@", "Input": "c", "output": "a"}', ("q@\nc", "a")),
+    "input_mark": ('{"instruction": "q", "\\ufeffinput": "c", "output": "a"}', "unclear_key"),
+    "input_zero_width": ('{"instruction": "q", "in\\u200bput": "c", "output": "a"}', "unclear_key"),
+    "input_wide": ('{"instruction": "q", "ｉｎｐｕｔ": "c", "output": "a"}', "unclear_key"),
+    "input_twice_near": ('{"instruction": "q", "input": "c", "INPUT": "d", "output": "a"}', "unclear_key"),
+    "input_space_empty": ('{"instruction": "q@", "input ": "", "output": "a"}', ("q@", "a")),
+    "system_case": ('{"instruction": "q@", "output": "a", "System": "s"}', ("s", "q@", "a")),
+    "tools_case": ('{"instruction": "q@", "output": "a", "Tools": [{"name": "f"}]}', ("q@", "a")),
+    "other_names_among_ours": ('{"query": "q", "response": "a"}', "missing_instruction"),
+    "preference": ('{"prompt": "q", "chosen": "a", "rejected": "b"}', "preference_pair"),
+    "preference_of_turns": ('{"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}', "preference_pair"),
+    "kto_bad": ('{"prompt": "q", "completion": "a", "label": false}', "marked_untrained"),
+    "kto_bad_in_words": ('{"prompt": "q", "completion": "a", "label": "False"}', "marked_untrained"),
+    "kto_good": ('{"prompt": "q@", "completion": "a", "label": true}', ("q@", "a")),
+    "kto_tag": ('{"instruction": "q", "output": "a", "kto_tag": false}', "marked_untrained"),
+    "label_of_a_class": ('{"instruction": "q@", "output": "a", "label": "false"}', ("q@", "a")),
+    "label_number": ('{"instruction": "q@", "output": "a", "label": 0}', ("q@", "a")),
+    "row_weight": ('{"instruction": "q", "output": "a", "weight": 0}', "marked_untrained"),
+    "row_train": ('{"instruction": "q", "output": "a", "train": false}', "marked_untrained"),
+    "images_case": ('{"instruction": "q", "output": "a", "Images": ["a.png"]}', "not_text"),
     "empty_answer": ('{"instruction": "q", "output": ""}', "empty_answer"),
     "blank_answer": ('{"instruction": "q", "output": " \\n\\t\\u3000"}', "empty_answer"),
     "empty_prompt": ('{"instruction": "", "input": "", "output": "a"}', "empty_prompt"),
@@ -475,7 +496,11 @@ def conversations() -> dict[str, tuple[str, Outcome]]:
         "content_null": ('{"messages": [{"role": "user", "content": null}, {"role": "assistant", "content": "a"}]}', "wrong_type"),
         "content_number": ('{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "a"}]}', "wrong_type"),
         "content_object": ('{"messages": [{"role": "user", "content": {"text": "q"}}, {"role": "assistant", "content": "a"}]}', "wrong_type"),
-        "content_parts": ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]}, {"role": "assistant", "content": "a"}]}', "not_text"),
+        "content_parts": ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "q@"}, {"type": "text", "text": "r"}]}, {"role": "assistant", "content": "a"}]}', ("q@\nr", "a")),
+        "content_part_cached": ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "q@", "cache_control": {"type": "ephemeral"}, "id": "p"}]}, {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}]}', ("q@", "no")),
+        "content_part_control": ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "q<|im_"}, {"type": "text", "text": "end|>"}]}, {"role": "assistant", "content": [{"type": "text", "text": "a<|im_end|>"}]}]}', "control_token"),
+        "content_parts_and_image": ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {"url": "a"}}]}, {"role": "assistant", "content": "a"}]}', "not_text"),
+        "content_part_thought": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "a"}]}]}', "not_text"),
         "content_image": ('{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}, {"role": "assistant", "content": "a"}]}', "not_text"),
         "content_empty_list": ('{"messages": [{"role": "user", "content": []}, {"role": "assistant", "content": "a"}]}', "not_text"),
         "images_in_turn": ('{"messages": [{"role": "user", "content": "q", "images": ["a.png"]}, {"role": "assistant", "content": "a"}]}', "not_text"),
@@ -506,6 +531,15 @@ def conversations() -> dict[str, tuple[str, Outcome]]:
         "turn_surrogate": (talk("user:q", "assistant:\ud800"), "lone_surrogate"),
         "weight_zero": ('{"messages": [{"role": "user", "content": "q@"}, {"role": "assistant", "content": "a", "weight": 0}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c", "weight": 1}]}', ("q@", "a", "b", "c")),
         "weight_zero_alone": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}', "nothing_to_train"),
+        "loss_false": ('{"messages": [{"role": "user", "content": "q@"}, {"role": "assistant", "content": "a", "loss": false}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c", "loss": true}]}', ("q@", "a", "b", "c")),
+        "loss_false_alone": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": false}]}', "nothing_to_train"),
+        "train_false_alone": ('{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "train": false}]}', "nothing_to_train"),
+        "loss_in_words": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": "false"}]}', "unclear_mark"),
+        "loss_and_weight": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": false, "weight": 1}]}', "unclear_mark"),
+        "loss_scale_half": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss_scale": 0.5}]}', "unclear_mark"),
+        "train_detail": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train_detail": [{"begin_offset": 0, "end_offset": 1, "train": false}]}]}', "unclear_mark"),
+        "loss_case": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "Loss": false}]}', "unclear_key"),
+        "content_case": ('{"messages": [{"role": "user", "Content": "q"}, {"role": "assistant", "content": "a"}]}', "missing_content"),
         "weight_null": ('{"messages": [{"role": "user", "content": "q@"}, {"role": "assistant", "content": "a", "weight": null}]}', ("q@", "a")),
         "messages_and_images": ("{" + both + ', "images": ["a.png"]}', "not_text"),
         "messages_and_alpaca": ("{" + both + ', "instruction": null, "output": null}', ("q@", "a")),
@@ -568,6 +602,16 @@ def tools() -> dict[str, tuple[str, Outcome]]:
         "calls_of_user": ('{"messages": [{"role": "user", "content": "q", "tool_calls": [{"name": "f", "arguments": {}}]}, {"role": "tool", "content": "r"}, {"role": "assistant", "content": "a"}]}', "bad_tool_call"),
         "call_then_user": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}, {"role": "user", "content": "r"}, {"role": "assistant", "content": "a"}]}', "bad_turn_order"),
         "call_last": ('{"messages": [{"role": "user", "content": "q@"}, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}]}', ("q@", "")),
+        "older_call": ('{"messages": [{"role": "user", "content": "q@"}, {"role": "assistant", "content": "I look.", "function_call": {"name": "f", "arguments": "{\\"x\\": 1}"}}, {"role": "function", "name": "f", "content": "r"}, {"role": "assistant", "content": "a"}], "functions": [{"name": "f", "parameters": {}}]}', ("q@", "I look.", "r", "a")),
+        "older_call_broken": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b", "function_call": {"name": "f", "arguments": "{"}}]}', "bad_tool_call"),
+        "older_call_text": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b", "function_call": "auto"}]}', "bad_tool_call"),
+        "older_call_null": ('{"messages": [{"role": "user", "content": "q@"}, {"role": "assistant", "content": "b", "function_call": null}]}', ("q@", "b")),
+        "older_call_of_user": ('{"messages": [{"role": "user", "content": "q", "function_call": {"name": "f", "arguments": "{}"}}, {"role": "assistant", "content": "b"}]}', "bad_tool_call"),
+        "older_call_and_calls": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b", "tool_calls": [{"name": "f", "arguments": {}}], "function_call": {"name": "f", "arguments": "{}"}}]}', "bad_tool_call"),
+        "older_call_control": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b", "function_call": {"name": "f", "arguments": "{\\"x\\": \\"<|im_end|>\\"}"}}]}', "control_token"),
+        "tool_defs": ('{"messages": [{"role": "user", "content": "q@"}, {"role": "assistant", "content": "a"}], "tools": null, "tool_defs": [{"name": "f"}]}', ("q@", "a")),
+        "tool_defs_differ": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [{"name": "f"}], "tool_defs": [{"name": "g"}]}', "bad_tools"),
+        "tool_defs_control": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tool_defs": [{"name": "f", "description": "<|im_end|>"}]}', "control_token"),
         "thought": ('{"messages": [{"role": "user", "content": "q@"}, {"role": "assistant", "content": "a", "reasoning_content": "t"}]}', ("q@", "a")),
         "thought_number": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": 1}]}', "wrong_type"),
         "thought_surrogate": ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "\\ud800"}]}', "lone_surrogate"),
@@ -713,8 +757,21 @@ def arrays() -> Made:
         yield f"broken_{name}.json", data, [*before, BROKEN]
     one = good()
     yield "object.json", one[0], [one[1]]
-    one = good()
-    yield "object_indented.json", json.dumps(json.loads(one[0]), indent=1).encode(), ["bad_json"] * 4
+    yield "object_indented.json", *indented(good())
+    yield "objects_indented.jsonl", *indented(good(), good(), good())
+    yield "objects_indented_mark.json", BOM + indented(entry := good())[0], [entry[1]]
+    data, outcomes = indented(good(), good())
+    yield "broken_objects_cut.json", data[:-4], [outcomes[0], BROKEN]
+    yield "broken_objects_comma.json", data.replace(b"\n}\n{", b"\n},\n{"), [outcomes[0], BROKEN]
+    # a first line that is damaged is no object of several lines, whatever follows
+    for name, head in {
+        "brace": b"{",
+        "comma": b'{"instruction": "q",',
+        "colon": b'{"output":',
+        "list": b'{"x": [',
+    }.items():
+        yield f"first_line_cut_{name}.jsonl", *lines((head, "bad_json"), good(), good())
+    yield from wrappers()
     yield "scalar.json", b"42", ["not_an_object"]
     yield "scalar_text.json", b'"text"\n', ["not_an_object"]
     yield "scalar_null.json", b"null", ["not_an_object"]
@@ -723,6 +780,44 @@ def arrays() -> Made:
     yield "blanks_first.json", b"\n" * 100_000 + data, outcomes
     data, outcomes = array(*[good() for _ in range(3)])
     yield "element_across_reads.json", data.replace(b",\n", b"," + b" " * MEBIBYTE, 1), outcomes
+
+
+def indented(*entries: Entry) -> tuple[bytes, list[Outcome]]:
+    """Entries as objects on several lines, one after another, and their outcomes."""
+    parts = [json.dumps(json.loads(data), indent=2, ensure_ascii=False).encode() for data, _ in entries]
+    return b"\n".join(parts) + b"\n", [outcome for _, outcome in entries]
+
+
+def wrappers() -> Made:
+    """All rows under one key of one object."""
+    for name, before, after in (
+        ("plain", b"", b""), ("version", b'"version": "1.0", "n": 2, "meta": {"by": "x"}, ', b""), ("after", b"", b', "done": true, "list": [1]'),
+    ):  # fmt: skip
+        data, outcomes = array(good(), good())
+        yield f"wrapped_{name}.json", b"{" + before + b'"data": ' + data + after + b"}", outcomes
+        data, outcomes = array(good(), good())
+        indent = json.dumps(json.loads(b"{" + before + b'"rows": ' + data + after + b"}"), indent=2).encode()
+        yield f"wrapped_{name}_indented.json", BOM + indent + b"\n", outcomes
+    data, outcomes = array(good(), (b'{"instruction": "q"}', "missing_output"), good())
+    yield "wrapped_bad_row.json", b'{"data": ' + data + b"}", outcomes
+    train, (first, second) = array(good(), good())
+    held_out, _ = array(good())
+    yield (
+        "broken_wrapped_two_lists.json",
+        b'{"data": ' + train + b', "test": ' + held_out + b"}",
+        [first, second, BROKEN],
+    )
+    yield "broken_wrapped_unclosed.json", b'{"data": ' + train, [first, second, BROKEN]
+    yield "broken_wrapped_cut.json", b'{\n"data": ' + train[:-8], [first, BROKEN]
+    yield "broken_wrapped_more.json", b'{"data": ' + train + b"}\n{}\n]", [first, second, BROKEN]
+    line = b'{"data": ' + train.replace(b"\n", b"") + b"}"  # JSONL, whose first line is one row
+    yield "wrapped_line_and_more.jsonl", line + b"\n{}\n]\n", ["missing_instruction", "missing_instruction", "bad_json"]
+    # rows of JSONL may have such a key: then each line is a row
+    entry = fresh('{"data": [{"x": 1}], "instruction": "q@", "output": "a"}', ("q@", "a"))
+    yield (
+        "rows_with_data.jsonl",
+        *lines(entry, fresh('{"data": [{"x": 1}], "instruction": "q@", "output": "a"}', ("q@", "a"))),
+    )
 
 
 # --- CSV ---
@@ -794,11 +889,29 @@ def tables() -> Made:
     yield "csv_one_empty_header.csv", b"instruction,output,\n" + a[0].strip() + b",zzz\n", [a[1]]
     a = pair()
     yield "csv_wrong_header.csv", b"question,reply\n" + a[0], ["missing_instruction"]
-    yield "csv_header_case.csv", b"Instruction,Output\n" + a[0], ["missing_instruction"]
+    a = pair()
+    yield "csv_header_case.csv", b"Instruction,OUTPUT\n" + a[0], [a[1]]
+    for head_of_others in (
+        "question,answer",
+        "query,response",
+        "Question,Answer",
+        "问题,答案",
+        "指令,输出",
+        "prompt,response",
+    ):
+        a = pair()
+        yield f"csv_others_{unique()}.csv", head_of_others.encode() + b"\n" + a[0], [a[1]]
+    yield "csv_two_answers.csv", b"question,answer,response\nq,a,b\n", ["missing_instruction"]
+    yield "csv_case_twice.csv", b"instruction,Output,OUTPUT\nq,a,b\n", ["missing_output"]
     yield "csv_header_space.csv", b"instruction, output\n" + a[0], ["missing_output"]
     yield "csv_header_nul.csv", b"instruction\0,output\n" + a[0], ["missing_instruction"]
     yield "csv_mark_twice.csv", BOM * 2 + head + a[0], ["missing_instruction"]
-    yield "csv_semicolons.csv", b"instruction;output\nq;a\nb;c\n", ["missing_instruction"] * 2
+    for name, mark in {"semicolons": b";", "tabs": b"\t", "bars": b"|"}.items():
+        a, b = pair(), pair()
+        yield f"csv_{name}.csv", (head + a[0] + b[0]).replace(b",", mark), [a[1], b[1]]
+    yield "csv_semicolon_inside.csv", b"instruction,output;x\nq,a\n", ["missing_output"]
+    a = pair()
+    yield "csv_commas.tsv", head + a[0], [a[1]]
     yield "csv_no_header.csv", a[0] + a[0], ["missing_instruction"]
     a = pair()
     yield (

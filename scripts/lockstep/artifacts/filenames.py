@@ -39,6 +39,8 @@ REJECTS = "rejects.jsonl"
 CHANGES = "changes.jsonl"
 QUALITY = "quality.json"
 PREVIEW = "preview.html"
+SAVED_STATE = "state.json"  # of `save_to_disk`: the Arrow files of a split
+SAVED_SPLITS = "dataset_dict.json"  # of `save_to_disk`: the splits of a folder
 CONTRACT = "contract.json"  # also with adapter and merged model
 
 # adapter/, and beside it while a training runs

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lockstep.artifacts import atomic, manifest
+from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.data import conversation_row
 from lockstep.data.encoding import Sample
 
@@ -70,7 +70,7 @@ class Split:
     def close(self) -> None:
         """Finish the file. Raises OSError where the disk is full."""
         self._writer.finalize()
-        state = self.folder / "state.json"
+        state = self.folder / filenames.SAVED_STATE
         # the name under which datasets would cache what is computed from these rows
         fingerprint = {"_fingerprint": manifest.sha256_of(self._file)[:16]}
         atomic.write_json(state, atomic.read_json(state) | fingerprint)

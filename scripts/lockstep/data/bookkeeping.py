@@ -32,9 +32,11 @@ class Books:
 
     def drop(self, reject: Reject) -> None:
         """Record a row that is not trained on."""
-        self.ledger.drop(reject.file, reject.reason)
+        self.ledger.drop(reject.file, reject.reason, reject)
         self.picks.reject(reject)
-        _write_line(self.rejects, asdict(reject))
+        written = asdict(reject)
+        del written["keys"]  # they stand in its text
+        _write_line(self.rejects, written)
 
     def keep(self, split: str, samples: list[Sample], changes: Sequence[Change]) -> None:
         """Write the samples of one row, and what was changed in it."""

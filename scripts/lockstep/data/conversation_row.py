@@ -11,6 +11,21 @@ from lockstep.text.unicode import printable
 
 
 @dataclass(frozen=True)
+class Remarks:
+    """What the ledger counts of a kept row beside its texts.
+
+    Attributes:
+        ignored: names of fields that hold something and that nothing reads; of turns as `messages[].name`.
+        renamed: fields read under another name, as `query → instruction`.
+        noted: code → an example of it: `placeholder`, `calls_unlisted_tool`, `nulls_left_out`, `marked_turn`.
+    """
+
+    ignored: tuple[str, ...] = ()
+    renamed: tuple[str, ...] = ()
+    noted: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ConversationRow:
     """One conversation and where it stands.
 
@@ -24,6 +39,7 @@ class ConversationRow:
     record: Record = field(repr=False)
     untrained: frozenset[int] = frozenset()
     tools: tuple[Any, ...] | None = None
+    remarks: Remarks = field(default_factory=Remarks, compare=False)
 
     @property
     def name(self) -> str:
@@ -52,7 +68,8 @@ class ConversationRow:
     def reject(self, reason: str, detail: str = "") -> Reject:
         """This row as a reject."""
         detail, text = printable(detail), printable(self.record.text)
-        return Reject(self.record.file, self.record.line, reason, detail, text)
+        keys = tuple(map(printable, self.record.value)) if isinstance(self.record.value, Mapping) else ()
+        return Reject(self.record.file, self.record.line, reason, detail, text, self.record.file_line, keys)
 
 
 def with_contents(row: ConversationRow, contents: list[str]) -> ConversationRow:

@@ -9,6 +9,9 @@ from lockstep.text.json_text import JsonObject
 from lockstep.text.unicode import printable
 
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+# What a part of a content is called that is text, and where its text stands.
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+MEDIA_PARTS = (*MEDIA, "image_url", "video_url", "audio_url", "input_audio", "file")
 DEEPEST = 100  # levels of tools and arguments: what handles them recurses, here and in other programs
 
 
@@ -50,14 +53,33 @@ def text_of(fields: Mapping[str, Any], name: str, missing: Any = ...) -> str:
     if name not in fields:
         raise Rejected(f"missing_{name}")
     value = fields[name]
-    in_parts = name == "content" and isinstance(value, list)  # OpenAI's form for texts with pictures
-    if in_parts and len(value) == 1 and isinstance(value[0], Mapping) and value[0].get("type") == "text":
-        value, in_parts = value[0].get("text"), False
+    if name == "content" and isinstance(value, list):
+        value = _joined(value, name)
+    return _checked(value, name)
+
+
+def _checked(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        kind = "null" if value is None else type(value).__name__
-        raise Rejected("not_text" if in_parts else "wrong_type", f"{name}: {kind}")
+        raise Rejected("wrong_type", f"{name}: {'null' if value is None else type(value).__name__}")
     check_text(value, name)
     return value
+
+
+def _joined(parts: list[Any], name: str) -> str:
+    """A content in parts, OpenAI's form for texts with pictures, whose parts are all text: joined as vLLM joins them.
+
+    Further keys of a part, such as a mark for caches, say nothing of its text.
+    """
+    texts = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        key = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+        if key is None or any(part.get(medium) for medium in MEDIA_PARTS):
+            raise Rejected("not_text", f"{name}: list")
+        texts.append(_checked(part.get(key), name))
+    if not texts:
+        raise Rejected("not_text", f"{name}: list")
+    return "\n".join(texts)
 
 
 def check_text(text: str, name: str) -> None:
@@ -70,8 +92,8 @@ def check_text(text: str, name: str) -> None:
 
 def check_media(fields: Mapping[str, Any]) -> None:
     """Reject pictures and sounds: leaving them out would change what the text means."""
-    for name in MEDIA:
-        if fields.get(name):
+    for name, value in fields.items():
+        if value and (name in MEDIA or name.strip().casefold() in MEDIA):
             raise Rejected("not_text", name)
 
 

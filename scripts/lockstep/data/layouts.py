@@ -5,14 +5,15 @@ completion, OpenAI messages, and ShareGPT conversations. Any of them may have `t
 beside it.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from lockstep.data.conversation_row import ConversationRow
-from lockstep.data.field_checks import Rejected, check_json, check_media, items, parsed, text_of
+from lockstep.data import keys, marks, tool_calls
+from lockstep.data.conversation_row import ConversationRow, Remarks
+from lockstep.data.field_checks import MEDIA, Rejected, check_media, items, text_of
 from lockstep.data.records import Record, Reject
+from lockstep.data.tool_calls import Nulls
 from lockstep.prompts import template_source
 from lockstep.prompts.template import Message
 from lockstep.settings.schema import Data
@@ -23,7 +24,7 @@ ROLES = {
     "system": "system",
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+    **dict.fromkeys(("tool", "observation", "function_response", "function"), "tool"),
 }
 # Which roles may follow which; "" is the beginning, "calls" an answer that calls tools. An answer must be the last.
 FOLLOWS = {
@@ -36,46 +37,98 @@ FOLLOWS = {
 }
 
 
-def parse(record: Record, data: Data) -> ConversationRow | Reject:
-    """The conversation in a record, by the settings' layout and names of columns."""
+@dataclass
+class _Notes:
+    """What is noticed while a row is read.
+
+    Attributes:
+        ignored: names of turns' fields that nothing reads.
+        marked: places of turns that are marked not to be trained.
+    """
+
+    nulls: Nulls = field(default_factory=Nulls)
+    ignored: dict[str, None] = field(default_factory=dict)
+    marked: set[int] = field(default_factory=set)
+
+
+def parse(record: Record, data: Data, names: Mapping[str, str] | None = None) -> ConversationRow | Reject:
+    """The conversation in a record, by the settings' layout and names of columns.
+
+    Args:
+        names: fields that the file's rows have under other names: theirs → ours, as `keys.other_names` gives them.
+    """
     try:
-        return _parse(record, data)
+        return _parse(record, data, names or {})
     except Rejected as rejected:
         reason, detail = (*rejected.args, "")[:2]
+        if isinstance(record.value, Mapping):
+            reason, detail = _named(record.value, reason, detail)
         return ConversationRow((), record).reject(reason, detail)
 
 
-def _parse(record: Record, data: Data) -> ConversationRow:
+def _named(value: Mapping[str, Any], reason: str, detail: str) -> tuple[str, str]:
+    """A reason and its detail with what the row's own keys tell of it."""
+    incomplete = reason.startswith("missing_") or reason == "no_last_answer"
+    if incomplete and value.get("chosen") and value.get("rejected"):
+        return "preference_pair", "chosen and rejected: preferences are not trained"
+    if reason.startswith("missing_") and not detail:
+        near = keys.near_miss(value, (reason.removeprefix("missing_"),))
+        detail = f"{near[0]!r} is not {near[1]}" if near else ""
+    return reason, detail
+
+
+def _parse(record: Record, data: Data, names: Mapping[str, str]) -> ConversationRow:
     value = record.value
     if not isinstance(value, JsonObject):
         raise Rejected("not_an_object", f"{type(value).__name__}")
     if value.duplicate_key is not None:
         raise Rejected("duplicate_key", value.duplicate_key)
-    fields = _renamed(value, data.columns)
+    fields, renamed = _under_our_names(keys.renamed(value, data.columns), names)
     check_media(fields)
-    messages, untrained = LAYOUTS[_layout(fields, data.format)](fields, data)
+    marked = marks.row_mark(fields)
+    layout, notes = _layout(fields, data.format), _Notes()
+    messages, untrained = LAYOUTS[layout](fields, data, notes)
     if system := text_of(fields, "system", None):
         if messages and messages[0]["role"] == "system":
             raise Rejected("two_system_messages")
         messages = [{"role": "system", "content": system}, *messages]
         untrained = {place + 1 for place in untrained}
-    row = ConversationRow(tuple(messages), record, frozenset(untrained), _tools(fields.get("tools")))
+    if near := keys.near_miss(fields, keys.READ[layout]):
+        raise Rejected("unclear_key", f"{near[0]!r} is not {near[1]}")
+    tools = tool_calls.tools_of(fields, notes.nulls)
+    tool_calls.leave_out_nulls(messages, tools or (), notes.nulls)
+    ignored = (*keys.unread(fields, (*keys.READ[layout], *marked, *MEDIA)), *notes.ignored)
+    remarks = Remarks(ignored, renamed, _noted(messages, tools, notes))
+    row = ConversationRow(tuple(messages), record, frozenset(untrained), tools, remarks)
     _check_order(row)
     if not row.answers:
-        raise Rejected("nothing_to_train", "every answer has weight 0")
+        raise Rejected("nothing_to_train", "every answer is marked not to be trained")
     return row
 
 
-def _renamed(value: Mapping[str, Any], columns: tuple[str, ...]) -> Mapping[str, Any]:
-    """The record under our names, where the settings map its own."""
-    if not columns:
-        return value
-    names = dict(column.split("=", 1) for column in columns)  # our name → that of the record
-    fields = {name: field for name, field in value.items() if name not in names.values()}
-    for ours, theirs in names.items():
-        if theirs in value:
-            fields[ours] = value[theirs]
-    return fields
+def _under_our_names(fields: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The fields with those renamed that the file has under other names, and what was renamed."""
+    theirs = [name for name in names if name in fields]
+    for name in theirs:
+        if not keys.is_empty(fields.get(names[name])):
+            raise Rejected("unclear_key", f"both {name} and {names[name]}")
+    taken = {names[name] for name in theirs}
+    rest = {name: value for name, value in fields.items() if name not in names and name not in taken}
+    return rest | {names[name]: fields[name] for name in theirs}, tuple(f"{name} → {names[name]}" for name in theirs)
+
+
+def _noted(messages: list[Message], tools: tuple[Any, ...] | None, notes: _Notes) -> dict[str, str]:
+    """Codes of what deserves a word, each with an example."""
+    noted = {}
+    if name := tool_calls.unlisted_call(messages, tools or ()):
+        noted["calls_unlisted_tool"] = name
+    if notes.nulls.count:
+        noted["nulls_left_out"] = str(notes.nulls.count)
+    if notes.marked:
+        noted["marked_turn"] = f"turn {min(notes.marked) + 1}"
+    if text := marks.placeholder(message["content"] for message in messages):
+        noted["placeholder"] = text
+    return noted
 
 
 def _layout(fields: Mapping[str, Any], setting: str) -> str:
@@ -95,7 +148,7 @@ def _layout(fields: Mapping[str, Any], setting: str) -> str:
 Conversation = tuple[list[Message], set[int]]
 
 
-def _alpaca(fields: Mapping[str, Any], data: Data) -> Conversation:
+def _alpaca(fields: Mapping[str, Any], data: Data, notes: _Notes) -> Conversation:
     instruction, context = text_of(fields, "instruction"), text_of(fields, "input", "")
     answer = text_of(fields, "output")
     messages: list[Message] = []
@@ -108,11 +161,11 @@ def _alpaca(fields: Mapping[str, Any], data: Data) -> Conversation:
     return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": answer}], set()
 
 
-def _prompt_completion(fields: Mapping[str, Any], data: Data) -> Conversation:
+def _prompt_completion(fields: Mapping[str, Any], data: Data, notes: _Notes) -> Conversation:
     prompt, completion = fields.get("prompt"), fields.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):  # TRL's form: only the completion is trained
-        context, _ = _turns(prompt, data.columns)
-        answers, untrained = _turns(completion, data.columns)
+        context, _ = _turns(prompt, "prompt", data, notes)
+        answers, untrained = _turns(completion, "completion", data, notes)
         return context + answers, set(range(len(context))) | {len(context) + place for place in untrained}
     return [
         {"role": "user", "content": text_of(fields, "prompt")},
@@ -120,15 +173,15 @@ def _prompt_completion(fields: Mapping[str, Any], data: Data) -> Conversation:
     ], set()
 
 
-def _messages(fields: Mapping[str, Any], data: Data) -> Conversation:
-    return _turns(items(fields, "messages"), data.columns)
+def _messages(fields: Mapping[str, Any], data: Data, notes: _Notes) -> Conversation:
+    return _turns(items(fields, "messages"), "messages", data, notes)
 
 
-def _sharegpt(fields: Mapping[str, Any], data: Data) -> Conversation:
-    return _turns(items(fields, "conversations"), data.columns)
+def _sharegpt(fields: Mapping[str, Any], data: Data, notes: _Notes) -> Conversation:
+    return _turns(items(fields, "conversations"), "conversations", data, notes)
 
 
-LAYOUTS: dict[str, Callable[[Mapping[str, Any], Data], Conversation]] = {
+LAYOUTS: dict[str, Callable[[Mapping[str, Any], Data, _Notes], Conversation]] = {
     "alpaca": _alpaca,
     "prompt_completion": _prompt_completion,
     "messages": _messages,
@@ -136,8 +189,12 @@ LAYOUTS: dict[str, Callable[[Mapping[str, Any], Data], Conversation]] = {
 }
 
 
-def _turns(turns: list[Any], columns: tuple[str, ...] = ()) -> Conversation:
-    """Turns named role/content or from/value."""
+def _turns(turns: list[Any], name: str, data: Data, notes: _Notes) -> Conversation:
+    """Turns named role/content or from/value.
+
+    Args:
+        name: the field that holds them.
+    """
     messages, untrained = [], set()
     calls: list[str] = []  # ids of calls that wait for a tool's answer
     for place, turn in enumerate(turns):
@@ -145,32 +202,48 @@ def _turns(turns: list[Any], columns: tuple[str, ...] = ()) -> Conversation:
             raise Rejected("wrong_type", f"turn {place + 1} is no object")
         if isinstance(turn, JsonObject) and turn.duplicate_key is not None:
             raise Rejected("duplicate_key", f"{turn.duplicate_key} in turn {place + 1}")
-        turn = _renamed(turn, columns)
-        message = _message(turn, place)
+        turn = keys.renamed(turn, data.columns)
+        message = _message(turn, place, notes)
+        if near := keys.near_miss(turn, keys.TURN):
+            raise Rejected("unclear_key", f"{near[0]!r} is not {near[1]} in turn {place + 1}")
         if message["role"] == "tool" and calls:
             answered = message.setdefault("tool_call_id", calls[0])
             calls = [call for call in calls if call != answered]
         calls = [call["id"] for call in message.get("tool_calls", [])] or calls
         messages.append(message)
-        if turn.get("weight") not in (None, 0, 1):
-            raise Rejected("wrong_type", f"weight {turn['weight']!r} in turn {place + 1}: 0 or 1 is known")
-        if turn.get("weight") == 0:
+        notes.ignored |= dict.fromkeys(f"{name}[].{key}" for key in keys.unread(turn, (*keys.TURN, *MEDIA)))
+        if marks.is_trained(turn, place) is False:
+            if message["role"] != "assistant" and data.supervise == "prompt_too":
+                raise Rejected("unclear_mark", f"turn {place + 1} is not to be trained, and prompt_too trains all")
             untrained.add(place)
+            if message["role"] == "assistant":
+                notes.marked.add(place)
     return messages, untrained
 
 
-def _message(turn: Mapping[str, Any], place: int) -> Message:
+def _message(turn: Mapping[str, Any], place: int, notes: _Notes) -> Message:
     name_of_role = turn.get("role", turn.get("from"))
     role = ROLES.get(name_of_role) if isinstance(name_of_role, str) else None
     if role is None:
         raise Rejected("unknown_role", f"{name_of_role!r} in turn {place + 1}")
     key = "value" if "content" not in turn and not {"from", "value"}.isdisjoint(turn) else "content"
     if name_of_role == "function_call":
-        return {"role": role, "content": "", "tool_calls": _function_calls(text_of(turn, key))}
+        return {"role": role, "content": "", "tool_calls": tool_calls.calls_of_text(text_of(turn, key))}
     check_media(turn)
-    calls = [_call(call) for call in items(turn, "tool_calls")] if turn.get("tool_calls") else []
+    calls = []
+    if turn.get("tool_calls"):
+        calls = [tool_calls.call_of(call, notes.nulls) for call in items(turn, "tool_calls")]
+    if older := tool_calls.older_call(turn.get("function_call"), notes.nulls):
+        if calls:
+            raise Rejected("bad_tool_call", f"tool_calls and function_call in turn {place + 1}")
+        calls = older
     if calls and role != "assistant":
         raise Rejected("bad_tool_call", f"a call by {role} in turn {place + 1}")
+    if key not in turn and not calls:
+        near = keys.near_miss(turn, (key,))
+        raise Rejected(
+            f"missing_{key}", f"{near[0]!r} is not {key} in turn {place + 1}" if near else f"turn {place + 1}"
+        )
     message: Message = {"role": role, "content": text_of(turn, key, "" if calls else ...)}
     if calls:
         message["tool_calls"] = calls
@@ -181,62 +254,6 @@ def _message(turn: Mapping[str, Any], place: int) -> Message:
         if turn.get(name):  # templates read one or the other, and servers hand them both
             message["reasoning_content"] = message["reasoning"] = text_of(turn, name)
     return message
-
-
-# --- tools ---
-
-
-def _function_calls(text: str) -> list[Any]:
-    """ShareGPT's function_call turn: one call, or a list of them, as JSON."""
-    value = parsed(text, "bad_tool_call")
-    if value == []:
-        raise Rejected("bad_tool_call", "an empty list of calls")
-    return [_call(call) for call in (value if isinstance(value, list) else [value])]
-
-
-def _call(call: Any) -> dict[str, Any]:
-    """A call in OpenAI's form. Its arguments become an object, as servers hand them to templates.
-
-    Some templates print a call's id, so it is kept. A call without one gets nine letters and digits
-    of its content's hash: the same in every run, and what Mistral's templates ask for.
-    """
-    check_json(call, "bad_tool_call")
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise Rejected("bad_tool_call", "a call needs a name")
-    arguments = function.get("arguments", {})
-    arguments = parsed(arguments, "bad_tool_call") if isinstance(arguments, str) else arguments
-    if not isinstance(arguments, Mapping):
-        raise Rejected("bad_tool_call", "arguments must be an object")
-    check_json(arguments, "bad_tool_call")
-    content = {"arguments": arguments, "name": function["name"]}  # in the order in which vLLM hands them to templates
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    name = call.get("id") or hashlib.blake2b(text.encode(), digest_size=8).hexdigest()[:9]
-    if not isinstance(name, str):
-        raise Rejected("bad_tool_call", "a call's id must be text")
-    return {"id": name, "function": content, "type": "function"}
-
-
-def _tools(value: Any) -> tuple[Any, ...] | None:
-    """Function descriptions in OpenAI's form, from a list or its JSON text."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    tools = parsed(value, "bad_tools") if isinstance(value, str) else value
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise Rejected("bad_tools", "tools must be a list of objects")
-    check_json(tools, "bad_tools")
-    return tuple(map(_tool, tools)) or None
-
-
-def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool with the keys, and in the order, in which vLLM hands a request's tools to the template."""
-    function = tool.get("function", tool)
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise Rejected("bad_tools", "a tool needs a name")
-    description = {name: function.get(name) for name in ("name", "description", "parameters")}
-    if function.get("strict") is not None:
-        description["strict"] = function["strict"]
-    return {"type": "function", "function": description}
 
 
 def _check_order(row: ConversationRow) -> None:

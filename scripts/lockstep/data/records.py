@@ -1,6 +1,8 @@
 """Records of a user's files, before anything is known of their layout, and what became no record."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ class Record:
     line: int  # physical line of JSONL; element of an array or table
     value: Any
     raw: str | None = field(default=None, repr=False)
+    file_line: int | None = None  # physical line on which it begins; None where the file has no lines
 
     @property
     def text(self) -> str:
@@ -29,13 +32,27 @@ class Record:
 
 @dataclass(frozen=True)
 class Reject:
-    """A record that became no row: the reason's code, what exactly, and the record as far as it is text."""
+    """A record that became no row: the reason's code, what exactly, and the record as far as it is text.
+
+    Attributes:
+        file_line: the physical line on which it begins; None where the file has no lines.
+        keys: of the record, where it is an object.
+    """
 
     file: str
     line: int
     reason: str
     detail: str
     text: str
+    file_line: int | None = None
+    keys: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Where a person finds it: file and line, or file, element and line."""
+        if self.file_line in (None, self.line):
+            return f"{self.file}:{self.line}"
+        return f"{self.file}: element {self.line}, line {self.file_line}"
 
 
 class Parsed(NamedTuple):
@@ -53,10 +70,19 @@ class Unreadable(NamedTuple):
     text: str
 
 
+@dataclass
+class Place:
+    """The physical line on which the record begins that a parser has just given; None where the file has no lines."""
+
+    line: int | None = None
+
+
 class BrokenFile(Exception):
     """Nothing after this place can be read."""
 
 
+# What reading raises where a file is not whole.
+DAMAGE = (BrokenFile, EOFError, zlib.error, gzip.BadGzipFile)
 Stream = Any  # a buffered binary file; gzip's shares no type with io's
 Parser = Iterator[Parsed | Unreadable]
 

@@ -42,7 +42,7 @@ def resolve(settings: Settings, say: Callable[[str], None]) -> tuple[Settings, d
     for split in SPLITS:
         files[split] = []
         for name in getattr(settings.data, f"{split}_file"):
-            files[split] += user_files.files_of(root, name)
+            files[split] += user_files.files_of(root, name, split)
         everything += files[split]
     _refuse_names(everything)
     own = [path for path in everything if not _within(path, inputs)]

@@ -16,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 
 ROWS = re.compile(r"\.(jsonl|json|csv|tsv|parquet)(\.gz)?$", re.IGNORECASE)
 # JSON that describes a data set and holds no rows.
-NO_ROWS = frozenset({"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "configuration.json"})
+NO_ROWS = frozenset({"dataset_infos.json", "dataset_info.json", filenames.SAVED_SPLITS, "configuration.json"})
 WORDS = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev", "eval"),

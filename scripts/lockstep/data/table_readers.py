@@ -1,17 +1,33 @@
-"""Tables, row by row: CSV, TSV and Parquet."""
+"""Tables, row by row: CSV, TSV, Parquet and Arrow."""
 
 import csv
 import gzip
 import io
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from lockstep.data.records import LARGEST, SHOWN, BrokenFile, Parsed, Parser, Stream, Unreadable, spelled_out
+from lockstep.data.records import LARGEST, SHOWN, BrokenFile, Parsed, Parser, Place, Stream, Unreadable, spelled_out
+from lockstep.text import encodings
 from lockstep.text.json_text import JsonObject
 
 
-def rows_of_csv(stream: Stream, delimiter: str) -> Parser:
+def delimiter(stream: Stream, usual: str) -> str:
+    """What separates the fields of a CSV file's header: the usual mark, or another where that one separates nothing."""
+    stream.seek(0)
+    line = stream.readline(2**16)
+    while line and not line.strip():
+        line = stream.readline(2**16)
+    outside = re.sub(rb'"[^"]*"', b"", line)  # marks in quotes separate nothing
+    if usual.encode() in outside:
+        return usual
+    counts = {mark: outside.count(mark.encode()) for mark in (",", ";", "\t", "|")}
+    best = max(counts, key=lambda mark: counts[mark])
+    return best if counts[best] else usual
+
+
+def rows_of_csv(delimiter: str, stream: Stream, at: Place) -> Parser:
     """The rows of a table of text, under the names in its first row."""
     csv.field_size_limit(LARGEST)
     lines: list[str] = []  # that the reader took for the row at hand
@@ -25,6 +41,7 @@ def rows_of_csv(stream: Stream, delimiter: str) -> Parser:
     header: list[str] | None = None
     while True:
         lines.clear()
+        at.line = reader.line_num + 1
         try:
             fields = next(reader)
         except StopIteration:
@@ -39,7 +56,7 @@ def rows_of_csv(stream: Stream, delimiter: str) -> Parser:
             header = fields
             _check_header(header, text)
         elif spelled_out(text) != text:
-            yield Unreadable("bad_utf8", "", spelled_out(text))
+            yield Unreadable("bad_utf8", _encoding_of(text).lstrip("; "), spelled_out(text))
         elif len(fields) != len(header):
             yield Unreadable("wrong_columns", f"{len(fields)} fields, {len(header)} in the header", text)
         else:
@@ -60,16 +77,20 @@ def _refused(error: csv.Error, lines: list[str], header: list[str] | None) -> Un
     return Unreadable("too_large" if too_large else "bad_csv", str(error), text[:SHOWN])
 
 
+def _encoding_of(text: str) -> str:
+    return encodings.guess(text.encode("utf-8", "surrogateescape"))
+
+
 def _check_header(header: list[str], text: str) -> None:
     if spelled_out(text) != text:
-        raise BrokenFile("the header is not UTF-8")
+        raise BrokenFile(f"the header is not UTF-8{_encoding_of(text)}")
     names = [name for name in header if name]  # spreadsheets end lines with empty columns
     if len(set(names)) != len(names):
         raise BrokenFile("the header names a column twice")
 
 
-def rows_of_parquet(stream: Stream) -> Parser:
-    """The rows of a Parquet file."""
+def rows_of_parquet(stream: Stream, at: Place) -> Parser:
+    """The rows of a Parquet file. Objects in them are plain dicts, with all keys that any row has: see `tool_calls`."""
     import pyarrow
     from pyarrow import parquet
 
@@ -88,6 +109,25 @@ def rows_of_parquet(stream: Stream) -> Parser:
             raise BrokenFile(f"not Parquet as a whole: {error}") from error
 
 
+def rows_of_arrow(stream: Stream, at: Place) -> Parser:
+    """The rows of an Arrow file, as `datasets` saves them: a stream of batches, or a file with an index."""
+    import pyarrow
+    from pyarrow import ipc
+
+    with_index = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    try:
+        reader = ipc.open_file(stream) if with_index else ipc.open_stream(stream)
+        if len(set(reader.schema.names)) != len(reader.schema.names):
+            raise BrokenFile("two columns have the same name")
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if with_index else reader
+        for batch in batches:
+            for place in range(batch.num_rows):
+                yield _row(batch, place)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise BrokenFile(f"not Arrow as a whole: {error}") from error
+
+
 def _row(batch: Any, place: int) -> Parsed | Unreadable:
     try:
         pairs = [(name, _cell(batch.column(name)[place])) for name in batch.schema.names]
@@ -99,7 +139,7 @@ def _row(batch: Any, place: int) -> Parsed | Unreadable:
 def _cell(cell: Any) -> Any:
     """A cell's value, or its type where Python has no such value, as for a date in the year 20000, or on Mars."""
     try:
-        return cell.as_py()
+        return cell.as_py(maps_as_pydicts="strict")
     except UnicodeDecodeError:
         raise
     except (ValueError, OverflowError, LookupError):  # with pytz installed, a time zone that is none is a KeyError

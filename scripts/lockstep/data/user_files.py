@@ -2,14 +2,20 @@
 
 import glob
 from pathlib import Path
+from typing import Any
 
 from lockstep import paths
-from lockstep.artifacts import filenames, manifest
+from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.data import readers
 from lockstep.errors import UserError
 from lockstep.prompts import template_source
 from lockstep.settings.schema import Model
 from lockstep.settings.tree import Settings
 
+_CURES = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV UTF-8"),
+    **dict.fromkeys((".zip", ".zst", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tar.gz", ".tgz"), "unpack it"),
+}
 MISSING = 3  # exit code of --check: the stage's output is not there, and make runs the stage
 
 
@@ -51,8 +57,9 @@ def check_paths(settings: Settings, stage: str) -> None:
         model_folder(settings.model)
     if stage == "data":
         if data.source == "files":  # of a data set, the settings name files inside it
-            for name in (*data.train_file, *data.validation_file, *data.test_file):
-                files_of(paths.ROOT, name)
+            for split in ("train", "validation", "test"):
+                for name in getattr(data, f"{split}_file"):
+                    files_of(paths.ROOT, name, split)
         _check_template(data.template)
     if stage == "train" and settings.lora.start_from:
         _check_adapter("lora.start_from", settings.lora.start_from)
@@ -86,18 +93,64 @@ def model_folder(model: Model) -> Path:
     return folder
 
 
-def files_of(root: Path, name: str) -> list[Path]:
-    """The file of a name, or the files of a pattern, in order. Raises UserError where there are none.
+def files_of(root: Path, name: str, split: str = "train") -> list[Path]:
+    """The file of a name, the files of a pattern or of a data set that was saved to a folder, in order.
 
     Args:
         root: the folder from which relative names start.
+        split: which is taken of a folder that holds several.
+
+    Raises:
+        UserError: there are none, or a file's suffix is none that is read.
     """
     path = root / name
+    if path.is_dir():
+        return _saved(path, split)
     if path.is_file():
-        return [path]
-    # Path.glob would read a pattern in the root's own name, and takes no absolute ones
-    matches = glob.glob(name, root_dir=root, recursive=True) if glob.has_magic(name) else []  # noqa: PTH207
-    files = [root / match for match in sorted(matches) if (root / match).is_file()]
+        files = [path]
+    else:
+        # Path.glob would read a pattern in the root's own name, and takes no absolute ones
+        matches = glob.glob(name, root_dir=root, recursive=True) if glob.has_magic(name) else []  # noqa: PTH207
+        files = [root / match for match in sorted(matches) if (root / match).is_file()]
     if not files:
         raise UserError(f"no file {paths.label(path)}: data/README.md shows what goes there")
+    for file in files:
+        _check_suffix(file)
     return files
+
+
+def _check_suffix(file: Path) -> None:
+    suffix = "".join(file.suffixes[-2:]) if file.suffix.lower() == ".gz" else file.suffix
+    if not suffix or suffix.lower() == ".gz" or readers.ROWS.search(file.name):
+        return
+    cure = _CURES.get(suffix.lower(), "rename it if it holds one of these")
+    raise UserError(
+        f"{paths.label(file)}: files with the suffix {suffix} are not read, only .jsonl, .json, .csv, .tsv, .parquet "
+        f"and .arrow: {cure}"
+    )
+
+
+def _saved(folder: Path, split: str) -> list[Path]:
+    """The Arrow files of a folder that `save_to_disk` of `datasets` wrote, in order."""
+    label = paths.label(folder)
+    if (folder / filenames.SAVED_SPLITS).is_file():
+        splits = _json(folder / filenames.SAVED_SPLITS).get("splits")
+        if not isinstance(splits, list) or split not in splits:
+            raise UserError(f"{label} holds no split {split} (it has {splits}): name one of its folders")
+        folder = folder / split
+    if not (folder / filenames.SAVED_STATE).is_file():
+        raise UserError(f"no file {label}: it is a folder; name files in it, such as {label}/*.jsonl")
+    state = _json(folder / filenames.SAVED_STATE)
+    if state.get("_indices_data_files"):
+        raise UserError(f"{label} was saved with a choice of rows apart: save it again with flatten_indices()")
+    names = [entry.get("filename") for entry in state.get("_data_files") or () if isinstance(entry, dict)]
+    files = [folder / name for name in names if isinstance(name, str) and Path(name).name == name]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise UserError(f"{label} is not complete: {missing[0] if missing else 'its Arrow files'} cannot be read")
+    return files
+
+
+def _json(file: Path) -> dict[str, Any]:
+    value = atomic.read_json(file)
+    return value if isinstance(value, dict) else {}

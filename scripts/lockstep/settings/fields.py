@@ -83,6 +83,13 @@ def _is_json(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _columns(value: Any) -> Any:
+    """ours=theirs, one or several; in YAML also a map of our names to theirs."""
+    if isinstance(value, dict):
+        return [f"{ours}={theirs}" for ours, theirs in value.items()]
+    return _split_at_commas(value)
+
+
 def _column(value: str) -> str:
     ours, _, theirs = value.partition("=")
     if ours not in COLUMNS or not theirs:
@@ -97,6 +104,6 @@ StringList = Annotated[tuple[str, ...], CommaList]
 FilePath = Annotated[str, AfterValidator(_normalised_path), IsFilePath]
 FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_file_list)]
 TemplateName = Annotated[str, AfterValidator(_template)]  # a name, or the path of a .jinja file
-ColumnList = Annotated[tuple[Annotated[str, AfterValidator(_column)], ...], CommaList]
+ColumnList = Annotated[tuple[Annotated[str, AfterValidator(_column)], ...], BeforeValidator(_columns)]
 NotZero = AfterValidator(_not_zero)
 JsonMap = Annotated[dict[str, Any], BeforeValidator(_json_object), AfterValidator(_is_json)]

@@ -55,8 +55,8 @@ class Data(Section):
     train_file: FilePaths = Field(
         ("data/train.jsonl",),
         min_length=1,
-        description="JSONL, JSON array, CSV or Parquet, also .gz; several separated by commas, or a pattern such as "
-        "data/*.jsonl; for a data set, names of files in it",
+        description="JSONL, JSON array, CSV or Parquet, also .gz, or a folder of save_to_disk; several separated by "
+        "commas, or a pattern such as data/*.jsonl; for a data set, names of files in it",
     )
     validation_file: FilePaths = Field(
         (), description="held-out rows that training is watched with; default: a share of train_file"
@@ -69,7 +69,9 @@ class Data(Section):
     format: Literal["auto", "alpaca", "prompt_completion", "messages", "sharegpt"] = Field(
         "auto", description="layout of a row; auto: by the row's own keys"
     )
-    columns: ColumnList = Field((), description="other names for the layout's keys: instruction=question,output=answer")
+    columns: ColumnList = Field(
+        (), description="other names for the layout's keys: instruction=question,output=answer; in YAML also a map"
+    )
     clean: Annotated[tuple[Literal["unicode", "control_characters", "whitespace"], ...], CommaList] = Field(
         (),
         description="steps that change texts: unicode, control_characters, whitespace; "

@@ -90,7 +90,7 @@ def load(file: Path | None, overrides: Mapping[str, str], base: Path | None = No
         UserError: an unknown, missing or ill-typed key; names the key, where it was given, and the nearest right key.
     """
     tree = read_yaml(file) if file else {}
-    explicit = dict.fromkeys(flatten(tree), f"in {file}") | dict.fromkeys(overrides, TYPED)
+    explicit = dict.fromkeys(map(_setting, flatten(tree)), f"in {file}") | dict.fromkeys(overrides, TYPED)
     for key, text in overrides.items():
         if printable(text) != text:  # bytes that Python could not read
             raise UserError(f"--{key}: {text!r} is not UTF-8: rename it, or write it in UTF-8")
@@ -108,6 +108,13 @@ def load(file: Path | None, overrides: Mapping[str, str], base: Path | None = No
     except ValidationError as error:
         raise UserError(_explain(error, file, overrides)) from error
     return settings.with_explicit(explicit)
+
+
+def _setting(key: str) -> str:
+    """The setting of a flattened key: a setting that is a map was flattened, too."""
+    names = {name for name, _ in leaves()}
+    parts = key.split(".")
+    return next((name for n in range(1, len(parts)) if (name := ".".join(parts[:n])) in names), key)
 
 
 def _make_absolute(tree: dict[str, Any], overrides: Mapping[str, str], base: Path) -> None:

@@ -35,6 +35,7 @@ def metrics(
         "train_loss": trainer.mean_loss(),
         **held_out_loss,
         "train_rows": splits["train"]["rows"],
+        "train_samples": splits["train"].get("samples", splits["train"]["rows"]),  # older ledgers count samples alone
         "supervised_tokens": splits["train"]["supervised_tokens"],
         "steps": trainer.state.global_step,
         "tokens_per_second": round(trainer.tokens * distributed.PROCESSES / seconds, 1),

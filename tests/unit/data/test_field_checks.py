@@ -24,10 +24,21 @@ def test_text_is_text() -> None:
     assert reason(field_checks.text_of, {"a": "\ud800"}, "a") == ("lone_surrogate", "a")
 
 
-def test_content_in_parts_is_text_where_it_is_one_part_of_text() -> None:
+def test_content_in_parts_is_text_where_all_parts_are() -> None:
     text, picture = {"type": "text", "text": "x"}, {"type": "image_url", "image_url": "y"}
     assert field_checks.text_of({"content": [text]}, "content") == "x"
-    for parts in ([], [picture], [text, text], ["x"]):
+    refusal = {"type": "refusal", "refusal": "no", "id": "p", "cache_control": {"type": "ephemeral"}}
+    assert field_checks.text_of({"content": [text, refusal, text]}, "content") == "x\nno\nx"
+    table = {"type": "text", "text": "x", "image_url": None}  # a table gives every part the keys of all
+    assert field_checks.text_of({"content": [table]}, "content") == "x"
+    for parts in (
+        [],
+        [picture],
+        [text, picture],
+        ["x"],
+        [text | {"image_url": "y"}],
+        [{"type": ["text"], "text": "x"}],
+    ):
         assert reason(field_checks.text_of, {"content": parts}, "content") == ("not_text", "content: list")
     assert reason(field_checks.text_of, {"content": [{"type": "text"}]}, "content") == ("wrong_type", "content: null")
     assert reason(field_checks.text_of, {"output": [text]}, "output") == ("wrong_type", "output: list")

@@ -53,7 +53,7 @@ def turns(*contents: str, **more: Any) -> list[dict[str, Any]]:
         ('{"messages": [{"role": "user", "content": "a"}]}', "no_last_answer"),
         ('{"messages": [{"role": "wizard", "content": "a"}]}', "unknown_role"),
         ('{"messages": [{"role": "user"}]}', "missing_content"),
-        ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}', "not_text"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]}', "not_text"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "bad_turn_order"),
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "a"}]}', "bad_turn_order"),
         ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "duplicate_key"),

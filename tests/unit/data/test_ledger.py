@@ -42,7 +42,10 @@ def test_the_sums_always_match(actions: list[tuple]) -> None:  # type: ignore[ty
         assert account["truncated"]["rows"] <= account["kept"]
     assert sum(account["lines"] for account in written["files"].values()) == len(actions)
     samples = sum(action[3] for action in actions if action[0] == "keep")
-    assert sum(split["rows"] for split in written["splits"].values()) == samples
+    assert sum(split["rows"] for split in written["splits"].values()) == sum(
+        a["kept"] for a in written["files"].values()
+    )
+    assert sum(split["samples"] for split in written["splits"].values()) == samples
     assert sum(split["tokens"] for split in written["splits"].values()) == 5 * samples
     assert sum(split["supervised_tokens"] for split in written["splits"].values()) == 2 * samples
     assert sum(a["truncated"]["tokens"] for a in written["files"].values()) == sum(
