@@ -88,7 +88,7 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
     """
     from lockstep.model import networks
     from lockstep.prompts import template
-    from lockstep.training import early_stopping, progress, publish, sample_answers, setup, sigterm
+    from lockstep.training import early_stopping, progress, publish, sample_answers, schedule, setup, sigterm
 
     stop = sigterm.Termination()
     on = stage.device = networks.device()
@@ -101,7 +101,7 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
     chat_template = (settings.run_dir / filenames.DATA / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
     chat = template.load(settings.model.folder, chat_template, settings.data.allow_tokens)
     shown = progress.Progress(settings.run_dir, say, lambda: [], distributed.FIRST)
-    callbacks = [shown, early_stopping.HeldOut(settings.train), stop]
+    callbacks = [shown, early_stopping.HeldOut(settings.train), stop, schedule.PeakCheck(say)]
     pad = chat.tokenizer.pad_token_id or 0
     training = setup.build(settings, on, dtype, rows.train, rows.held_out, pad, callbacks, checkpoint)
     trainer = training.trainer
