@@ -149,7 +149,7 @@ test: .venv/dev.stamp ## the tests (CPU, no network)
 	CUDA_VISIBLE_DEVICES= $(PY) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow and not e2e and not gpu and not faults" $(ARGS)
 
 test-e2e: .venv/dev.stamp ## a tiny model through all stages and the real vLLM server
-	$(PY) -m pytest -m e2e $(ARGS)
+	$(PY) -m pytest -m "e2e and not slow" $(ARGS)
 
 test-faults: .venv/dev.stamp ## tests that kill and starve stages on purpose, beyond those of make test
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m faults $(ARGS)

@@ -12,7 +12,9 @@ from support.serving import Home, finished_run
 STANDINS = str(ROOT / "tests/support/standins")  # for PYTHONPATH: what wrappers' classes import, and text never calls
 HEAD = 32  # the smallest head that vLLM's attention for CPUs takes
 DELTA_HEAD = 128  # of gated DeltaNet
-LFM2 = {"conv_dim": 64, "block_dim": 64}  # in the Hub's configs, and not in those that transformers writes
+# In the Hub's configs, and not in those that transformers writes: vLLM reads them.
+LFM2 = {"conv_dim": 64, "block_dim": 64}
+DEEPSEEK = {"topk_method": "noaux_tc"}
 
 
 def sized(values: Values) -> Values:
@@ -25,7 +27,7 @@ def sized(values: Values) -> Values:
     if "conv" in values.get("layer_types", ()):
         values |= LFM2
     if "kv_lora_rank" in values:
-        return values
+        return values | DEEPSEEK
     if "head_dim" not in values:
         return values | {"num_attention_heads": 2, "num_key_value_heads": 2}
     values["head_dim"] = HEAD

@@ -30,6 +30,7 @@ class Served:
 ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 LAYERS = ATTENTION | {"gate_proj", "up_proj", "down_proj"}  # of most models
 DELTA_NET = frozenset({"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"})
+UNGATED = LAYERS - {"gate_proj"}
 GEMMA4 = LAYERS | {"per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"}
 
 DENSE = Served(LAYERS)
@@ -53,6 +54,14 @@ CLASSES: dict[str, Served] = {
     "HunYuanDenseV1ForCausalLM": DENSE,
     "SeedOssForCausalLM": DENSE,
     "Cohere2ForCausalLM": DENSE,
+    "Exaone4ForCausalLM": DENSE,
+    "NemotronForCausalLM": Served(UNGATED),
+    "ApertusForCausalLM": Served(UNGATED),
+    "ArceeForCausalLM": Served(UNGATED),
+    "Starcoder2ForCausalLM": Served(ATTENTION | {"c_fc", "c_proj"}),
+    "GPTNeoXForCausalLM": Served(frozenset({"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"})),
+    "OPTForCausalLM": Served(frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"})),
+    "StableLmForCausalLM": Served(),
     "Phi3ForCausalLM": Served(frozenset({"qkv_proj", "o_proj", "gate_up_proj", "down_proj"})),
     # vLLM's mapping says that gate_proj and up_proj are packed there, and they are one layer in the checkpoint, too
     "Glm4ForCausalLM": Served(ATTENTION | {"down_proj"}),
@@ -60,8 +69,8 @@ CLASSES: dict[str, Served] = {
     "GraniteMoeHybridForCausalLM": Served(ATTENTION | {"input_linear", "output_linear"}),
     "FalconH1ForCausalLM": Served(LAYERS | {"in_proj"}),
     "Qwen3_5ForCausalLM": Served(LAYERS | DELTA_NET, torchvision=True),
-    "Qwen3MoeForCausalLM": DENSE,
-    "MixtralForCausalLM": DENSE,
+    "Qwen3MoeForCausalLM": Served(ATTENTION),
+    "MixtralForCausalLM": Served(ATTENTION),
     "GptOssForCausalLM": Served(ATTENTION),
     "Gemma3ForConditionalGeneration": WRAPPER,
     "Gemma4ForConditionalGeneration": Served(GEMMA4, wrapper=True, torchvision=True),

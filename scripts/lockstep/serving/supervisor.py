@@ -226,7 +226,10 @@ def _last_error(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     candidates = [line for line in lines if " WARNING " not in line and "See root cause above" not in line]
     errors = [line for line in candidates if "Error: " in line]
-    chosen = errors[0] if errors else next((line for line in reversed(lines) if line.strip()), "no output")
+    packages = [line for line in errors if "ModuleNotFoundError: " in line]  # of which others are but the consequence
+    chosen = (
+        (packages or errors)[0] if errors else next((line for line in reversed(lines) if line.strip()), "no output")
+    )
     return chosen.split("] ", 1)[-1].strip()[:300]
 
 

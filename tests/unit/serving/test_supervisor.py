@@ -23,6 +23,10 @@ port, mode = int(sys.argv[1]), sys.argv[2]
 if mode == "fail":
     print("(Engine pid=1) ERROR [core.py:1] ValueError: no such architecture", flush=True)
     sys.exit(1)
+if mode == "lacks a package":
+    print("(Engine pid=1) ERROR [registry.py:1] subprocess.CalledProcessError: Command '[...]' returned 1", flush=True)
+    print("(Engine pid=1) ERROR [registry.py:2] ModuleNotFoundError: No module named 'torchvision'", flush=True)
+    sys.exit(1)
 # a grandchild in a session of its own, deaf to TERM: the worst that a server can leave behind
 deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
 child = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {deaf!r}], start_new_session=True); time.sleep(300)"
@@ -205,12 +209,21 @@ def test_a_second_server_of_the_run_is_refused_by_name(tmp_path: Path, port: int
     supervisor.wait(timeout=30)
 
 
-def test_a_server_that_does_not_start_is_one_line_with_its_own_error(tmp_path: Path, port: int) -> None:
-    supervisor = launch(tmp_path, port, "fail")
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("fail", "ValueError: no such architecture"),
+        ("lacks a package", "ModuleNotFoundError: No module named 'torchvision'"),
+    ],
+)
+def test_a_server_that_does_not_start_is_one_line_with_its_own_error(
+    tmp_path: Path, port: int, mode: str, says: str
+) -> None:
+    supervisor = launch(tmp_path, port, mode)
     assert supervisor.wait(timeout=20) == 2
     assert supervisor.stderr
     said = supervisor.stderr.read()
-    assert "the server did not start: ValueError: no such architecture" in said
+    assert f"the server did not start: {says}" in said
     assert said.count("\n") == 1
 
 
