@@ -163,10 +163,13 @@ def measure(folder: Path, sums: safetensors_stream.Sums, data: Path, pad: int, w
     """
     safetensors_stream.verify(folder, sums)
     on = networks.device()
-    network = networks.load(folder, networks.compute_dtype("auto", on), on)
+    dtype = networks.compute_dtype("auto", on)
+    network = networks.load(folder, dtype, on)
+    if all(weight.dtype == dtype for weight in network.parameters()):
+        dtype = torch.float32  # no autocast: it computes in its own dtype
     start = 0
     divergences, agreements, losses = [], [], []
-    for merged, targets in reference.log_probs(network, probes(data, pad), torch.float32):
+    for merged, targets in reference.log_probs(network, probes(data, pad), dtype):
         end = start + merged.numel()
         trained = torch.from_file(str(work / LOG_PROBS), size=end, dtype=torch.float32)[start:].view(merged.shape)
         start = end
