@@ -193,7 +193,7 @@ HYBRIDS = (
         attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, num_experts=4,
         num_experts_per_tok=2, mamba_d_state=8, mamba_dt_rank=8)),
     Family("Mamba 2", "hybrid", "Mamba2ForCausalLM", TOKENS | {
-        "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16, "state_size": 16,
+        "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 16, "head_dim": 16, "expand": 4, "state_size": 16,
         "n_groups": 1, "chunk_size": 32}),
     Family("OLMo hybrid", "hybrid", "OlmoHybridForCausalLM", headless(
         linear_num_key_heads=4, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=32,
