@@ -25,7 +25,6 @@ KINDS = ("Qwen3-MoE", "gpt-oss", "LFM2", "Qwen3.5", "Gemma 4 MoE", "BERT", "GPT-
 REFUSED = {
     "T5": (METHODS, "00", "an encoder with a decoder"),
     "BERT": (METHODS, "00", "both directions"),
-    "DeepSeek-V4": (METHODS, "00", "under autocast only"),
     "GPT-2": (("qlora", "lora"), "02", "Conv1D"),
 }
 

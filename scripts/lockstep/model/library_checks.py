@@ -137,7 +137,6 @@ def _check_fit(folder: Path, infinite: list[str]) -> None:
             f"the model is quantized already ({kind}), and an adapter cannot be merged onto such weights: take the "
             "model that it was made from, and --method qlora quantizes that"
         )
-    networks.check_dtypes(config)
     _, report = networks.auto_class(config).from_pretrained(
         folder, device_map="meta", output_loading_info=True, use_safetensors=True, **LOCAL
     )

@@ -94,20 +94,6 @@ def auto_class(config: Any) -> Any:
     return next((auto for auto in known if auto._model_mapping[type(config)].__name__ == named), known[0])
 
 
-def check_dtypes(config: Any) -> None:
-    """Refuse a model that transformers computes under autocast only: what is merged is measured without.
-
-    Raises:
-        UserError: its class keeps norms in float32, and puts what they give into layers in bfloat16.
-    """
-    network = auto_class(config)._model_mapping[type(config)]
-    if "input_layernorm" in (network._keep_in_fp32_modules_strict or ()):
-        raise UserError(
-            f"the model is {network.__name__}: transformers keeps its norms in float32 and computes it in bfloat16 "
-            f"under autocast only, so what is merged could not be measured"
-        )
-
-
 def empty(folder: Path) -> "PreTrainedModel":
     """The network of a local model on the meta device, in bfloat16: names, shapes and classes, no weights.
 
