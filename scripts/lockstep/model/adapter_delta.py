@@ -93,6 +93,11 @@ class AdapterDelta:
         """Every tensor that the adapter changes."""
         return {*self.low_rank, *self.whole, *self.rows, *self.embeddings}
 
+    @property
+    def changed_experts(self) -> dict[str, int]:
+        """Each parameter that holds all experts of a layer → how many of them the adapter changes."""
+        return {name: part.changed for name, part in self.low_rank.items() if isinstance(part, StackedLowRank)}
+
     def saves(self, name: str) -> bool:
         """Whether PEFT saves this base tensor as a whole, by its rules for `bias` and `modules_to_save`."""
         module, _, kind = name.rpartition(".")

@@ -36,6 +36,11 @@ class StackedLowRank:
         experts, out, into = len(self.a), self.b.shape[1], self.a.shape[2]
         return (experts, into, out) if self.transposed else (experts, out, into)
 
+    @property
+    def changed(self) -> int:
+        """How many experts it changes: those that no row of the training reached have an update of zeros."""
+        return int((self.a.flatten(1).any(1) & self.b.flatten(1).any(1)).sum())
+
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether the update has a weight's shape."""
         return tuple(shape) == self.shape

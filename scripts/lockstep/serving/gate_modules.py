@@ -35,13 +35,18 @@ def foresee(adapter: Path) -> str:
         return ""
     from lockstep.model import adapter_files  # torch takes seconds
 
-    lost = sorted(adapted - adapter_files.read(adapter).low_rank.keys())
-    if not lost:
+    held = adapter_files.read(adapter)
+    experts = held.changed_experts
+    trained = atomic.read_json(adapter / filenames.COVERAGE).get("adapted_experts", {})
+    lost = sorted(adapted - held.low_rank.keys())
+    fewer = sorted(name for name, count in trained.items() if experts.get(name, 0) < count)
+    if lost:
+        fault = f"lacks {len(lost)} of the {len(adapted)} updates that were trained, {lost[0]} among them"
+    elif fewer:
+        fault = f"changes {experts.get(fewer[0], 0)} of the {trained[fewer[0]]} experts that were trained in {fewer[0]}"
+    else:
         return ""
-    return (
-        f"{filenames.ADAPTER_WEIGHTS} lacks {len(lost)} of the {len(adapted)} updates that were trained, {lost[0]} "
-        f"among them ({filenames.COVERAGE}): it was cut; run `make train ARGS=--force`"
-    )
+    return f"{filenames.ADAPTER_WEIGHTS} {fault} ({filenames.COVERAGE}): it was cut; run `make train ARGS=--force`"
 
 
 def check(server: Server, name: str, adapter: Path, findings: Findings) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lockstep.artifacts import atomic, filenames
-from lockstep.model import carried_files, full_weights, networks, peft_adapter
+from lockstep.model import adapter_files, carried_files, full_weights, networks, peft_adapter
 from lockstep.processes import distributed
 from lockstep.settings.tree import Settings
 from lockstep.training import loss_plot, model_card, packed_attention, reference, setup
@@ -71,6 +71,8 @@ def save(training: "Training", chat: "Template", settings: Settings, measured: d
     chat.tokenizer.save_pretrained(work)
     atomic.write_json(work / filenames.BASE_TENSORS, record)
     coverage = training.account.as_json()
+    if settings.method != "full" and adapter_files.read_config(work).get("target_parameters"):
+        coverage["adapted_experts"] = adapter_files.read(work).changed_experts
     atomic.write_json(work / filenames.COVERAGE, coverage)
     atomic.write_json(work / filenames.METRICS, measured)
     # for servers that load the untouched base: where the answers that were learned end

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.edits import edit_tensors
 
 from lockstep.endpoint import protocol
 from lockstep.errors import UserError
@@ -87,3 +88,48 @@ def test_an_adapter_without_modules_or_file_does_not_pass(adapter: Path, monkeyp
     file.write_bytes(b"{")
     with pytest.raises(UserError, match="cannot be read"):
         judged(adapter, monkeypatch, {})
+
+
+@pytest.fixture
+def account(adapter: Path) -> Path:
+    """The same with its config, and the account of weights that training wrote."""
+    options = {"r": RANK, "lora_alpha": 4, "peft_type": "LORA", "target_parameters": ["mlp.experts.down_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(options))
+    q, experts = (name.removeprefix("base_model.model.") for name in (f"{Q}.weight", f"{EXPERTS}.down_proj"))
+    reasons = {q: "adapter", experts: "adapter", "model.norm.weight": "norm, bias or other vector"}
+    coverage = {"reasons": reasons, "adapted_experts": {experts: COUNT - 1}}
+    (adapter / "coverage.json").write_text(json.dumps(coverage))
+    return adapter
+
+
+def without_a_module(tensors: dict[str, Any]) -> None:
+    for letter in "AB":
+        del tensors[f"{Q}.lora_{letter}.weight"]
+
+
+def without_an_expert(tensors: dict[str, Any]) -> None:
+    tensors[f"{EXPERTS}.lora_B.weight"].view(-1, RANK, COUNT)[..., 1] = 0
+
+
+@pytest.mark.parametrize(
+    ("cut", "says"),
+    [
+        (without_a_module, "lacks 1 of the 2 updates that were trained, model.layers.0.self_attn.q_proj.weight"),
+        (without_an_expert, "changes 2 of the 3 experts that were trained in model.layers.0.mlp.experts.down_proj"),
+    ],
+)
+def test_an_adapter_that_holds_less_than_was_trained_is_seen_in_its_files(account: Path, cut: Any, says: str) -> None:
+    assert gate_modules.foresee(account) == ""
+    edit_tensors(account / "adapter_model.safetensors", cut)
+    reason = gate_modules.foresee(account)
+    assert says in reason and "\n" not in reason
+
+
+def test_modules_are_expected_as_training_adapted_them(account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_tensors(account / "adapter_model.safetensors", without_a_module)
+    findings = judged(account, monkeypatch, {EXPERTS: WHOLE})
+    assert findings.report == {"modules_active": 1, "modules_expected": 2} and "was cut" in findings.reasons[0]
+
+
+def test_an_adapter_from_before_there_was_an_account_is_taken_by_its_file(adapter: Path) -> None:
+    assert gate_modules.foresee(adapter) == ""
