@@ -57,7 +57,8 @@ def _correct_parts(config: dict[str, Any], names: CheckpointNames, out: Path) ->
         for part in parts:
             if part is config or "tie_word_embeddings" in part:
                 part["tie_word_embeddings"] = False
-    vocabularies = [there[names.on_disk(name)].shape[0] for name in names.shapes if name.endswith(EMBEDDINGS)]
+    embeddings = [names.on_disk(name) for name in names.shapes if name.endswith(EMBEDDINGS)]
+    vocabularies = [there[name].shape[0] for name in embeddings if name in there]
     if vocabularies:
         part = config if "vocab_size" in config else config.get("text_config", config)
         part["vocab_size"] = vocabularies[-1]
