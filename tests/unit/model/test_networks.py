@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from support import families, rounding, tiny
 from torch import nn
 
 from lockstep.data.collator import IGNORE, Collator
+from lockstep.errors import UserError
 from lockstep.merging import dequantizer
 from lockstep.model import networks
 from lockstep.settings.schema import Quantization
@@ -114,3 +116,35 @@ def test_a_layer_that_only_descends_from_linear_is_no_linear_layer() -> None:
         assert not networks.is_plain_linear(DeepseekV4GroupedLinear(4, 4, 2))
         assert not networks.is_plain_linear(Llama4Router(Llama4TextConfig(hidden_size=4)))
         assert not networks.is_plain_linear(torch.nn.Embedding(4, 4))
+
+
+@pytest.mark.parametrize("name", sorted(families.ALL.keys() - {"T5", "BERT"}))
+def test_the_class_is_the_one_that_the_checkpoint_names(name: str) -> None:
+    family = families.ALL[name]
+    config = getattr(transformers, family.network).config_class(**family.values)
+    for architectures in ([family.network], None):
+        config.architectures = architectures
+        auto = networks.auto_class(config)
+        if architectures or name not in {"Qwen3.5", "Qwen3.5 tied", "Qwen3.5-MoE"}:  # whose text part has a class, too
+            assert auto._model_mapping[type(config)].__name__ == family.network
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "whisper", "vit"])
+def test_other_models_are_refused(kind: str) -> None:
+    with pytest.raises(UserError, match=r"the model is .*only causal language models are trained here"):
+        networks.auto_class(transformers.AutoConfig.for_model(kind))
+
+
+def test_the_parts_that_text_reaches() -> None:
+    for name, outside in (
+        ("Qwen3.5", {"visual"}),
+        ("Gemma 3", {"vision_tower", "multi_modal_projector"}),
+        ("OPT", set()),
+    ):
+        family = families.ALL[name]
+        cls = getattr(transformers, family.network)
+        with torch.device("meta"):
+            network = cls(cls.config_class(**family.values))
+        others = {key for key, _ in network.named_parameters()} - networks.text_parameters(network)
+        assert {key.split(".")[1] for key in others} == outside
+        assert {"lm_head", networks.decoder(network)[0]} <= networks.text_modules(network)
