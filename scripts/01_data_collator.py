@@ -135,7 +135,7 @@ def write_output(settings: Settings, chat_template: str, files: Files, work: Pat
     atomic.write_json(work / filenames.LEDGER, ledger)
     quality = books.quality.report(books.ledger, books.line, progress_bar)
     quality["advice"] += template_advice(chat, data, books.quality.thoughts)
-    quality["advice"] += [*shape_notes(files), *notes.lines(books.ledger, data)]
+    quality["advice"] += [*shape_notes(files), *user_files.unused_splits(data), *notes.lines(books.ledger, data)]
     atomic.write_json(work / filenames.QUALITY, quality)
     (work / filenames.PREVIEW).write_text(preview.page(books.picks, ledger, quality, chat), encoding="utf-8")
     return books, quality["advice"]
@@ -203,11 +203,12 @@ def read_entries(files: Files, data: Data) -> Iterator[Entry]:
 
 def first_records(records: Iterable[Record | Reject]) -> Iterator[Record | Reject]:
     """The records that tell how a file names its fields, fewer where they are long."""
-    size = 0
-    for record in islice(records, keys.FIRST):
+    size = told = 0
+    for record in islice(records, CHUNK):  # unreadable ones tell nothing
         yield record
         size += len(record.text)
-        if size > CHARACTERS:
+        told += isinstance(record, Record)
+        if told == keys.FIRST or size > CHARACTERS:
             return
 
 

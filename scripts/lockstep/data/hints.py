@@ -52,7 +52,10 @@ _HINTS: dict[str, Callable[[Reject], str]] = {
     "unclear_mark": lambda reject: "correct the mark, or take it out",
     "marked_untrained": lambda reject: "rename the mark's field if it says something else",
     "not_an_object": lambda reject: "each row must be a JSON object (data/README.md)",
-    "unknown_role": lambda reject: "known are system, user, human, assistant, gpt, tool and others of data/README.md",
+    "unknown_role": lambda reject: (
+        "known are system, user, human, assistant, gpt and tool, under a name that "
+        "--data.columns role=NAME,content=NAME can give"
+    ),
     "bad_json": lambda reject: "each line must be one JSON value; a table needs the suffix .csv, .tsv or .parquet",
     "too_long": lambda reject: "raise --data.max_length, or set --data.truncation truncate",
     "not_text": lambda reject: "pictures and sounds are not trained on; take the field out if the text stands alone",

@@ -225,7 +225,10 @@ def _message(turn: Mapping[str, Any], place: int, notes: _Notes) -> Message:
     name_of_role = turn.get("role", turn.get("from"))
     role = ROLES.get(name_of_role) if isinstance(name_of_role, str) else None
     if role is None:
-        raise Rejected("unknown_role", f"{name_of_role!r} in turn {place + 1}")
+        where = (
+            f"in turn {place + 1}" if name_of_role else f"in turn {place + 1}, whose keys are {', '.join(turn)[:200]}"
+        )
+        raise Rejected("unknown_role", f"{name_of_role!r} {where}")
     key = "value" if "content" not in turn and not {"from", "value"}.isdisjoint(turn) else "content"
     if name_of_role == "function_call":
         return {"role": role, "content": "", "tool_calls": tool_calls.calls_of_text(text_of(turn, key))}

@@ -49,6 +49,8 @@ def row_mark(fields: Mapping[str, Any]) -> list[str]:
         in_words = value.strip().casefold() if isinstance(value, str) else value
         if in_words in ("true", "false") and not (mark == "label" and "prompt" not in fields):  # as CSV has them
             value = in_words == "true"
+        if mark == "label" and "prompt" in fields and value in (0, 1):  # as TRL's trainer takes it
+            value = bool(value)
         if value is False or (mark == "weight" and in_words in (0, 0.0, "0", "0.0")):
             raise Rejected("marked_untrained", f"{name}: {str(value).lower()}")
         if isinstance(value, bool):

@@ -9,7 +9,7 @@ from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.data import readers
 from lockstep.errors import UserError
 from lockstep.prompts import template_source
-from lockstep.settings.schema import Model
+from lockstep.settings.schema import Data, Model
 from lockstep.settings.tree import Settings
 
 _CURES = {
@@ -149,6 +149,23 @@ def _saved(folder: Path, split: str) -> list[Path]:
     if missing or not files:
         raise UserError(f"{label} is not complete: {missing[0] if missing else 'its Arrow files'} cannot be read")
     return files
+
+
+def unused_splits(data: Data) -> list[str]:
+    """A line for each saved folder among a run's own files that holds splits which no setting names."""
+    lines = []
+    folders = [paths.ROOT / name for name in data.train_file] if data.source == "files" else []
+    for folder in folders:
+        held = (
+            _json(folder / filenames.SAVED_SPLITS).get("splits") if (folder / filenames.SAVED_SPLITS).is_file() else ()
+        )
+        unused = [
+            split for split in held or () if split in ("validation", "test") and not getattr(data, f"{split}_file")
+        ]
+        if unused:
+            words = " ".join(f"--data.{split}_file {paths.label(folder)}" for split in unused)
+            lines.append(f"{paths.label(folder)} also holds {' and '.join(unused)}, which are not used: {words}")
+    return lines
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def guess(data: bytes) -> str:
     if not name:
         return ""
     called = "GB18030" if name == "GBK" else name  # GBK is a part of it
-    return f"; it looks like {name}: save the file as UTF-8, as by `iconv -f {called} -t UTF-8 OLD > NEW`"
+    return f"; it looks like {name}: convert it with `iconv -f {called} -t UTF-8 OLD > NEW`"
 
 
 def _is_gbk(data: bytes) -> bool:

@@ -2,6 +2,7 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow
@@ -174,9 +175,9 @@ def test_every_line_becomes_exactly_one_thing(tmp_path_factory: pytest.TempPathF
     assert [outcome.line for outcome in outcomes] == list(range(1, len(lines) + 3))
 
 
-@given(st.binary(max_size=200), st.sampled_from(["r.json", "r.csv", "r.tsv", "r.parquet", "r.jsonl.gz"]))
+@given(st.binary(max_size=200), st.sampled_from(["r.json", "r.csv", "r.tsv", "r.parquet", "r.arrow", "r.jsonl.gz"]))
 def test_no_bytes_raise_anything(tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str) -> None:
-    for start in (b"", b"[", b"a,b\n", b"\x1f\x8b\x08\x00", b"PAR1"):
+    for start in (b"", b"[", b'{"data": [{', b"{\n", b"a,b\n", b"\x1f\x8b\x08\x00", b"PAR1"):
         outcomes = read(tmp_path_factory.mktemp("rows"), start + data, name)
         assert [outcome.line for outcome in outcomes] == list(range(1, len(outcomes) + 1))
 
@@ -189,6 +190,108 @@ def test_an_array_and_lines_of_the_same_values_read_alike(
     array = read(folder, json.dumps(values).encode(), "rows.json")
     lines = read(folder, "".join(json.dumps(value) + "\n" for value in values).encode())
     assert [outcome.value for outcome in array] == [outcome.value for outcome in lines] == values  # type: ignore[union-attr]
+
+
+def values(outcomes: list[Record | Reject]) -> list[object]:
+    return [outcome.value if isinstance(outcome, Record) else outcome.reason for outcome in outcomes]
+
+
+def test_places_are_element_and_line(tmp_path: Path) -> None:
+    array = b'[\n {"a": 1},\n {"a":\n  2},\n\n {"a": "\xff"}, {"a": 3}\n {"a": 4}]'
+    outcomes = read(tmp_path, array, "rows.json")
+    assert values(outcomes) == [{"a": 1}, {"a": 2}, "bad_utf8", {"a": 3}, BROKEN]
+    assert [(outcome.line, outcome.file_line) for outcome in outcomes] == [(1, 2), (2, 3), (3, 6), (4, 6), (5, 7)]
+    damage = outcomes[-1]
+    assert isinstance(damage, Reject) and damage.detail == "line 7: '{' where ',' or ']' must stand"
+    assert damage.place.endswith("rows.json: element 5, line 7")
+    inside = read(tmp_path, b'[{"a": 1},\n\n{"a": 2,\n"b" 3}]', "rows.json")[-1]
+    assert isinstance(inside, Reject) and inside.detail == "line 4: Expecting ':' delimiter"
+    table = read(tmp_path, b'a,b\n1,"x\ny"\n\n3\n4,5\n', "rows.csv")
+    assert [(outcome.line, outcome.file_line) for outcome in table] == [(1, 2), (2, 4), (3, 5), (4, 6)]
+    lines = read(tmp_path, GOOD + b"\n{\n" + GOOD)
+    assert [(outcome.line, outcome.file_line) for outcome in lines] == [(1, 1), (2, 2), (3, 3)]
+    assert isinstance(lines[1], Reject) and lines[1].place.endswith("rows.jsonl:2")
+
+
+@pytest.mark.parametrize("step", [1, 7, 2**20])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_under_a_key_and_objects_in_a_row_are_the_same_however_they_are_cut(step: int, indent: int | None) -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(step)
+
+    rows = [{"a": "请：🙂"}, {"b": [1, {"c": "]}"}]}, {}]
+    text = json.dumps({"v": {"x": [1]}, "n": -1.5, "data": rows, "z": [2]}, indent=indent, ensure_ascii=False)
+    assert [value for value, _ in json_readers.wrapped(Slow(text.encode()), "data")] == rows  # type: ignore[misc]
+    text = "\n".join(json.dumps(row, indent=indent, ensure_ascii=False) for row in rows)
+    assert [value for value, _ in json_readers.objects(Slow(text.encode()))] == rows  # type: ignore[misc]
+
+
+def test_a_large_array_under_a_key_is_read_in_flat_memory(tmp_path: Path) -> None:
+    row = b'{"a": "' + b"x" * 1000 + b'"}'
+    file = tmp_path / "rows.json"
+    file.write_bytes(b'{"version": 1,\n"data": [' + b",\n".join([row] * 20_000) + b"]}")
+    tracemalloc.start()
+    assert sum(isinstance(outcome, Record) for outcome in readers.records(file)) == 20_000
+    assert tracemalloc.get_traced_memory()[1] < 12e6  # of a file of 20 MB
+    tracemalloc.stop()
+    assert readers.note(file) == "its rows stand under 'data'"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "note"),
+    [
+        ("a.csv", b"a;b\n1;2\n", "fields are separated by ';'"),
+        ("a.csv", b"a\tb\n1\t2\n", "fields are separated by tabs"),
+        ("a.tsv", b"a,b\n1,2\n", "fields are separated by ','"),
+        ("a.csv", b'"a;c",b\n1,2\n', ""),
+        ("a.csv", b"a\n1;2\n", ""),
+        ("a.csv", b"", ""),
+        ("a.json", b'[{"a": 1}]', ""),
+        ("a.jsonl", b'{"data": [{"a": 1}]}\n{"data": [{"a": 1}]}\n', ""),
+        ("a.jsonl", b'{"data": [{"a": 1}]}\n', "its rows stand under 'data'"),
+        ("a.jsonl", b'{"messages": [{"a": 1}]}\n', ""),
+        ("a.json.gz", gzip.compress(b'{"data": [{"a": 1}]}')[:20], ""),
+    ],
+)
+def test_what_a_file_is_taken_for_is_told(tmp_path: Path, name: str, data: bytes, note: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert readers.note(tmp_path / name) == note
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "header.csv", "rows.json"])
+@pytest.mark.parametrize("encoding", ["gbk", "gb18030", "big5"])
+def test_another_encoding_is_named_with_its_cure(tmp_path: Path, name: str, encoding: str) -> None:
+    question, answer = ("第一個問題是什麼", "這是回答") if encoding == "big5" else ("第一个问题是什么", "这是回答")
+    row = json.dumps({"instruction": question, "output": answer}, ensure_ascii=False)
+    texts = {
+        "rows.jsonl": row + "\n", "rows.json": f"[{row}]",
+        "rows.csv": f"instruction,output\n{question},{answer}\n", "header.csv": f"{question},{answer}\nq,a\n",
+    }  # fmt: skip
+    outcome = read(tmp_path, texts[name].encode(encoding), name)[0]
+    assert isinstance(outcome, Reject)
+    assert f"it looks like {'BIG5' if encoding == 'big5' else 'GBK'}: convert it with `iconv -f" in outcome.detail
+
+
+def test_utf_16_is_named_by_its_mark(tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "rows.csv"):
+        outcome = read(tmp_path, "instruction,output\nq,a\n".encode("utf-16"), name)[0]
+        assert isinstance(outcome, Reject) and "it looks like UTF-16" in outcome.detail
+
+
+def test_arrow_files_of_both_kinds(tmp_path: Path) -> None:
+    table = pyarrow.table(
+        {"a": ["x", None], "m": pyarrow.array([[("k", 1)], []], pyarrow.map_(pyarrow.string(), pyarrow.int64()))}
+    )
+    for number, new in enumerate((pyarrow.ipc.new_stream, pyarrow.ipc.new_file)):
+        with new(tmp_path / f"{number}.arrow", table.schema) as writer:
+            writer.write_table(table)
+        outcomes = list(readers.records(tmp_path / f"{number}.arrow"))
+        assert values(outcomes) == [{"a": "x", "m": {"k": 1}}, {"a": None, "m": {}}]
+        assert outcomes[0].file_line is None
+        data = (tmp_path / f"{number}.arrow").read_bytes()
+        assert BROKEN in reasons(read(tmp_path, data[: len(data) // 2], f"{number}.arrow"))
+    assert reasons(read(tmp_path, b"no table", "x.arrow")) == [BROKEN]
 
 
 def test_json_lines_split_at_line_breaks_alone(tmp_path: Path) -> None:

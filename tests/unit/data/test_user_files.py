@@ -52,6 +52,8 @@ WRONG = [
     ("data", {"data": {"test_file": "data"}}, "no file data"),
     ("data", {"data": {"template": "absent.jinja"}}, "--data.template absent.jinja: absent.jinja is not there"),
     ("data", {"data": {"template": "instruction_en"}}, "--data.template instruction_en: .* known are model, instruction_zh"),
+    ("data", {"data": {"train_file": "data/README.md"}}, r"the suffix .md are not read, only .jsonl.*: rename it"),
+    ("data", {"data": {"train_file": "data/*.md"}}, "the suffix .md are not read"),
     ("train", {"lora": {"start_from": "absent"}}, "--lora.start_from absent holds no adapter"),
     ("merge", {"adapter": {"path": "absent"}}, "--adapter.path absent holds no adapter"),
     ("evaluate", {"evaluate": {"panel": "absent.json"}}, "--evaluate.panel: no file absent.json"),
@@ -100,3 +102,55 @@ def test_what_a_finished_stage_has_read_may_be_gone(home: Path) -> None:
     assert exit_code(given, "train") == 0
     with pytest.raises(UserError, match=r"no file absent\.jsonl"):
         exit_code(given, "data")
+
+
+def test_suffixes_that_are_read_and_cures_for_others(home: Path) -> None:
+    for name in (
+        "a.jsonl",
+        "a.JSON",
+        "a.ndjson.gz",
+        "a.csv",
+        "a.tsv.gz",
+        "a.Parquet",
+        "a.arrow",
+        "rows",
+        "rows.gz",
+        "v1.2.json",
+    ):
+        (home / name).write_text("{}")
+        assert user_files.files_of(home, name) == [home / name]
+    for name, cure in {
+        "a.xlsx": "CSV UTF-8",
+        "a.zip": "unpack",
+        "a.tar.gz": "unpack",
+        "a.txt": "rename",
+        "a.jsonl.bak": "rename",
+    }.items():
+        (home / name).write_text("{}")
+        with pytest.raises(UserError, match=cure):
+            user_files.files_of(home, name)
+
+
+def test_a_folder_that_datasets_saved(home: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([{"instruction": f"q{n}", "output": "a"} for n in range(5)])
+    rows.save_to_disk(home / "plain", num_shards=2)
+    DatasetDict(train=rows, test=rows.select([1])).save_to_disk(home / "parts")
+    plain = user_files.files_of(home, "plain")
+    assert [file.name for file in plain] == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    assert user_files.files_of(home, "plain", "test") == plain
+    (test,) = user_files.files_of(home, "parts", "test")
+    assert test.parent.name == "test" and user_files.files_of(home, "parts")[0].parent.name == "train"
+    with pytest.raises(UserError, match="holds no split validation"):
+        user_files.files_of(home, "parts", "validation")
+    (line,) = user_files.unused_splits(settings(home, data={"train_file": str(home / "parts")}).data)
+    assert "also holds test" in line and line.endswith(f"--data.test_file {home / 'parts'}")
+    named = {"train_file": str(home / "parts"), "test_file": str(home / "parts")}
+    assert user_files.unused_splits(settings(home, data=named).data) == []
+    plain[0].unlink()
+    with pytest.raises(UserError, match="not complete: data-00000"):
+        user_files.files_of(home, "plain")
+    (home / "folder").mkdir()
+    with pytest.raises(UserError, match=r"it is a folder; name files in it, such as .*folder/\*.jsonl"):
+        user_files.files_of(home, "folder")
