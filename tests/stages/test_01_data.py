@@ -13,8 +13,8 @@ import pyarrow
 import pytest
 from conftest import Run
 from pyarrow import parquet
+from support import corpus, programs, tiny
 from support import hub as hub_stub
-from support import programs, tiny
 
 Collate = Callable[..., CompletedProcess[str]]
 
@@ -301,3 +301,129 @@ def test_conversations_and_what_of_them_is_trained(collate: Collate, tmp_path: P
     assert len(contract["conversations"]) >= 30 and contract["special_ids"]["end_of_turn"] == 2
     thinking = error(collate(*words, "--run", "t", "--data.thinking", "false"))
     assert "no thinking flag" in thinking
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_a_useless_file_is_refused_after_its_first_rows_with_what_helps(collate: Collate, tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [{"ask": f"q {number}", "reply": "a"} for number in range(20_000)])
+    near = ("--data.drop", "near_duplicate")  # which reads all rows once before
+    for words in ((), near):
+        said = error(collate("--data.train_file", "rows.jsonl", *words))
+        assert "none of the first 500 rows of " in said and "rows.jsonl:1: missing_instruction" in said
+        assert "its keys are ask, reply" in said and "--data.columns instruction=ask,output=reply" in said
+    failed = tmp_path / "outputs/r/data.failed"
+    (account,) = json.loads((failed / "ledger.json").read_text())["files"].values()
+    assert account["lines"] == account["dropped"]["missing_instruction"] == 500
+    assert {file.name for file in failed.iterdir()} >= {"rejects.jsonl", "preview.html", "quality.json"}
+    mapped = ("--data.columns", "instruction=ask,output=reply", *NO_SHARES)
+    (tmp_path / "short.jsonl").write_text("".join((tmp_path / "rows.jsonl").open().readlines()[:300]))
+    assert collate("--data.train_file", "short.jsonl", *mapped).returncode == 0
+    # whoever accepts that all rows are unusable gets them all read
+    accepted = error(collate("--run", "all", "--data.train_file", "short.jsonl", "--data.max_reject_share", "1"))
+    assert "no row is left for train (300 rows read" in accepted and "its keys are ask, reply" in accepted
+
+
+def test_rows_too_long_at_the_start_are_no_reason_to_stop(collate: Collate, tmp_path: Path) -> None:
+    rows = [{"instruction": f"q {number}", "output": "a" if number > 600 else "x" * 900} for number in range(4000)]
+    write(tmp_path / "rows.jsonl", rows)
+    words = ("--data.max_length", "200", "--data.near_duplicate_similarity", "null", *NO_SHARES)
+    answer = collate("--data.train_file", "rows.jsonl", *words)
+    assert answer.returncode == 0, answer.stderr
+    assert "dropped: too_long 601" in answer.stdout
+
+
+def test_what_rows_say_of_themselves_is_told_and_counted(collate: Collate, tmp_path: Path) -> None:
+    bad = {"role": "assistant", "content": "BAD", "loss": False}
+    turns = [
+        {"role": "user", "content": "q"},
+        bad,
+        {"role": "user", "content": "r"},
+        {"role": "assistant", "content": "ok"},
+    ]
+    write(tmp_path / "a.jsonl", [
+        {"query": "I am {{NAME}}", "response": "good", "label": True, "id": 1}, {"query": "q", "response": "BAD", "label": False},
+        {"query": "same", "response": "twice"}, {"query": "same", "response": "twice"}, {"messages": turns},
+    ])  # fmt: skip
+    write(tmp_path / "b.jsonl", [{"query": "I am {{NAME}}", "response": "good", "label": True, "id": 1},
+        {"query": "q", "response": "BAD", "kto_tag": False}, {"query": "same", "response": "twice"}, {"query": "same", "response": "twice"}])  # fmt: skip
+    write(tmp_path / "c.jsonl", [{"messages": turns}])
+    answer = collate("--data.train_file", "b.jsonl,c.jsonl", *NO_SHARES)
+    assert answer.returncode == 0, answer.stderr
+    notes = [line.removeprefix("note: ") for line in answer.stdout.splitlines() if line.startswith("note: ")]
+    assert "fields are read under other names: query → instruction, response → output" in notes
+    assert "fields that nothing reads: id (1)" in notes
+    assert any("1 rows hold a placeholder such as {{NAME}}" in line and "b.jsonl:1" in line for line in notes)
+    assert any("1 rows have turns that are marked not to be trained" in line and "turn 2 of" in line for line in notes)
+    assert any("1 rows are marked not to be trained (kto_tag: false; the first is" in line for line in notes)
+    assert (
+        "1 rows are repeated and one copy of each is kept: --data.drop garbled,in_two_splits keeps all copies" in notes
+    )
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models/tiny")
+    for sample in split(tmp_path, "train"):
+        assert "BAD" not in tokenizer.decode([label for label in sample["labels"] if label != -100])
+    accounts = {Path(name).name: account for name, account in ledger(tmp_path)["files"].items()}
+    assert accounts["b.jsonl"]["dropped"] == {"marked_untrained": 1, "duplicate": 1}
+    assert accounts["b.jsonl"]["ignored"] == {"id": 1} and accounts["b.jsonl"]["noted"] == {"placeholder": 1}
+    assert accounts["b.jsonl"]["renamed"] == {"query → instruction": 2, "response → output": 2}
+    assert accounts["c.jsonl"]["noted"] == {"marked_turn": 1}
+    # both kinds in one file: only one of them is its own
+    said = error(collate("--run", "mixed", "--data.train_file", "a.jsonl", *NO_SHARES))
+    assert "missing_instruction 3" in said or "missing_instruction 4" in said
+
+
+def test_tables_give_the_rows_that_their_lines_give(collate: Collate, tmp_path: Path) -> None:
+    """Parquet, Arrow, and JSON that was written from them, hold keys of other rows: none comes into the samples."""
+    from datasets import Dataset
+
+    template = tmp_path / "tools.jinja"
+    template.write_text(corpus.TEMPLATE, encoding="utf-8")
+    rows = []
+    for number, (name, key) in enumerate([("add", "x"), ("weather", "city")] * 4):
+        schema = {"type": "object", "properties": {key: {"type": "string"}}, "required": [key]}
+        call = {"id": f"c{number}", "type": "function", "function": {"name": name, "arguments": {key: f"v{number}"}}}
+        turns = [
+            {"role": "user", "content": f"q {number}"}, {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "r", "tool_call_id": f"c{number}"}, {"role": "assistant", "content": "a"},
+        ]  # fmt: skip
+        rows.append(
+            {"messages": turns, "tools": [{"type": "function", "function": {"name": name, "parameters": schema}}]}
+        )
+    write(tmp_path / "rows.jsonl", rows)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    saved = Dataset.from_list(rows)
+    saved.save_to_disk(tmp_path / "saved")
+    saved.to_json(tmp_path / "written.jsonl")
+    assert '"x":null' in (tmp_path / "written.jsonl").read_text(encoding="utf-8")
+    expected: list[list[int]] = []
+    for name in ("rows.jsonl", "rows.parquet", "saved", "written.jsonl"):
+        words = ("--run", name, "--data.train_file", name, "--data.template", str(template), *NO_SHARES)
+        answer = collate(*words)
+        assert answer.returncode == 0, answer.stderr
+        ids = [sample["input_ids"] for sample in split(tmp_path, "train", name)]
+        expected = expected or ids
+        assert ids == expected, name
+        (account,) = ledger(tmp_path, name)["files"].values()
+        assert account["noted"].get("nulls_left_out", 0) == (0 if name == "rows.jsonl" else 8), name
+        assert ("nulls in tools or calls" in answer.stdout) == (name != "rows.jsonl")
+
+
+def test_rows_are_rows_and_their_samples_stand_beside_them(collate: Collate, tmp_path: Path) -> None:
+    """Where a template rewrites earlier turns, each answer is a sample of its own."""
+    template = tmp_path / "last.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' now' if loop.last and m.role == 'user' }}\n"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        encoding="utf-8",
+    )
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 3, "abcdef", strict=True)]
+    write(tmp_path / "rows.jsonl", [{"messages": turns}, {"messages": turns[:2]}])
+    answer = collate("--data.train_file", "rows.jsonl", "--data.template", str(template), *NO_SHARES)
+    assert answer.returncode == 0, answer.stderr
+    assert "train: 2 rows (4 samples), " in answer.stdout and len(split(tmp_path, "train")) == 4
+    counts = ledger(tmp_path)["splits"]["train"]
+    assert (counts["rows"], counts["samples"]) == (2, 4)

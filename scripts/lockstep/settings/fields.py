@@ -86,6 +86,8 @@ def _is_json(value: dict[str, Any]) -> dict[str, Any]:
 def _columns(value: Any) -> Any:
     """ours=theirs, one or several; in YAML also a map of our names to theirs."""
     if isinstance(value, dict):
+        if not all(isinstance(theirs, str) for theirs in value.values()):
+            raise ValueError("a map of columns gives each of our names another name, which is text")
         return [f"{ours}={theirs}" for ours, theirs in value.items()]
     return _split_at_commas(value)
 

@@ -94,6 +94,22 @@ def test_later_stages_take_settings_from_the_manifest_and_refuse_others() -> Non
         yaml_file.load(None, {"lora.r": "16"}).inherit(made_with, "adapter")
 
 
+def test_columns_may_be_a_map_in_yaml_and_a_later_stage_compares_it(tmp_path: Path) -> None:
+    text = "data:\n  columns:\n    instruction: 问题\n    output: 'the answer, '\n"
+    settings = yaml_file.load(write(tmp_path, text), {})
+    assert settings.data.columns == ("instruction=问题", "output=the answer, ")
+    assert settings.explicit == {"data.columns": f"in {tmp_path / 'c.yaml'}"}
+    assert settings.inherit(settings.sections("data"), "x").data == settings.data
+    other = yaml_file.load(None, {"data.columns": "instruction=question"})
+    with pytest.raises(UserError, match=r"data\.columns is"):
+        settings.inherit(other.sections("data"), "outputs/r/data")
+    for wrong in ("instruction: 3", "问题: instruction", "instruction:", "instruction: {a: b}"):
+        with pytest.raises(UserError, match=r"data\.columns"):
+            yaml_file.load(write(tmp_path, f"data:\n  columns:\n    {wrong}\n"), {})
+    maps = yaml_file.load(write(tmp_path, "train:\n  training_args: {adam_beta2: 0.95}\n"), {})
+    assert list(maps.explicit) == ["train.training_args"]
+
+
 def test_a_path_has_one_spelling() -> None:
     spellings = ["data/toy/train.jsonl", "./data/../data/toy/train.jsonl", str(ROOT / "data/toy/train.jsonl")]
     assert {yaml_file.load(None, {"data.train_file": text}).data.train_file for text in spellings} == {(spellings[0],)}
