@@ -20,11 +20,16 @@ class Served:
         layers: the names of layers to which it adds adapters; none where it takes no adapters.
         wrapper: a network for more than text, started for text only.
         torchvision: its module imports it, by way of transformers' image processors.
+        plain_rotation: it hands the heads apart to vLLM's rotary kernel for CPUs, which then turns them wrongly; in
+            torch, vLLM computes the same rightly.
+        gpu_only: what it computes on GPUs only; empty where it also runs on CPUs.
     """
 
     layers: frozenset[str] = frozenset()
     wrapper: bool = False
     torchvision: bool = False
+    plain_rotation: bool = False
+    gpu_only: str = ""
 
 
 ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
@@ -67,6 +72,12 @@ CLASSES: dict[str, Served] = {
     "Glm4ForCausalLM": Served(ATTENTION | {"down_proj"}),
     # its shared layers; those of Mamba were not tried
     "GraniteMoeHybridForCausalLM": Served(ATTENTION | {"input_linear", "output_linear"}),
+    "Lfm2ForCausalLM": Served(
+        frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"}), plain_rotation=True
+    ),
+    "Lfm2MoeForCausalLM": Served(frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "in_proj"}), plain_rotation=True),
+    "NemotronHForCausalLM": Served(ATTENTION, gpu_only="experts without gates"),
+    "OlmoHybridForCausalLM": Served(ATTENTION, gpu_only="its linear attention"),
     "FalconH1ForCausalLM": Served(LAYERS | {"in_proj"}),
     "Qwen3_5ForCausalLM": Served(LAYERS | DELTA_NET, torchvision=True),
     "Qwen3MoeForCausalLM": Served(ATTENTION),

@@ -96,7 +96,7 @@ def plan(settings: Settings) -> LaunchPlan:
     subject = serving_modes.subject_of(settings)
     preflight.check_length(subject.model, serve.max_model_len)
     cuda = device_flags.has_cuda()
-    model_flags.check_imports(subject.model, cuda)
+    model_flags.check(subject.model, cuda)
     rules = _rules(settings, subject, loopback, cuda)
     name = address.model_name(settings)
     return LaunchPlan(
@@ -128,7 +128,7 @@ def _arguments(settings: Settings, subject: Subject, cuda: bool) -> list[str]:
         "--disable-access-log-for-endpoints", "/health,/metrics",
         "--shutdown-timeout", str(serve.shutdown_timeout),
         "--chat-template-content-format", "string",  # as training renders messages
-        *model_flags.arguments(subject.model),
+        *model_flags.arguments(subject.model, cuda),
         *device_flags.arguments(serve, subject.model, cuda),
         *_parallel_arguments(settings),
         *_more_arguments(serve.vllm_args),

@@ -14,12 +14,18 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 HARMONY = "gpt_oss"
 
 
-def arguments(model: Path) -> list[str]:
-    """vLLM's flags for a model's folder, by its config.json."""
+def arguments(model: Path, cuda: bool) -> list[str]:
+    """vLLM's flags for a model's folder, by its config.json.
+
+    Args:
+        cuda: whether the server computes on GPUs.
+    """
     config = atomic.read_json(model / filenames.CONFIG)
     flags = ["--tokenizer-mode", "hf"]  # as in training, also where a model's folder has Mistral's own tokenizer
     if served := vllm_table.of(config):
         flags += ["--language-model-only"] if served.wrapper else []
+        if served.plain_rotation and not cuda:
+            flags += ["--compilation-config", json.dumps({"custom_ops": ["-rotary_embedding"]})]
     if config.get("model_type") == HARMONY:
         # Its class is found by the architecture; this parser leaves the answer as it is.
         flags += ["--hf-overrides", json.dumps({"model_type": f"{HARMONY}_by_template"})]
@@ -27,20 +33,24 @@ def arguments(model: Path) -> list[str]:
     return flags
 
 
-def check_imports(model: Path, cuda: bool) -> None:
-    """Raise UserError where vLLM's class for the model could not be imported: a minute before vLLM would say so.
+def check(model: Path, cuda: bool) -> None:
+    """Raise UserError where vLLM's class for the model cannot be imported or run: a minute before vLLM would say so.
 
     Args:
         cuda: whether the server computes on GPUs, so that packages are those of the CUDA set.
     """
     config = atomic.read_json(model / filenames.CONFIG)
     served = vllm_table.of(config)
+    architecture = vllm_table.architecture_of(config)
+    if served and served.gpu_only and not cuda and (vllm_table.has_experts(config) or "experts" not in served.gpu_only):
+        raise UserError(
+            f"vLLM computes {architecture} on GPUs only ({served.gpu_only}): serve outputs/<run>/merged/ on one"
+        )
     if served is None or not served.torchvision:
         return
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:  # RuntimeError: a build for another torch
-        architecture = vllm_table.architecture_of(config)
         package = TORCHVISION if cuda else f"{TORCHVISION}+cpu --index-url {CPU_INDEX}"
         raise UserError(
             f"vLLM's class for {architecture} imports torchvision, and that fails here ({error}): run "

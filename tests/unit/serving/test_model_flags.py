@@ -17,17 +17,19 @@ def folder(tmp_path: Path, **config: Any) -> Path:
 
 def test_a_plain_model_needs_no_flags_but_training_s_tokenizer(tmp_path: Path) -> None:
     plain = folder(tmp_path, architectures=["LlamaForCausalLM"], model_type="llama")
-    assert model_flags.arguments(plain) == ["--tokenizer-mode", "hf"]
-    model_flags.check_imports(plain, cuda=False)
+    assert model_flags.arguments(plain, cuda=False) == ["--tokenizer-mode", "hf"]
+    model_flags.check(plain, cuda=False)
 
 
 def test_a_wrapper_is_started_for_text_only(tmp_path: Path) -> None:
     wrapper = folder(tmp_path, architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3")
-    assert "--language-model-only" in model_flags.arguments(wrapper)
+    assert "--language-model-only" in model_flags.arguments(wrapper, cuda=False)
 
 
 def test_gpt_oss_is_rendered_by_its_template(tmp_path: Path) -> None:
-    flags = model_flags.arguments(folder(tmp_path, architectures=["GptOssForCausalLM"], model_type="gpt_oss"))
+    flags = model_flags.arguments(
+        folder(tmp_path, architectures=["GptOssForCausalLM"], model_type="gpt_oss"), cuda=False
+    )
     assert json.loads(flags[flags.index("--hf-overrides") + 1]) == {"model_type": "gpt_oss_by_template"}
 
 
@@ -38,11 +40,11 @@ def test_a_class_that_could_not_be_imported_is_refused_with_the_command_that_hel
     wrapper = folder(tmp_path, architectures=["Qwen3_5ForConditionalGeneration"])
     monkeypatch.setitem(sys.modules, "torchvision", None)  # an import of it fails
     with pytest.raises(UserError, match="Qwen3_5ForConditionalGeneration imports torchvision") as caught:
-        model_flags.check_imports(wrapper, cuda)
+        model_flags.check(wrapper, cuda)
     assert ("+cpu --index-url" in str(caught.value)) != cuda and "\n" not in str(caught.value)
     monkeypatch.delitem(sys.modules, "torchvision")
     monkeypatch.syspath_prepend(served_families.STANDINS)
-    model_flags.check_imports(wrapper, cuda)
+    model_flags.check(wrapper, cuda)
     for name in [name for name in sys.modules if name.startswith("torchvision")]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -50,3 +52,18 @@ def test_a_class_that_could_not_be_imported_is_refused_with_the_command_that_hel
 def test_the_packages_version_is_the_gpu_sets() -> None:
     lock = Path(model_flags.__file__).parents[3] / "requirements.lock"
     assert model_flags.TORCHVISION in lock.read_text(encoding="utf-8").splitlines()
+
+
+def test_heads_are_turned_by_torch_where_vllms_kernel_for_cpus_turns_them_wrongly(tmp_path: Path) -> None:
+    model = folder(tmp_path, architectures=["Lfm2ForCausalLM"])
+    flags = model_flags.arguments(model, cuda=False)
+    assert json.loads(flags[flags.index("--compilation-config") + 1]) == {"custom_ops": ["-rotary_embedding"]}
+    assert "--compilation-config" not in model_flags.arguments(model, cuda=True)
+
+
+def test_what_vllm_computes_on_gpus_only_is_refused_on_cpus(tmp_path: Path) -> None:
+    experts = folder(tmp_path, architectures=["NemotronHForCausalLM"], n_routed_experts=8)
+    with pytest.raises(UserError, match=r"NemotronHForCausalLM on GPUs only \(experts without gates\)"):
+        model_flags.check(experts, cuda=False)
+    model_flags.check(experts, cuda=True)
+    model_flags.check(folder(tmp_path, architectures=["NemotronHForCausalLM"]), cuda=False)
