@@ -162,6 +162,8 @@ class Guard:
 async def _adapter_blocks(state: Any) -> dict[str, list[Any]]:
     """Name of each adapter → what each of vLLM's workers says about it, see `worker_extension`.
 
+    Of several engines (data parallelism), which all load the same file, the first one's workers answer.
+
     Args:
         state: of vLLM's application.
     """

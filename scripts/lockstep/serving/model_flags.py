@@ -22,10 +22,11 @@ def arguments(model: Path, cuda: bool) -> list[str]:
     """
     config = atomic.read_json(model / filenames.CONFIG)
     flags = ["--tokenizer-mode", "hf"]  # as in training, also where a model's folder has Mistral's own tokenizer
-    if served := vllm_table.of(config):
-        flags += ["--language-model-only"] if served.wrapper else []
-        if served.plain_rotation and not cuda:
-            flags += ["--compilation-config", json.dumps({"custom_ops": ["-rotary_embedding"]})]
+    served = vllm_table.of(config)
+    if served.wrapper if served else "text_config" in config:
+        flags += ["--language-model-only"]
+    if served and served.plain_rotation and not cuda:
+        flags += ["--compilation-config", json.dumps({"custom_ops": ["-rotary_embedding"]})]
     if config.get("model_type") == HARMONY:
         # Its class is found by the architecture; this parser leaves the answer as it is.
         flags += ["--hf-overrides", json.dumps({"model_type": f"{HARMONY}_by_template"})]

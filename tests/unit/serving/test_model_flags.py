@@ -21,8 +21,9 @@ def test_a_plain_model_needs_no_flags_but_training_s_tokenizer(tmp_path: Path) -
     model_flags.check(plain, cuda=False)
 
 
-def test_a_wrapper_is_started_for_text_only(tmp_path: Path) -> None:
-    wrapper = folder(tmp_path, architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3")
+@pytest.mark.parametrize("architecture", ["Gemma3ForConditionalGeneration", "AnotherForConditionalGeneration"])
+def test_a_wrapper_is_started_for_text_only(tmp_path: Path, architecture: str) -> None:
+    wrapper = folder(tmp_path, architectures=[architecture], text_config={"vocab_size": 512})
     assert "--language-model-only" in model_flags.arguments(wrapper, cuda=False)
 
 
