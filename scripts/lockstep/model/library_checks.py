@@ -137,9 +137,16 @@ def _check_fit(folder: Path, infinite: list[str]) -> None:
             f"the model is quantized already ({kind}), and an adapter cannot be merged onto such weights: take the "
             "model that it was made from, and --method qlora quantizes that"
         )
-    _, report = networks.auto_class(config).from_pretrained(
-        folder, device_map="meta", output_loading_info=True, use_safetensors=True, **LOCAL
-    )
+    try:
+        _, report = networks.auto_class(config).from_pretrained(
+            folder, device_map="meta", output_loading_info=True, use_safetensors=True, **LOCAL
+        )
+    except ImportError as error:
+        reason = next(line for line in str(error).splitlines() if line.strip())
+        raise UserError(
+            f"the model needs a package that is not installed here, for parts that are not trained anyway: take a "
+            f"checkpoint of its text part alone ({reason[:150]})"
+        ) from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"the weights of the model lack {missing[0]} ({len(missing)} tensors that config.json asks for)"
