@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lockstep.artifacts import atomic, filenames
-from lockstep.model import checkpoint_names, merged_dtypes
+from lockstep.model import checkpoint_names, merged_dtypes, networks
 from lockstep.model.checkpoint_names import CheckpointNames
 
 
@@ -31,8 +31,7 @@ def save(network: Any, state: Mapping[str, Tensor] | None, base: Path, out: Path
     network.config.architectures = [type(names.network).__name__]
     network.config.save_pretrained(out)
     state = network.state_dict() if state is None else state
-    parameters = network.named_parameters(remove_duplicate=False)
-    trained = {name for name, weight in parameters if weight.requires_grad}
+    trained = networks.text_parameters(names.network)  # FSDP gives the network's own other names
     shards: dict[Path, dict[str, Tensor]] = {tensor.file: {} for tensor in names.tensors.values()}
     for name, tensor in _tensors(names, state, trained):
         shards[names.tensors[name].file][name] = tensor
