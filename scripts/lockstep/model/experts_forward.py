@@ -35,28 +35,28 @@ class Factors:
 
 
 class _ExpertLinear(torch.autograd.Function):
-    """Each row of x times its expert's frozen matrix, plus scale · B · A of that expert.
-
-    Factors are cast to x's dtype, their gradients back.
-    """
+    """Each row of x times its expert's frozen matrix, plus scale · B · A of that expert."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, matrix: Matrices, segments: Segments, scale: float, a: Tensor | None, b: Tensor | None
     ) -> Tensor:
         """x [rows, in], sorted by expert; A [experts, rank, in], B [experts, out, rank] → [rows, out]."""
-        a_cast, b_cast = (None, None) if a is None or b is None else (a.to(x.dtype), b.to(x.dtype))
         outputs: Tensor | None = None
-        low = None if a_cast is None else x.new_zeros(len(x), a_cast.shape[1])
+        dtype, low = _dtype_of_adapters(x), None
+        if a is not None and b is not None:
+            # contiguous: small products of strided matrices would each be copied first
+            a, b = a.to(dtype).contiguous(), b.to(dtype).contiguous()
+            low = x.new_zeros(len(x), a.shape[1], dtype=dtype)
         for expert, start, stop in segments:
             weight = matrix(expert)
             if outputs is None:
                 outputs = x.new_zeros(len(x), len(weight))
             part = torch.mm(x[start:stop], weight.t(), out=outputs[start:stop])
-            if a_cast is not None and b_cast is not None and low is not None:
-                own_low = torch.mm(x[start:stop], a_cast[expert].t(), out=low[start:stop])
-                part.addmm_(own_low, b_cast[expert].t(), alpha=scale)
-        ctx.save_for_backward(x, low, a_cast, b_cast)
+            if a is not None and b is not None and low is not None:
+                own_low = torch.mm(x[start:stop].to(dtype), a[expert].t(), out=low[start:stop])
+                _add_product(part, own_low, b[expert].t(), scale)
+        ctx.save_for_backward(x, low, a, b)
         ctx.matrix, ctx.segments, ctx.scale = matrix, segments, scale
         return x.new_zeros(len(x), len(matrix(0))) if outputs is None else outputs
 
@@ -67,18 +67,39 @@ class _ExpertLinear(torch.autograd.Function):
         of_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         of_a: Any = None if a is None else torch.zeros_like(a)
         of_b: Any = None if b is None else torch.zeros_like(b)
-        for expert, start, stop in ctx.segments:
-            own = gradient[start:stop]
-            if of_x is not None:
-                torch.mm(own, ctx.matrix(expert), out=of_x[start:stop])
-            if a is None:
-                continue
-            of_low = (own @ b[expert]).mul_(ctx.scale)
-            torch.mm(of_low.t(), x[start:stop], out=of_a[expert])
-            torch.mm(own.t(), low[start:stop], out=of_b[expert]).mul_(ctx.scale)
-            if of_x is not None:
-                of_x[start:stop].addmm_(of_low, a[expert])
-        return of_x, None, None, None, of_a, of_b
+        with _as_given(x):
+            for expert, start, stop in ctx.segments:
+                own = gradient[start:stop]
+                if of_x is not None:
+                    torch.mm(own, ctx.matrix(expert), out=of_x[start:stop])
+                if a is None:
+                    continue
+                own = own.to(a.dtype)
+                of_low = (own @ b[expert]).mul_(ctx.scale)
+                torch.mm(of_low.t(), x[start:stop].to(a.dtype), out=of_a[expert])
+                torch.mm(own.t(), low[start:stop], out=of_b[expert])
+                if of_x is not None:
+                    _add_product(of_x[start:stop], of_low, a[expert], 1.0)
+        return of_x, None, None, None, of_a, None if of_b is None else of_b.mul_(ctx.scale)
+
+
+def _as_given(x: Tensor) -> torch.autocast:
+    """A block in which autocast leaves dtypes alone."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _dtype_of_adapters(x: Tensor) -> torch.dtype:
+    """That of x on GPUs. On CPUs float32: oneDNN prepares itself for each new shape of two-byte floats, which takes
+    longer than the small products of an adapter, and every expert has another number of rows."""
+    return torch.float32 if x.device.type == "cpu" else x.dtype
+
+
+def _add_product(part: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """part += scale · left · right."""
+    if part.dtype == left.dtype:
+        part.addmm_(left, right, alpha=scale)
+    else:
+        part.add_(left @ right, alpha=scale)
 
 
 def forward(
@@ -141,7 +162,8 @@ def _linear(
         a = factors.a.view(number, -1, factors.a.shape[1])
         b = factors.b.view(len(factors.b), -1, number).permute(2, 0, 1)
     scale = factors.scale if factors else 0.0
-    product: Tensor = _ExpertLinear.apply(x, experts.matrices(stack), segments, scale, a, b)  # type: ignore[no-untyped-call]
+    with _as_given(x):
+        product: Tensor = _ExpertLinear.apply(x, experts.matrices(stack), segments, scale, a, b)  # type: ignore[no-untyped-call]
     if module.has_bias:
         product = product + getattr(module, f"{stack.leaf}_bias")[sorted_experts]
     return product

@@ -25,8 +25,9 @@ def measured(wrapper: Any, chain: dict[str, Any], dtype: torch.dtype) -> dict[st
     hidden, chosen, weights = moe.inputs(wrapper.get_base_layer(), dtype)
     for layer in chain.values():
         layer.zero_grad()
-    outputs = wrapper(hidden, chosen, weights)
-    loss_of(outputs).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):  # as in training
+        outputs = wrapper(hidden, chosen, weights)
+        loss_of(outputs).backward()
     results = {"outputs": outputs.detach(), "hidden": hidden.grad, "weights": weights.grad}
     for leaf, layer in chain.items():
         results |= {f"{leaf}.a": layer.lora_A["default"].weight.grad, f"{leaf}.b": layer.lora_B["default"].weight.grad}
