@@ -41,7 +41,7 @@ def home(finished: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
     more = [
         '{"instruction": "a", "output": 1}',
         "{",
-        '{"instruction": "{{NAME}}", "Input": "c", "output": "d", "source": "s"}',
+        '{"instruction": "{{NAME}}", "output": "d", "source": "s"}',
         '{"instruction": "a  b \\n\\n\\n c", "output": "x   y \\n"}',
     ]
     more += [json.dumps({"instruction": f"question {number}", "output": "always this"}) for number in range(9)]

@@ -25,6 +25,8 @@ def names(keys: tuple[str, ...]) -> str:
 def _columns(reject: Reject) -> str:
     """The row's keys, and how to say which of them are the question and the answer."""
     keys = reject.keys
+    if " is not " in reject.detail:
+        return f": {_near(reject)}"
     if reject.reason in ("missing_content", "missing_value"):
         return f": a turn needs a role and a text, under names that --data.columns {reject.reason[8:]}=NAME can give"
     if len(keys) < 2:
@@ -34,6 +36,11 @@ def _columns(reject: Reject) -> str:
         f": its keys are {names(keys)}; name those of the question and the answer: "
         f"--data.columns instruction={drop_controls(question)},output={drop_controls(answer)}"
     )
+
+
+def _near(reject: Reject) -> str:
+    ours = reject.detail.partition(" is not ")[2].split(" ")[0]
+    return f"rename it, or read it with --data.columns {ours}={ours}" if ours else "rename or remove one of them"
 
 
 def _preference(reject: Reject) -> str:
@@ -48,7 +55,7 @@ def _preference(reject: Reject) -> str:
 
 _HINTS: dict[str, Callable[[Reject], str]] = {
     "preference_pair": _preference,
-    "unclear_key": lambda reject: "rename the field, or name it in --data.columns",
+    "unclear_key": _near,
     "unclear_mark": lambda reject: "correct the mark, or take it out",
     "marked_untrained": lambda reject: "rename the mark's field if it says something else",
     "not_an_object": lambda reject: "each row must be a JSON object (data/README.md)",

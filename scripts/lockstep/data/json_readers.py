@@ -106,8 +106,15 @@ class _Window:
             raise BrokenFile(f"line {self.line}: {mark!r} where {expected!r} must stand")
         self.advance(self.place + 1)
 
-    def value(self) -> tuple[object, str]:
-        """The value that begins here, and how it is written; reads on until it is there as a whole."""
+    def value(self, most: int = 16 * LARGEST) -> tuple[object, str]:
+        """The value that begins here, and how it is written; reads on until it is there as a whole.
+
+        Args:
+            most: characters that it may have, about.
+
+        Raises:
+            BrokenFile: not JSON, or too long.
+        """
         while True:
             try:
                 value, end = _decode_at(self.text, self.place)
@@ -119,7 +126,7 @@ class _Window:
             except json.JSONDecodeError as error:
                 # what stands before the window's end is wrong now and stays so; a string may still be closed
                 final = error.pos < len(self.text) - 16 and not error.msg.startswith("Unterminated string")
-                if final or self.ended or len(self.text) - self.place > 16 * LARGEST:
+                if final or self.ended or len(self.text) - self.place > most:
                     line = self.line + self.text.count("\n", self.place, error.pos)
                     raise BrokenFile(f"line {line}: {error.msg}") from error
             except RecursionError as error:
@@ -245,7 +252,7 @@ def spans_lines(stream: Stream) -> bool:
         window = _Window(stream)
         window.next()
         first = window.line
-        value, _ = window.value()
+        value, _ = window.value(LARGEST)
     except DAMAGE:
         return False
     return isinstance(value, dict) and window.line > first

@@ -7,12 +7,12 @@ a row that has `response` instead is a mistake, and in a file whose rows all hav
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from lockstep.data.records import Record
 from lockstep.settings.schema import Data
 
-_EDGES = re.compile(r"^[\s\0\ufeff\u200b-\u200d\u2060]+|[\s\0\ufeff\u200b-\u200d\u2060]+$")
 FIRST = 50  # records of a file that tell its names
 
 # What each layout reads of a record, and of a turn. `tools` has two more names in other programs.
@@ -96,8 +96,8 @@ def renamed(value: Mapping[str, Any], columns: tuple[str, ...]) -> Mapping[str, 
         return value
     names = dict(column.split("=", 1) for column in columns)  # our name → that of the record
     for ours, theirs in names.items():
-        if theirs not in value:  # a space or a mark at its end, which no command line can hold
-            names[ours] = next((name for name in value if _EDGES.sub("", name) == theirs), theirs)
+        if theirs not in value and fold(theirs):  # a space or an invisible mark, which no command line can hold
+            names[ours] = next((name for name in value if fold(name) == fold(theirs)), theirs)
     fields = {name: field for name, field in value.items() if name not in names.values()}
     for ours, theirs in names.items():
         if theirs in value:
@@ -110,6 +110,7 @@ def is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
+@lru_cache(10_000)
 def fold(name: str) -> str:
     """A name without case, width, spaces, marks and invisible characters: equal for near misses."""
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name).casefold())

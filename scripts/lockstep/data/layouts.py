@@ -139,8 +139,10 @@ def _layout(fields: Mapping[str, Any], setting: str) -> str:
         return "messages"
     if fields.get("conversations") not in (None, ""):
         return "sharegpt"
-    of_pairs = "prompt" in fields or "completion" in fields
-    return "prompt_completion" if of_pairs and "instruction" not in fields else "alpaca"
+    pair = ("prompt", "completion")
+    if keys.is_empty(fields.get("instruction")) and any(not keys.is_empty(fields.get(name)) for name in pair):
+        return "prompt_completion"  # a table of both layouts has columns of both
+    return "prompt_completion" if any(map(fields.__contains__, pair)) and "instruction" not in fields else "alpaca"
 
 
 # --- one function for each layout; returns messages, and the places of answers that carry no loss ---
@@ -203,6 +205,8 @@ def _turns(turns: list[Any], name: str, data: Data, notes: _Notes) -> Conversati
         if isinstance(turn, JsonObject) and turn.duplicate_key is not None:
             raise Rejected("duplicate_key", f"{turn.duplicate_key} in turn {place + 1}")
         turn = keys.renamed(turn, data.columns)
+        if not isinstance(turn, JsonObject):  # a table gives every turn the keys of all
+            turn = {key: value for key, value in turn.items() if value is not None}
         message = _message(turn, place, notes)
         if near := keys.near_miss(turn, keys.TURN):
             raise Rejected("unclear_key", f"{near[0]!r} is not {near[1]} in turn {place + 1}")

@@ -155,14 +155,14 @@ class Ledger:
         reject = self.first.get(reason)
         if not reject:
             return ""
-        detail = f", {drop_controls(reject.detail)[:300]}" if reject.detail else ""
+        detail = f", {_one_line(reject.detail)}" if reject.detail else ""
         return f"; {reject.place}: {reason}{detail}{hint(reject)}"
 
     def _damaged_file(self) -> str | None:
         for name, account in self.files.items():
             if account.dropped[BROKEN]:
                 reject = self.first.get(BROKEN)
-                detail = f" ({drop_controls(reject.detail)[:300]})" if reject and reject.file == name else ""
+                detail = f" ({_one_line(reject.detail)})" if reject and reject.file == name else ""
                 return f"{name} is damaged: nothing after line or element {account.lines - 1} can be read{detail}"
         return None
 
@@ -194,6 +194,10 @@ class Ledger:
             first = self._first(reasons) if split == "train" and reasons else ""
             return f"no row is left for {split} ({self.summary()}{empty}){hint}{first}"
         return None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(drop_controls(text).split())[:300]
 
 
 def _counts(counts: Counter[str], most: int | None = None) -> str:

@@ -127,6 +127,54 @@ def test_turns_of_tables_have_other_names_too() -> None:
     assert isinstance(row, ConversationRow) and [m["content"] for m in row.messages] == ["q", "a"]
 
 
+def test_tables_of_two_layouts_have_the_columns_of_both() -> None:
+    both = {"instruction": None, "output": None, "prompt": "q", "completion": "a", "messages": None}
+    for row in (both, both | {"instruction": "", "output": ""}):
+        assert dialogue(row) == [("user", "q"), ("assistant", "a")]
+    turn = {"role": None, "content": None, "from": "human", "value": "q"}
+    turns_of_both = [turn, turn | {"from": None, "value": None, "role": "assistant", "content": "a"}]
+    row = layouts.parse(Record("f", 1, json_text.JsonObject([("messages", turns_of_both)])), Data())
+    assert isinstance(row, ConversationRow) and [m["content"] for m in row.messages] == ["q", "a"]
+
+
+def test_a_file_s_own_names_are_read_and_counted() -> None:
+    names = {"query": "instruction", "response": "output", "Input": "input"}
+    record = {"query": "q", "response": "a", "Input": "c", "id": 3, "empty": [], "note": None}
+    row = layouts.parse(Record("f", 1, json_text.loads(json.dumps(record))), Data(), names)
+    assert isinstance(row, ConversationRow) and row.messages[0]["content"].startswith("q")
+    assert row.remarks.renamed == ("query → instruction", "response → output", "Input → input")
+    assert row.remarks.ignored == ("id",)
+    for twice in ({"output": "b"}, {"instruction": "p"}, {"input": "d"}):
+        row = layouts.parse(Record("f", 1, json_text.loads(json.dumps(record | twice))), Data(), names)
+        assert isinstance(row, Reject) and row.reason == "unclear_key" and row.detail.startswith("both ")
+
+
+def test_fields_that_nothing_reads_are_named_with_those_of_turns() -> None:
+    row = parse({"messages": turns("q", "a", ts=1, id=None), "source": "web", "label": "x", "images": []})
+    assert isinstance(row, ConversationRow) and row.remarks.ignored == ("source", "label", "messages[].ts")
+    assert row.remarks.noted == {}
+
+
+def test_marks_of_questions_cannot_be_obeyed_where_all_is_trained() -> None:
+    marked = {"messages": [turns("q")[0] | {"loss": False}, turns("q", "a")[1]]}
+    assert dialogue(marked) == [("user", "q"), ("assistant", "a")]
+    row = parse(marked, supervise="prompt_too")
+    assert isinstance(row, Reject) and row.reason == "unclear_mark"
+
+
+def test_a_reject_says_what_its_keys_tell() -> None:
+    for record, reason, detail in (
+        ({"instruction ": "q", "output": "a"}, "missing_instruction", "'instruction ' is not instruction"),
+        ({"instruction": "q", "in\u200bput": "c", "output": "a"}, "unclear_key", "'in\\u200bput' is not input"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference_pair", "chosen and rejected"),
+        ({"messages": [{"speaker": "a", "text": "b"}]}, "unknown_role", "whose keys are speaker, text"),
+        ({"messages": [{"role": "user", "Content": "q"}]}, "missing_content", "'Content' is not content in turn 1"),
+    ):  # fmt: skip
+        row = parse(record)
+        assert isinstance(row, Reject) and row.reason == reason and detail in row.detail, row
+        assert row.keys == tuple(record)
+
+
 def test_a_layout_can_be_demanded() -> None:
     both = {"instruction": "q", "output": "a", "messages": turns("x", "y")}
     assert dialogue(both) == [("user", "x"), ("assistant", "y")]

@@ -1,12 +1,16 @@
+import json
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lockstep.data import notes
 from lockstep.data.collator import IGNORE
-from lockstep.data.conversation_row import ConversationRow
+from lockstep.data.conversation_row import ConversationRow, Remarks
 from lockstep.data.encoding import Sample
 from lockstep.data.ledger import Ledger
-from lockstep.data.records import Record
+from lockstep.data.records import Record, Reject
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
 
@@ -96,3 +100,67 @@ def test_a_split_that_the_settings_ask_for_must_not_be_empty() -> None:
     assert reason and reason.endswith(": give --data.validation_file, or --data.validation_share 0 to go without")
     reason = ledger.problem(Data(validation_share=0, test_file=("b",)))
     assert reason and reason.endswith(": give --data.test_file, or --data.test_file null to go without")
+
+
+def test_what_is_noticed_of_kept_rows_is_counted_by_name_within_bounds() -> None:
+    ledger = Ledger(SPLITS)
+    for number in range(200):
+        kept = sample("a", 1, 1)
+        names = (f"key {number}", "id", "x" * 500, "\ud800")
+        kept.row = replace(
+            kept.row, remarks=Remarks(names, ("query → instruction",), {"placeholder": f"{{{{{number}}}}}"})
+        )
+        ledger.keep("train", [kept], [])
+    account = ledger.as_json()["files"]["a"]
+    assert account["ignored"]["id"] == account["ignored"]["x" * 80] == account["ignored"]["\\ud800"] == 200
+    assert len(account["ignored"]) == 51 and account["ignored"]["…"] == 153
+    assert account["renamed"] == {"query → instruction": 200} and account["noted"] == {"placeholder": 200}
+    lines = list(notes.lines(ledger, WHOLE))
+    assert any(line.startswith("fields that nothing reads: id (200), ") and line.endswith("more") for line in lines)
+    assert any("200 rows hold a placeholder such as {{0}} (a:1)" in line for line in lines)
+    json.dumps(ledger.as_json(), ensure_ascii=False).encode()
+
+
+def test_a_file_is_hopeless_by_its_first_rows_alone() -> None:
+    ledger = Ledger(SPLITS)
+    reject = Reject("a", 7, "missing_output", "", "", 9, ("ask", "reply"))
+    for _ in range(99):
+        ledger.drop("a", "missing_output", reject)
+    for reason in ("blank", "duplicate", "too_long", "marked_untrained"):
+        for _ in range(200):
+            ledger.drop("a", reason)
+    assert ledger.hopeless(WHOLE) is None
+    ledger.drop("a", "missing_output", reject)
+    said = ledger.hopeless(WHOLE)
+    assert said and said.startswith(
+        "none of the first 100 rows of a can be used (missing_output 100); a: element 7, line 9: "
+    )
+    assert said.endswith("--data.columns instruction=ask,output=reply")
+    assert ledger.hopeless(WHOLE.model_copy(update={"max_reject_share": 1.0})) is None
+    ledger.keep("train", [sample("a", 1, 1)], [])
+    assert ledger.hopeless(WHOLE) is None
+
+
+def test_a_refusal_is_one_line_that_shows_the_first_row_and_what_helps() -> None:
+    ledger = Ledger(SPLITS)
+    ledger.drop("a", "broken_file", Reject("a", 1, "broken_file", "line 3:\n'x'\x1b where ',' must stand", "", 3))
+    assert (
+        ledger.problem(WHOLE)
+        == "a is damaged: nothing after line or element 0 can be read (line 3: 'x' where ',' must stand)"
+    )
+    for reason, keys, helps in (
+        ("preference_pair", ("prompt", "chosen", "rejected"), "--data.columns completion=chosen"),
+        ("preference_pair", ("chosen", "rejected"), "--data.columns messages=chosen"),
+        ("missing_instruction", ("text",), "its only key is text"),
+        ("missing_instruction", ("a", "b", "c"), "its keys are a, b, c; name those"),
+        ("missing_content", ("messages",), "--data.columns content=NAME"),
+        ("too_long", ("a",), "--data.max_length"),
+    ):  # fmt: skip
+        ledger = Ledger(SPLITS)
+        ledger.drop("a", reason, Reject("a", 2, reason, "", "", 2, keys))
+        said = ledger.problem(WHOLE)
+        assert said and helps in said and "a:2" in said and "\n" not in said
+    near = Reject("a", 2, "unclear_key", "'input ' is not input", "", 2, ())
+    ledger = Ledger(SPLITS)
+    ledger.drop("a", near.reason, near)
+    assert str(ledger.problem(WHOLE)).endswith("read it with --data.columns input=input")
