@@ -129,7 +129,7 @@ def _rebuilt(model: Any, fast: FastPass, layers: bool) -> FastPass:
 
 
 def _pass(network: nn.Module, training: bool, length: int | None = None) -> tuple[float, Gradients]:
-    """The loss of a few padded rows, in nats a token, and each trained weight's gradient, None where it has none."""
+    """The loss of a few padded rows in nats a token, and the gradient of their sum by each trained weight, or None."""
     rows = probes.probe_rows(network, length=length)
     if probes.has_experts(network):  # enough tokens to reach most experts
         rows += probes.probe_rows(network, 1, length)
@@ -138,9 +138,8 @@ def _pass(network: nn.Module, training: bool, length: int | None = None) -> tupl
     own = packed_attention.plain(network)
     with packed_attention.implementation(network, own), in_mode(network, training):
         total, count = loss.loss_sum(network, batch)
-        mean = total / count
-        gradients = torch.autograd.grad(mean, list(weights.values()), allow_unused=True)
-    return mean.item(), dict(zip(weights, gradients, strict=True))
+        gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+    return total.item() / count, dict(zip(weights, gradients, strict=True))
 
 
 def _require_finite(settings: Settings, nats: float, gradients: Gradients) -> None:

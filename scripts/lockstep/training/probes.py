@@ -28,8 +28,7 @@ def probe_tokens(network: nn.Module, count: int, start: int = 0) -> list[int]:
         for name, value in part.to_dict().items():
             if name.endswith(("token_id", "token_ids", "token_index")):
                 special.update(value if isinstance(value, list) else [value])
-    rows: int = network.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    ids = [token for token in range(rows) if token not in special]
+    ids = [token for token in range(text.vocab_size) if token not in special]
     step = max(1, len(ids) // (4 * count))
     return [ids[(start + place * step) % len(ids)] for place in range(count)]
 
