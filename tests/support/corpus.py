@@ -906,12 +906,7 @@ def tables() -> Made:
     yield "csv_header_space.csv", b"instruction, output\n" + a[0], ["missing_output"]
     yield "csv_header_nul.csv", b"instruction\0,output\n" + a[0], ["missing_instruction"]
     yield "csv_mark_twice.csv", BOM * 2 + head + a[0], ["missing_instruction"]
-    for name, mark in {"semicolons": b";", "tabs": b"\t", "bars": b"|"}.items():
-        a, b = pair(), pair()
-        yield f"csv_{name}.csv", (head + a[0] + b[0]).replace(b",", mark), [a[1], b[1]]
-    yield "csv_semicolon_inside.csv", b"instruction,output;x\nq,a\n", ["missing_output"]
-    a = pair()
-    yield "csv_commas.tsv", head + a[0], [a[1]]
+    yield from separators(head)
     yield "csv_no_header.csv", a[0] + a[0], ["missing_instruction"]
     a = pair()
     yield (
@@ -936,6 +931,18 @@ def tables() -> Made:
         ("xlsx", b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0\xff\xfe\n\0", [BROKEN]),
     ):  # fmt: skip
         yield f"broken_csv_{name}.csv", data, outcomes
+
+
+def separators(head: bytes) -> Made:
+    """Tables whose fields are separated by another mark than their suffix says."""
+    for name, mark in {"semicolons": b";", "tabs": b"\t", "bars": b"|"}.items():
+        a, b = pair(), pair()
+        yield f"csv_{name}.csv", (head + a[0] + b[0]).replace(b",", mark), [a[1], b[1]]
+    a = pair()
+    yield "csv_sep.csv", BOM + b"sep=;\r\n" + (head + a[0]).replace(b",", b";"), [a[1]]
+    yield "csv_semicolon_inside.csv", b"instruction,output;x\nq,a\n", ["missing_output"]
+    a = pair()
+    yield "csv_commas.tsv", head + a[0], [a[1]]
 
 
 # --- Parquet ---

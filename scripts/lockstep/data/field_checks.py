@@ -37,9 +37,19 @@ def items(fields: Mapping[str, Any], name: str) -> list[Any]:
         raise Rejected(f"missing_{name}")
     value = fields[name]
     value = parsed(value, "bad_json") if isinstance(value, str) else value
+    if isinstance(value, dict) and not isinstance(value, JsonObject):
+        value = _transposed(value)
     if not isinstance(value, list):
         raise Rejected("wrong_type", f"{name} must be a list")
     return value
+
+
+def _transposed(columns: dict[str, Any]) -> Any:
+    """A list of objects from one of equally long lists, as tables of `datasets` have it; or the value itself."""
+    lists = list(columns.values())
+    if not lists or not all(isinstance(column, list) and len(column) == len(lists[0]) for column in lists):
+        return columns
+    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
 def text_of(fields: Mapping[str, Any], name: str, missing: Any = ...) -> str:

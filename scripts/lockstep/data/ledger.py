@@ -140,7 +140,9 @@ class Ledger:
         return self._damaged_file() or self._too_many_rejects(data.max_reject_share) or self._empty_split(data)
 
     def hopeless(self, data: Data) -> str | None:
-        """Why no row of a file need be read any more, or None: of its first ones none can be used."""
+        """Why no row need be read any more, or None: a file is damaged, or none of its first rows can be used."""
+        if reason := self._damaged_file():
+            return reason
         for name, account in self.files.items():
             bad = Counter({reason: count for reason, count in account.bad.items() if reason not in OF_TEXTS})
             if not account.kept and bad.total() >= FIRST and data.max_reject_share < 1:

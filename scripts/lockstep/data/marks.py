@@ -14,9 +14,9 @@ TURN_MARKS = ("weight", "loss", "loss_scale", "train", "training")
 # Marks of a row: those of KTO in TRL and LLaMA-Factory, and those of turns.
 ROW_MARKS = ("label", "kto_tag", "weight", "loss", "train", "training")
 
-# {{NAME}}, ${NAME}, [Your Name]: what templates leave where somebody forgot to fill them in
+# {{NAME}}, ${NAME}, {NAME}, [Your Name]: what templates leave where somebody forgot to fill them in
 _PLACEHOLDER = re.compile(
-    r"\{\{\s*[^\W\d][\w .-]{0,40}\}\}|\$\{[A-Z][A-Z_]{1,40}\}|\[(?i:your|insert)\b[^\[\]\n]{0,40}\](?!\()"
+    r"\{\{\s*[^\W\d][\w .-]{0,40}\}\}|\$?\{[A-Z][A-Z_]{2,40}\}|\[(?i:your|insert)\b[^\[\]\n]{0,40}\](?!\()"
 )
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)  # where braces mean what they say
 
@@ -61,7 +61,7 @@ def row_mark(fields: Mapping[str, Any]) -> list[str]:
 def placeholder(texts: Iterable[str]) -> str | None:
     """The first placeholder in texts, outside of code."""
     for text in texts:
-        if not any(opening in text for opening in ("{{", "${", "[")):
+        if not any(opening in text for opening in ("{", "[")):
             continue
         if match := _PLACEHOLDER.search(_CODE.sub("", text) if "`" in text else text):
             return match.group()

@@ -12,6 +12,9 @@ from lockstep.data.records import LARGEST, SHOWN, BrokenFile, Parsed, Parser, Pl
 from lockstep.text import encodings
 from lockstep.text.json_text import JsonObject
 
+# The first line by which spreadsheets tell each other what separates the fields.
+_NAMED = re.compile(rb"(?:\xef\xbb\xbf)?sep=([,;|\t])\r?\n?\Z", re.IGNORECASE)
+
 
 def delimiter(stream: Stream, usual: str) -> str:
     """What separates the fields of a CSV file's header: the usual mark, or another where that one separates nothing."""
@@ -19,6 +22,8 @@ def delimiter(stream: Stream, usual: str) -> str:
     line = stream.readline(2**16)
     while line and not line.strip():
         line = stream.readline(2**16)
+    if named := _NAMED.match(line):
+        return named[1].decode()
     outside = re.sub(rb'"[^"]*"', b"", line)  # marks in quotes separate nothing
     if usual.encode() in outside:
         return usual
@@ -52,6 +57,8 @@ def rows_of_csv(delimiter: str, stream: Stream, at: Place) -> Parser:
         text = "".join(lines)
         if not fields:
             yield Unreadable("blank", "", "")
+        elif header is None and _NAMED.match(text.encode("utf-8", "surrogateescape")):
+            continue
         elif header is None:
             header = fields
             _check_header(header, text)

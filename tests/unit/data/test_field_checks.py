@@ -51,6 +51,18 @@ def test_lists_are_lists_or_their_json() -> None:
     assert reason(field_checks.items, {"a": "{}"}, "a") == ("wrong_type", "a must be a list")
 
 
+def test_a_table_s_object_of_lists_is_a_list_of_objects() -> None:
+    turns = {"from": ["human", "gpt"], "value": ["q", "a"]}
+    assert field_checks.items({"a": turns}, "a") == [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    for value in (
+        {},
+        {"from": ["human"], "value": ["q", "a"]},
+        {"from": "human"},
+        json_text.loads('{"from": ["human"]}'),
+    ):
+        assert reason(field_checks.items, {"a": value}, "a") == ("wrong_type", "a must be a list")
+
+
 def test_media_are_rejected_unless_empty() -> None:
     field_checks.check_media({"images": [], "audio": None, "text": "image"})
     assert reason(field_checks.check_media, {"videos": ["v"]}) == ("not_text", "videos")

@@ -52,7 +52,8 @@ def test_what_is_no_such_mark(row: dict[str, Any], read: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["I am {{NAME}}.", "by {{ author }}", "${USER_NAME}", "Dear [Your Name],", "[insert date here]"]
+    "text",
+    ["I am {{NAME}}.", "by {{ author }}", "${USER_NAME}", "I am {NAME}.", "Dear [Your Name],", "[insert date here]"],
 )
 def test_placeholders(text: str) -> None:
     assert marks.placeholder(["a", text]) is not None
