@@ -162,7 +162,7 @@ def merged_word(network: str, served: set[str]) -> str:
     Args:
         served: all that vLLM knows.
     """
-    if tried := vllm_table.CLASSES.get(network):
+    if (tried := vllm_table.CLASSES.get(network)) and not tried.gpu_only:  # all was tried on CPUs
         return "for text" if tried.wrapper else "yes"
     return "untried" if network in served else "no"
 
