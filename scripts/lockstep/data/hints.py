@@ -44,6 +44,8 @@ def _near(reject: Reject) -> str:
 
 
 def _preference(reject: Reject) -> str:
+    if "chosen" not in reject.keys:
+        return "rows need one answer each"
     if "prompt" in reject.keys:
         return "--data.columns completion=chosen trains on the chosen answers"
     if "conversations" in reject.keys or "messages" in reject.keys:

@@ -26,6 +26,11 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "function_call"), "assistant"),
     **dict.fromkeys(("tool", "observation", "function_response", "function"), "tool"),
 }
+# What preference pairs are called: in TRL and LLaMA-Factory, by OpenAI, and in other data sets.
+PREFERENCES = (
+    ("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("chosen_response", "rejected_response"),
+    ("response_chosen", "response_rejected"),
+)  # fmt: skip
 # Which roles may follow which; "" is the beginning, "calls" an answer that calls tools. An answer must be the last.
 FOLLOWS = {
     "": ("system", "user"),
@@ -69,8 +74,9 @@ def parse(record: Record, data: Data, names: Mapping[str, str] | None = None) ->
 def _named(value: Mapping[str, Any], reason: str, detail: str) -> tuple[str, str]:
     """A reason and its detail with what the row's own keys tell of it."""
     incomplete = reason.startswith("missing_") or reason == "no_last_answer"
-    if incomplete and value.get("chosen") and value.get("rejected"):
-        return "preference_pair", "chosen and rejected: preferences are not trained"
+    for liked, disliked in PREFERENCES if incomplete else ():
+        if value.get(liked) and value.get(disliked):
+            return "preference_pair", f"{liked} and {disliked}: preferences are not trained"
     if reason.startswith("missing_") and not detail:
         near = keys.near_miss(value, (reason.removeprefix("missing_"),))
         detail = f"{near[0]!r} is not {near[1]}" if near else ""

@@ -167,6 +167,7 @@ def test_a_reject_says_what_its_keys_tell() -> None:
         ({"instruction ": "q", "output": "a"}, "missing_instruction", "'instruction ' is not instruction"),
         ({"instruction": "q", "in\u200bput": "c", "output": "a"}, "unclear_key", "'in\\u200bput' is not input"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference_pair", "chosen and rejected"),
+        ({"input": {"messages": []}, "preferred_output": [1], "non_preferred_output": [2]}, "preference_pair", "preferred_output and"),
         ({"messages": [{"speaker": "a", "text": "b"}]}, "unknown_role", "whose keys are speaker, text"),
         ({"messages": [{"role": "user", "Content": "q"}]}, "missing_content", "'Content' is not content in turn 1"),
     ):  # fmt: skip
