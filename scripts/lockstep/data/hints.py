@@ -38,6 +38,14 @@ def _columns(reject: Reject) -> str:
     )
 
 
+def _json(reject: Reject) -> str:
+    if reject.detail.startswith("not JSON"):  # of a field
+        return "lists in fields must be JSON text, as json.dumps writes them"
+    if reject.text.rstrip().endswith(","):
+        return "lines of .jsonl have no comma at their ends; an array has [ before its rows and ] after them"
+    return "each line must be one JSON value; a table needs the suffix .csv, .tsv or .parquet"
+
+
 def _near(reject: Reject) -> str:
     ours = reject.detail.partition(" is not ")[2].split(" ")[0]
     return f"rename it, or read it with --data.columns {ours}={ours}" if ours else "rename or remove one of them"
@@ -65,7 +73,7 @@ _HINTS: dict[str, Callable[[Reject], str]] = {
         "known are system, user, human, assistant, gpt and tool, under a name that "
         "--data.columns role=NAME,content=NAME can give"
     ),
-    "bad_json": lambda reject: "each line must be one JSON value; a table needs the suffix .csv, .tsv or .parquet",
+    "bad_json": _json,
     "too_long": lambda reject: "raise --data.max_length, or set --data.truncation truncate",
     "not_text": lambda reject: "pictures and sounds are not trained on; take the field out if the text stands alone",
     "template_drops_text": lambda reject: "choose another --data.template, or a model whose template writes it",

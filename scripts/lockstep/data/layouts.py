@@ -68,6 +68,9 @@ def parse(record: Record, data: Data, names: Mapping[str, str] | None = None) ->
         reason, detail = (*rejected.args, "")[:2]
         if isinstance(record.value, Mapping):
             reason, detail = _named(record.value, reason, detail)
+        for theirs, ours in (names or {}).items():
+            if detail.startswith(f"{ours}:"):  # a person looks for the file's own name
+                detail = theirs + detail.removeprefix(ours)
         return ConversationRow((), record).reject(reason, detail)
 
 

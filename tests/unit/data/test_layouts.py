@@ -144,6 +144,8 @@ def test_a_file_s_own_names_are_read_and_counted() -> None:
     assert isinstance(row, ConversationRow) and row.messages[0]["content"].startswith("q")
     assert row.remarks.renamed == ("query → instruction", "response → output", "Input → input")
     assert row.remarks.ignored == ("id",)
+    wrong = layouts.parse(Record("f", 1, json_text.loads(json.dumps(record | {"response": 3}))), Data(), names)
+    assert isinstance(wrong, Reject) and (wrong.reason, wrong.detail) == ("wrong_type", "response: int")
     for twice in ({"output": "b"}, {"instruction": "p"}, {"input": "d"}):
         row = layouts.parse(Record("f", 1, json_text.loads(json.dumps(record | twice))), Data(), names)
         assert isinstance(row, Reject) and row.reason == "unclear_key" and row.detail.startswith("both ")

@@ -160,6 +160,14 @@ def test_a_refusal_is_one_line_that_shows_the_first_row_and_what_helps() -> None
         ledger.drop("a", reason, Reject("a", 2, reason, "", "", 2, keys))
         said = ledger.problem(WHOLE)
         assert said and helps in said and "a:2" in said and "\n" not in said
+    for detail, text, helps in (
+        ("Extra data", '{"a": 1},', "no comma at their ends"),
+        ("not JSON: x", "q,[{'a'", "json.dumps"),
+        ("Expecting value", "a,b", "suffix .csv"),
+    ):
+        ledger = Ledger(SPLITS)
+        ledger.drop("a", "bad_json", Reject("a", 2, "bad_json", detail, text, 2))
+        assert helps in str(ledger.problem(WHOLE))
     near = Reject("a", 2, "unclear_key", "'input ' is not input", "", 2, ())
     ledger = Ledger(SPLITS)
     ledger.drop("a", near.reason, near)
