@@ -70,9 +70,9 @@ def foresee(claim: Claim) -> dict[str, Any] | None:
         fields of the report, or None where proofs 1 and 2 have to be put to the server.
     """
     for folder, adapter in claim.folders.values():
-        if claim.mode != "base" and (reason := gate_modules.foresee(adapter)):
-            return {"reasons": [reason]}
         report = gate_tokens.foresee(folder, adapter)
+        if claim.mode != "base" and (reason := gate_modules.foresee(adapter)):
+            report["reasons"] = [reason, *report["reasons"]]
         if report["reasons"]:
             return report
     return None

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support import tiny
 
 from lockstep.serving import gate, gate_log_probs, gate_tokens
 from lockstep.serving.gate import Claim
@@ -48,3 +49,17 @@ def test_a_length_into_which_no_held_out_row_fits_is_a_reason(tmp_path: Path, mo
     assert (
         report["reasons"] == ["no held-out row fits into --serve.max_model_len 64: raise it"] and not report["passed"]
     )
+
+
+@pytest.mark.parametrize(("mode", "refused"), [("lora", True), ("merged", True), ("base", False)])
+def test_an_adapter_that_was_cut_is_refused_before_a_start(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, refused: bool
+) -> None:
+    monkeypatch.setattr(gate_tokens, "foresee", lambda *_: {"prompts": 30, "token_mismatches": 0, "reasons": []})
+    tiny.peft_adapter(tmp_path, tiny_model, target_modules=["q_proj"])
+    names = [f"model.layers.{layer}.self_attn.{kind}_proj.weight" for layer in (0, 1) for kind in ("q", "v")]
+    (tmp_path / "coverage.json").write_text(json.dumps({"reasons": dict.fromkeys(names, "adapter")}))
+    foreseen = gate.foresee(Claim(mode, {"r": (tmp_path, tmp_path)}, None, Bounds(0.05, False, None, 64, 512)))
+    assert (foreseen is not None) == refused
+    if foreseen:
+        assert "lacks 2 of the 4 updates that were trained" in foreseen["reasons"][0] and foreseen["prompts"] == 30
