@@ -3,11 +3,14 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from lockstep.data.records import Record, Reject
 from lockstep.prompts.template import Message
 from lockstep.text.unicode import printable
+
+MOST_KEYS = 50  # of a record, that its reject keeps
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class ConversationRow:
     def reject(self, reason: str, detail: str = "") -> Reject:
         """This row as a reject."""
         detail, text = printable(detail), printable(self.record.text)
-        keys = tuple(map(printable, self.record.value)) if isinstance(self.record.value, Mapping) else ()
+        value = self.record.value
+        keys = tuple(map(printable, islice(value, MOST_KEYS))) if isinstance(value, Mapping) else ()
         return Reject(self.record.file, self.record.line, reason, detail, text, self.record.file_line, keys)
 
 

@@ -128,10 +128,15 @@ class _Window:
                 final = error.pos < len(self.text) - 16 and not error.msg.startswith("Unterminated string")
                 if final or self.ended or len(self.text) - self.place > most:
                     line = self.line + self.text.count("\n", self.place, error.pos)
-                    raise BrokenFile(f"line {line}: {error.msg}") from error
+                    raise BrokenFile(f"line {line}: {error.msg}{self._encoding()}") from error
             except RecursionError as error:
                 raise BrokenFile(f"line {self.line}: nested too deeply") from error
             self.more()
+
+    def _encoding(self) -> str:
+        """What a message adds where the text is none: half a character of another encoding can be a JSON mark."""
+        text = self.text[self.place : self.place + SHOWN]
+        return "" if spelled_out(text) == text else encodings.guess(text.encode("utf-8", "surrogateescape"))
 
 
 def elements(stream: Stream, at: Place | None = None) -> Parser:

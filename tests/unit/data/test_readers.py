@@ -273,6 +273,13 @@ def test_another_encoding_is_named_with_its_cure(tmp_path: Path, name: str, enco
     assert f"it looks like {'BIG5' if encoding == 'big5' else 'GBK'}: convert it with `iconv -f" in outcome.detail
 
 
+def test_an_array_that_breaks_by_its_encoding_names_it(tmp_path: Path) -> None:
+    text = '[{"instruction": "這是許功蓋的問題", "output": "回答在這裡"}]'  # whose Big5 has backslashes
+    (outcome,) = read(tmp_path, text.encode("big5"), "rows.json")
+    assert isinstance(outcome, Reject) and outcome.reason == BROKEN
+    assert outcome.detail.startswith("line 1: ") and "it looks like BIG5" in outcome.detail
+
+
 def test_utf_16_is_named_by_its_mark(tmp_path: Path) -> None:
     for name in ("rows.jsonl", "rows.csv"):
         outcome = read(tmp_path, "instruction,output\nq,a\n".encode("utf-16"), name)[0]
