@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.artifacts import filenames, manifest
-from lockstep.data import layouts
+from lockstep.data import layouts, marks
 from lockstep.data.records import Record, Reject
 from lockstep.errors import UserError
 from lockstep.prompts.template import Message
@@ -64,7 +64,8 @@ def _with_answer(value: Any) -> tuple[Any, bool]:
     """A row with an answer at its end, as the layouts of training data need it, and whether the answer is its own."""
     if not isinstance(value, Mapping):
         return value, False
-    row = JsonObject(list(value.items()))
+    # what is not to be trained may be asked all the same
+    row = JsonObject([(name, field) for name, field in value.items() if name.casefold() not in marks.ROW_MARKS])
     for name, role in (("messages", "role"), ("conversations", "from")):
         if isinstance(turns := row.get(name), list) and turns:
             last = turns[-1] if isinstance(turns[-1], Mapping) else {}
