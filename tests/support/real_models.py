@@ -4,9 +4,11 @@ The configs in real_configs/ hold what decides shapes. Where they come from:
 
 - qwen3.5-4b: config.json of Chandra 2, which is that model tuned; scripts/models/qwen3.5-4B.sh of vllm-project/vime
 - qwen3.5-9b, smollm3-3b: transformers' defaults, which are those of these models
-- qwen3-30b-a3b, gpt-oss-20b: config.json of Qwen/Qwen3-30B-A3B and openai/gpt-oss-20b, without the latter's MXFP4
+- qwen3-30b-a3b, gpt-oss-20b: the hyper-parameters published for Qwen/Qwen3-30B-A3B and openai/gpt-oss-20b, without
+  the latter's MXFP4; the files themselves were not at hand
 - gemma-4-e4b, gemma-4-12b: config.json of google/gemma-4-E4B-it and google/gemma-4-12B, towers by transformers' defaults
-- ministral-3-8b: transformers' defaults for the text, config.json of mistralai/Ministral-3-8B-Instruct-2512 for the rest
+- ministral-3-8b: transformers' defaults for the text, what is published of mistralai/Ministral-3-8B-Instruct-2512 for
+  the rest
 
 Each has the number of parameters that its publisher gives.
 """
