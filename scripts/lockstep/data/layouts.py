@@ -19,12 +19,13 @@ from lockstep.prompts.template import Message
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
 
+CALLS = ("function_call", "tool_call")  # turns whose text is a call: ShareGPT's and ms-swift's
 # The role of a turn, by the names that layouts have for it.
 ROLES = {
     "system": "system",
     **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "observation", "function_response", "function"), "tool"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", *CALLS), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function_response", "function", "tool_response"), "tool"),
 }
 # What preference pairs are called: in TRL and LLaMA-Factory, by OpenAI, and in other data sets.
 PREFERENCES = (
@@ -243,7 +244,7 @@ def _message(turn: Mapping[str, Any], place: int, notes: _Notes) -> Message:
         )
         raise Rejected("unknown_role", f"{name_of_role!r} {where}")
     key = "value" if "content" not in turn and not {"from", "value"}.isdisjoint(turn) else "content"
-    if name_of_role == "function_call":
+    if name_of_role in CALLS:
         return {"role": role, "content": "", "tool_calls": tool_calls.calls_of_text(text_of(turn, key))}
     check_media(turn)
     calls = []

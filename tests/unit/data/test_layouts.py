@@ -178,6 +178,16 @@ def test_a_reject_says_what_its_keys_tell() -> None:
         assert row.keys == tuple(record)
 
 
+def test_turns_that_are_calls_have_two_names() -> None:
+    call = json.dumps({"name": "f", "arguments": {"x": 1}})
+    for role, answer in (("function_call", "observation"), ("tool_call", "tool_response")):
+        talk = [{"role": "user", "content": "q"}, {"role": role, "content": call}, {"role": answer, "content": "r"}]
+        row = parse({"messages": [*talk, {"role": "assistant", "content": "a"}], "tools": [{"name": "f"}]})
+        assert isinstance(row, ConversationRow), row
+        assert [message["role"] for message in row.messages] == ["user", "assistant", "tool", "assistant"]
+        assert row.messages[1]["tool_calls"][0]["function"] == {"arguments": {"x": 1}, "name": "f"}
+
+
 def test_a_layout_can_be_demanded() -> None:
     both = {"instruction": "q", "output": "a", "messages": turns("x", "y")}
     assert dialogue(both) == [("user", "x"), ("assistant", "y")]
