@@ -1,5 +1,6 @@
 """What helps where rows were dropped: the setting or the change of the file, for the reason's code."""
 
+import shlex
 from collections.abc import Callable
 
 from lockstep.data.records import Reject
@@ -32,10 +33,9 @@ def _columns(reject: Reject) -> str:
     if len(keys) < 2:
         return f": its only key is {names(keys)}, and a row needs a question and an answer (data/README.md)"
     question, answer = (keys[0], keys[1]) if len(keys) == 2 else ("QUESTION", "ANSWER")
-    return (
-        f": its keys are {names(keys)}; name those of the question and the answer: "
-        f"--data.columns instruction={drop_controls(question)},output={drop_controls(answer)}"
-    )
+    # spaces at a name's ends may be left out; what else a shell would read is quoted
+    columns = shlex.quote(f"instruction={drop_controls(question).strip()},output={drop_controls(answer).strip()}")
+    return f": its keys are {names(keys)}; name those of the question and the answer: --data.columns {columns}"
 
 
 def _json(reject: Reject) -> str:

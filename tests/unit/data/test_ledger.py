@@ -153,6 +153,8 @@ def test_a_refusal_is_one_line_that_shows_the_first_row_and_what_helps() -> None
         ("preference_pair", ("chosen", "rejected"), "--data.columns messages=chosen"),
         ("missing_instruction", ("text",), "its only key is text"),
         ("missing_instruction", ("a", "b", "c"), "its keys are a, b, c; name those"),
+        ("missing_output", ("question", " answer"), "--data.columns instruction=question,output=answer"),
+        ("missing_output", ("the question", "$(x)"), "--data.columns 'instruction=the question,output=$(x)'"),
         ("missing_content", ("messages",), "--data.columns content=NAME"),
         ("too_long", ("a",), "--data.max_length"),
     ):  # fmt: skip
