@@ -1,7 +1,7 @@
 """What vLLM's own classes serve, as data: an architecture of config.json → what vLLM does with it.
 
 Read from vLLM 0.32.0 and tried there on CPUs with tiny random models, an adapter on every linear layer of the decoder
-(`tests/e2e/test_families.py`); `tests/e2e/test_vllm_classes.py` compares it with the classes of the vLLM that is
+(`tests/e2e/test_served_families.py`); `tests/e2e/test_vllm_classes.py` compares it with the classes of the vLLM that is
 installed. What is not listed may be served merged, as vLLM also runs many of transformers' own classes.
 """
 
