@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
     wait = "0"  # Retry-After of a 429
     pace = 0.0  # seconds between the pieces of a stream
     gate = True  # whether it is open
+    elsewhere = ""  # where it redirects to
     models = ("r", "r-base")
     metrics = ""  # what /metrics says
 
@@ -57,6 +58,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+    status = 200  # of an answer
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
@@ -107,6 +109,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(CLOSED, 503, Retry_After="0.1")
         if fault == "500":
             return self.send({"error": {"message": "the engine is dead"}}, 500)
+        if fault == "redirect":
+            return self.send({}, 307, Location=self.server.elsewhere)
+        self.status = 202 if fault == "accepted" else 200
         if fault == "reset":
             self.close_connection = True
             return None
@@ -117,21 +122,26 @@ class Handler(BaseHTTPRequestHandler):
         return self.whole(answer, fault)
 
     def whole(self, answer: str, fault: str) -> None:
-        reason = {"no finish": None, "length": "length", "abort": "abort"}.get(fault, "stop")
+        reason = {"no finish": None, "length": "length", "abort": "abort", "abort, then stop": "abort"}.get(
+            fault, "stop"
+        )
         choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": reason}
         usage: Any = {"prompt_tokens": 5, "completion_tokens": len(answer), "total_tokens": 5 + len(answer)}
         usage = "a few" if fault == "usage in words" else usage
         made: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 1, "model": "r", "usage": usage}
-        made["choices"] = {"empty": [], "none": None}.get(fault, [choice])
+        other = {"index": 1, "message": {"role": "assistant", "content": "other"}, "finish_reason": "length"}
+        made["choices"] = {"empty": [], "none": None, "two choices": [other, choice]}.get(fault, [choice])
+        if fault == "error event":
+            made["error"] = {"message": "the engine died"}
         data = json.dumps(made).encode()
         if fault in GARBAGE:
             return self.send_bytes(GARBAGE[fault])
         if fault in ("in the content", "in a chunk", "after headers"):
             return self.send_bytes(data[: 0 if fault == "after headers" else len(data) // 2], missing=1000)
-        return self.send_bytes(data)
+        return self.send_bytes(data, self.status)
 
     def stream(self, answer: str, fault: str) -> None:
-        self.send_response(200)
+        self.send_response(self.status)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
@@ -142,7 +152,15 @@ class Handler(BaseHTTPRequestHandler):
             if place and fault in ("in the content", "hang in the content", "in a chunk", "error event", *GARBAGE):
                 return self.break_off(fault)
             time.sleep(self.server.pace)
+            if fault == "two choices":
+                self.event([{"index": 1, "delta": {"content": "x"}, "finish_reason": "length"}])
             self.event([{"index": 0, "delta": {"content": letter}, "finish_reason": None}])
+            if fault == "only pings":
+                for _ in range(100):  # as some servers keep a connection alive
+                    self.chunk(b": ping\n\n")
+                    time.sleep(0.1)
+            if fault == "abort, then stop" and not place:
+                self.event([{"index": 0, "delta": {}, "finish_reason": "abort"}])
         if fault != "no finish":
             reason = fault if fault in ("length", "abort") else "stop"
             self.event([] if fault in ("empty", "none") else [{"index": 0, "delta": {}, "finish_reason": reason}])

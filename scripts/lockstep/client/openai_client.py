@@ -1,10 +1,12 @@
 """Asking an OpenAI-compatible endpoint: an answer is whole, or there is none and one line says why.
 
 vLLM ends an answer that it gives up on with a finish reason of its own, and a proxy that times out ends a stream
-as if nothing were wrong: so an answer counts only with a finish reason that stands for a regular end.
+as if nothing were wrong: so an answer counts only with status 200 and a finish reason that stands for a regular end.
+A redirect is not followed: it would take the question to a server that nobody named.
 """
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -51,7 +53,7 @@ class Endpoint:
     Args:
         url: ends in /v1.
         retries: how often a request is sent again that failed before anything of its answer was shown.
-        timeout: seconds without a byte after which the server counts as hung.
+        timeout: seconds without a byte, or in a stream without text, after which the server counts as hung.
         notice: is told about each retry before it, in one line.
         wait: for a server that is about to open; not at all where none is given.
 
@@ -74,9 +76,15 @@ class Endpoint:
         self.url, self.retries, self.timeout, self.notice = url, retries, timeout, notice
         self.wait = wait or ServerWait(url, seconds=0)
         patience = Timeout(timeout, connect=min(timeout, 10.0))
+        self._silence = _Silence()
         # Loopback is reached directly, whatever proxy the environment names; retries are made here.
         try:
-            http = DefaultHttpxClient(trust_env=not address.is_local(url), timeout=patience)
+            http = DefaultHttpxClient(
+                trust_env=not address.is_local(url),
+                timeout=patience,
+                follow_redirects=False,
+                event_hooks={"response": [self._watch]},
+            )
             self.client = OpenAI(base_url=url, api_key=key, http_client=http, timeout=patience, max_retries=0)
         except (httpx2.InvalidURL, ValueError, ImportError) as error:  # such as a SOCKS proxy in ALL_PROXY
             raise UserError(f"{url} cannot be asked: {error}") from error
@@ -184,10 +192,12 @@ class Endpoint:
     def _whole(self, body: dict[str, Any]) -> Answer:
         started = time.monotonic()
         with self._explained(body["model"]):
-            response = self.client.chat.completions.create(**body)
+            response = self._parsed(self.client.chat.completions.with_raw_response.create(**body))
             if isinstance(response, str):  # the SDK returns what is no JSON as it came
                 raise NoAnswer(f"{self.url} is no OpenAI endpoint: its address ends in /v1", "always", "not_openai")
-            choice = response.choices[0]
+            if error := (response.model_extra or {}).get("error"):
+                raise NoAnswer(f"the server failed in its answer: {_line(error)}", "moment", "given_up")
+            choice = next(choice for choice in response.choices if not choice.index)
             text = _text(choice.message.content or "")
             return _answer(text, choice.finish_reason, response.usage, started, None)
 
@@ -198,25 +208,46 @@ class Endpoint:
         try:
             with (
                 self._explained(body["model"], lambda: reason is not None),
-                closing(
-                    self.client.chat.completions.create(**body, stream=True, stream_options={"include_usage": True})
-                ) as events,
+                closing(self._events(body)) as events,
+                self._silence.limited(self.timeout),
             ):
                 for event in events:
                     usage = event.usage or usage
                     for choice in event.choices:
+                        if choice.index:  # another answer than the one that was asked for
+                            continue
                         if piece := _text(choice.delta.content or ""):
                             first = first or time.monotonic() - started
+                            self._silence.broken()
                             pieces.append(piece)
                             if show:
                                 show(piece)
                         reason = choice.finish_reason or reason
+                    if reason and reason not in ENDS:  # whatever comes after it
+                        break
             return _answer("".join(pieces), reason, usage, started, first)
         except NoAnswer as error:
             if show and pieces:
                 error.shown, error.code = True, "incomplete"
                 error.args = (f"the answer above is incomplete: {error}",)
             raise
+
+    def _events(self, body: dict[str, Any]) -> Any:
+        """The SDK's stream of a chat request."""
+        options = {"include_usage": True}
+        create: Any = self.client.chat.completions.with_raw_response.create
+        return self._parsed(create(**body, stream=True, stream_options=options))
+
+    def _parsed(self, raw: Any) -> Any:
+        """What the SDK makes of a response. Raises NoAnswer where its status is another success than 200."""
+        if raw.status_code != 200:
+            message = f"{self.url} answered with status {raw.status_code}, and an answer comes with 200"
+            raise NoAnswer(message, "moment", "not_openai")
+        return raw.parse()
+
+    def _watch(self, response: Any) -> None:
+        """Have every piece of a response's body ask how long there was no text: pings alone keep a stream alive."""
+        response.stream = _watched(response.stream, self._silence, self.timeout)
 
     @contextmanager
     def _explained(self, model: str, ended: Callable[[], bool] = lambda: False) -> Iterator[None]:
@@ -243,7 +274,7 @@ class Endpoint:
             raise NoAnswer(message, "request", "not_sendable") from error
         except (ValueError, RecursionError) as error:  # JSON or a character that ends in the middle, among others
             raise NoAnswer("the answer broke off: what came is not JSON", "moment", "broke_off") from error
-        except (AttributeError, LookupError, TypeError) as error:  # the SDK does not check what it returns
+        except (AttributeError, LookupError, StopIteration, TypeError) as error:  # the SDK does not check all this
             message = f"{self.url} answered with what is no chat completion"
             raise NoAnswer(message, "moment", "not_openai") from error
 
@@ -260,6 +291,49 @@ class Endpoint:
         except (openai.OpenAIError, AttributeError, TypeError, ValueError, RecursionError):
             return f"{self.url} may be no OpenAI endpoint: its address ends in /v1"
         return f"it serves {names}: choose one with --model"
+
+
+class _Silence(threading.local):
+    """How long this thread's stream may go on without text."""
+
+    ends: float | None = None  # time.monotonic(); None: it may
+
+    @contextmanager
+    def limited(self, seconds: float) -> Iterator[None]:
+        """Limit it for as long as the block lasts."""
+        self.seconds = seconds
+        self.broken()
+        try:
+            yield
+        finally:
+            self.ends = None
+
+    def broken(self) -> None:
+        """There was text."""
+        self.ends = time.monotonic() + self.seconds
+
+
+def _watched(stream: Any, silence: _Silence, timeout: float) -> Any:
+    """A body's stream that fails once there was no text for too long."""
+    import httpx2
+
+    class Watched(httpx2.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            for piece in stream:
+                if silence.ends is not None and time.monotonic() > silence.ends:
+                    raise request_errors.of_silence(timeout)
+                yield piece
+
+        def close(self) -> None:
+            stream.close()
+
+    return Watched()
+
+
+def _line(error: Any) -> str:
+    """An error that a server put into its answer, in one line."""
+    message = error.get("message") if isinstance(error, dict) else error
+    return " ".join(str(message).split())[:500]
 
 
 def _text(value: Any) -> str:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from lockstep.endpoint import protocol
 from lockstep.errors import UserError
+from lockstep.text.unicode import printable
 
 BUSY = (408, 409, 429, 500, 502, 503, 504)  # statuses that the same request may not meet again
 PATIENCE = 60.0  # seconds: a server that asks to wait longer is not waited for
@@ -40,10 +41,15 @@ def of_connection(error: Any, url: str, timeout: float) -> NoAnswer:
     if isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout):
         return NoAnswer(f"no server answers at {url}: start one with `make serve`", "moment", "no_server")
     if isinstance(error, openai.APITimeoutError):
-        message = f"the server was silent for {timeout:g} s: is it hung? A larger --timeout waits longer"
-        return NoAnswer(message, "silence", "silent")
+        return of_silence(timeout)
     message = "the answer broke off: the server or the connection failed before its end"
     return NoAnswer(message, "moment", "broke_off")
+
+
+def of_silence(timeout: float) -> NoAnswer:
+    """What it means that nothing came for so many seconds."""
+    message = f"the server was silent for {timeout:g} s: is it hung? A larger --timeout waits longer"
+    return NoAnswer(message, "silence", "silent")
 
 
 def of_status(error: Any) -> NoAnswer:
@@ -60,6 +66,10 @@ def of_status(error: Any) -> NoAnswer:
         return NoAnswer(message, "moment", "being_checked", pause)
     if pause and pause > PATIENCE:
         reason += f" (it asks to wait {pause:.0f} s)"
+    if 300 <= status < 400:
+        elsewhere = printable(error.response.headers.get("location", "another address"))
+        message = f"the server sends us on to {elsewhere}: questions are not taken there; give the address itself"
+        return NoAnswer(message, "always", "refused")
     scope: Scope = "moment" if status in BUSY else "request"
     if status == 429:
         return NoAnswer(f"the server is flooded (429): {reason}", scope, "flooded", pause)

@@ -83,7 +83,7 @@ class HttpClient:
                 trust_env=not address.is_local(self.url),
                 verify=encrypted,
                 limits=limits,
-                follow_redirects=not self.secret,  # which must not travel on to another server
+                follow_redirects=False,  # secret, key and questions must not travel on to another server
             )
         except (ValueError, ImportError) as error:  # such as a SOCKS proxy in ALL_PROXY
             raise NoResponse(f"{self.url} cannot be asked: {error}") from error

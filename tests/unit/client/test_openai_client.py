@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import pytest
-from support.misbehaving import GARBAGE, Server
+from support.misbehaving import GARBAGE, Handler, Server
 
 from lockstep.client import openai_client
 from lockstep.client.openai_client import Endpoint
@@ -13,7 +13,17 @@ from lockstep.client.request_errors import NoAnswer
 from lockstep.settings.schema import Sampling
 
 EARLY = ("reset", "500", "429", "503", "after headers")  # nothing of an answer comes
-LATE = ("in the content", "in a chunk", "no finish", "abort", "empty", "none", *GARBAGE)
+LATE = (
+    "in the content",
+    "in a chunk",
+    "no finish",
+    "abort",
+    "abort, then stop",
+    "error event",
+    "empty",
+    "none",
+    *GARBAGE,
+)
 
 
 def body(question: str) -> dict[str, Any]:
@@ -78,7 +88,8 @@ def test_a_server_says_how_long_to_wait(server: Server) -> None:
 @pytest.mark.parametrize(
     ("fault", "code"),
     [("503", "being_checked"), ("429", "flooded"), ("500", "refused"), ("reset", "broke_off"), ("number for a text", "not_openai"),
-     ("not json", "broke_off"), ("abort", "given_up"), ("error event", "given_up"), ("hang", "silent")],
+     ("not json", "broke_off"), ("abort", "given_up"), ("error event", "given_up"), ("hang", "silent"),
+     ("only pings", "silent"), ("accepted", "not_openai"), ("redirect", "refused")],
 )  # fmt: skip
 def test_every_failure_has_its_code(server: Server, fault: str, code: str) -> None:
     server.mode = fault
@@ -122,3 +133,31 @@ def test_of_many_requests_one_that_fails_has_an_error_and_a_dead_server_ends_all
         endpoint.record(body("olleh"))
     with pytest.raises(NoAnswer, match="it serves r, r-base"):
         endpoint.record(body("olleh") | {"model": "gpt-4"})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_question_is_not_taken_to_another_server(server: Server, stream: bool) -> None:
+    other = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=other.serve_forever, args=(0.02,), daemon=True).start()
+    server.mode, server.elsewhere = "redirect", f"{other.url}/chat/completions"
+    with pytest.raises(NoAnswer, match=f"sends us on to {other.url}.*: questions are not taken there"):
+        Endpoint(server.url).ask(body("olleh"), stream)
+    other.shutdown()
+    other.server_close()
+    assert len(server.seen) == 1 and not other.seen
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_of_several_choices_the_first_is_the_answer(server: Server, stream: bool) -> None:
+    server.mode = "two choices"
+    answer = Endpoint(server.url).ask(body("olleh"), stream)
+    assert (answer.text, answer.finish_reason) == ("hello", "stop")
+
+
+def test_pings_are_no_text_and_slow_text_is(server: Server) -> None:
+    server.mode, started = "only pings", time.monotonic()
+    with pytest.raises(NoAnswer, match=r"silent for 0\.5 s"):
+        Endpoint(server.url, retries=0, timeout=0.5).ask(body("olleh"))
+    assert time.monotonic() - started < 5
+    server.mode, server.pace = "", 0.3  # 1.5 s in all
+    assert Endpoint(server.url, retries=0, timeout=1).ask(body("olleh")).text == "hello"
