@@ -142,6 +142,10 @@ def announce(settings: Settings, training: "Training", where: str) -> None:
     say(coverage.summary(training.account))
     if (findings := training.findings) and findings.left_out:
         say(f"note: all-linear leaves out what no token reaches: {', '.join(findings.left_out)}")
+    if share := coverage.share_of_idle_experts(training.account):
+        say(f"note: the experts, {share:.0%} of all weights, get no adapter: see --lora.target_parameters")
+    if findings is None:
+        say("note: no process holds all weights, so the dry run tried names and rows, and no gradients")
     if findings and findings.slow:
         say(f"note: PEFT computes the adapters, which is slower: {findings.slow}")
 

@@ -6,6 +6,7 @@ merging → serving → client → evaluation → chat
 Scripts import it before anything else: what stands here must hold while they are still importing.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -30,3 +31,5 @@ if _is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 from lockstep import errors  # noqa: E402 - after that
 
 errors.report_missing_packages_in_one_line()
+# Here, as processes that a stage starts import libraries before any other code of ours runs.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel is no news

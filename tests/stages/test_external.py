@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run
+from safetensors.torch import load_file, save_file
 from support import programs, tiny
 from test_pipeline import common, refused
 
@@ -224,4 +225,19 @@ def test_an_adapter_of_odd_files_or_changed_since_is_refused(
     data[-3] ^= 1
     weights.write_bytes(data)
     assert "adapter_model.safetensors was changed after it was made: it is not taken" in said()
+    assert not (tmp_path / "outputs/r/adapter").exists()
+
+
+def test_an_adapter_that_was_cut_is_refused_by_the_name_of_what_is_missing(
+    tmp_path: Path, stage: Run, words: tuple[str, ...]
+) -> None:
+    theirs = tmp_path / "theirs"
+    foreign(theirs, tmp_path / "models/tiny")
+    file = theirs / "adapter_model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if "layers.1.self_attn" not in name}
+    save_file(kept, file, {"format": "pt"})
+    message = refused(stage("03_merge_lora.py", *words, "--adapter.path", str(theirs)))
+    assert (
+        "holds nothing for model.layers.1.self_attn.k_proj.weight, which its config targets (4 such weights)" in message
+    )
     assert not (tmp_path / "outputs/r/adapter").exists()

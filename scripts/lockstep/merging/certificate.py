@@ -4,7 +4,6 @@ Each is loaded in a process of its own, so that one model is in memory at a time
 process can flatter it. The trained model's log-probabilities are handed over in a file that the others map.
 """
 
-import logging
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -53,7 +52,6 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
 
 
 def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in cli.run
     try:
         with disk_errors():
             sender.send(work(*arguments))

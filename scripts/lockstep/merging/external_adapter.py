@@ -118,7 +118,13 @@ def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
     )
     names = checkpoint_names.of_folder(settings.model.folder)
     account = weight_account.of_network(network.get_base_model(), names)
-    atomic.write_json(work / filenames.COVERAGE, account.as_json())
+    held = adapter_files.read(work)
+    if lost := sorted(peft_adapter.adapted_weights(network.get_base_model()) - held.low_rank.keys()):
+        raise UserError(
+            f"{paths.label(folder)}/{filenames.ADAPTER_WEIGHTS} holds nothing for {lost[0]}, which its config targets "
+            f"({len(lost)} such weights): it was cut or saved in part; save the whole adapter with PEFT"
+        )
+    atomic.write_json(work / filenames.COVERAGE, account.as_json() | {"adapted_experts": held.changed_experts})
     record = reference.record(
         network,
         atomic.read_json(data / filenames.CONTRACT)["conversations"],

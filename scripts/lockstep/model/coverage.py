@@ -18,6 +18,7 @@ MEANING = {
     "frozen_16bit": "not quantized, frozen",
     "unused_by_text": "not used by text",
 }
+IDLE_EXPERTS = "experts without an adapter"  # a reason
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -111,6 +112,12 @@ def table(coverage: Mapping[str, Any]) -> list[dict[str, Any]]:
             share = sums["parameters"] / max(1, coverage["parameters"])
             lines.append({"meaning": MEANING[group], "share": share, "size": gigabytes(sums["bytes"]), **sums})
     return lines
+
+
+def share_of_idle_experts(account: Account) -> float:
+    """The share of all parameters that are experts without an adapter."""
+    idle = sum(weight.parameters for weight in account.weights.values() if weight.reason == IDLE_EXPERTS)
+    return idle / max(1, account.parameters)
 
 
 def check_share(account: Account, least: float) -> None:

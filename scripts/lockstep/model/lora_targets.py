@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lockstep.errors import UserError
-from lockstep.model import networks
+from lockstep.model import experts, networks
 
 # Parts of module names that all-linear leaves out. Routers choose experts, and a choice has no gradient but through its
 # weights; indexers choose positions, and have none at all.
@@ -33,7 +32,7 @@ def modules_of(network: Any, names: Sequence[str]) -> list[str]:
     for ending in names if tuple(names) != ("all-linear",) else ():
         matching = [name for name in targets if f".{name}".endswith(f".{ending}")]
         if not matching:
-            raise UserError(f"--lora.target_modules: {ending} is not found in the model")
+            raise UserError(f"--lora.target_modules: {ending} is not found in the model{_hint(network)}")
         if not of_text & set(matching):
             raise UserError(f"--lora.target_modules: {matching[0]} takes no part in text, and would not be trained")
     if transposed := [name for name in targets or modules if isinstance(modules[name], Conv1D)]:
@@ -52,19 +51,20 @@ def _linear(network: Any) -> Iterator[str]:
     """The linear layers that all-linear means; the output layer apart, which keeps its precision."""
     modules = dict(network.named_modules())
     for name, module in modules.items():
-        owner, _, own = name.rpartition(".")
         if not networks.is_plain_linear(module) or module is network.get_output_embeddings():
             continue
         if (
             name.endswith(networks.CLAMPED)
             or set(CHOOSING) & set(name.split("."))
-            or (_is_mamba(modules[owner]) and own != "in_proj")
+            or networks.is_inside_mamba(network, name)
         ):
             continue
         yield name
 
 
-def _is_mamba(module: nn.Module) -> bool:
-    """Whether a module is a Mamba mixer: its fused kernels take the weights of all its layers but the first, and pass
-    adapters by."""
-    return {"A_log", "D"} <= dict(module.named_parameters(recurse=False)).keys()
+def _hint(network: Any) -> str:
+    """Where layers may be that are no modules."""
+    names = [name for name, _ in experts.stacks(network)]
+    if not names:
+        return ""
+    return f"; experts are parameters here ({names[0]}): all-linear and --lora.target_parameters adapt them"

@@ -119,19 +119,24 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
     from lockstep.model.experts_loading import FourBitConfig
 
     transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
     # 4-bit layers skip what llm_int8_skip_modules names, too
     four_bit = quantization and FourBitConfig(
         dtype, llm_int8_skip_modules=_not_quantized(empty(folder)), **quantization.of_bitsandbytes()
     )
-    network = auto_class(config_of(folder)).from_pretrained(
-        folder,
-        dtype=dtype,
-        device_map={"": on},
-        quantization_config=four_bit,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    transformers_logging.set_verbosity_error()  # it reports tensors that it leaves out, which are accounted for
+    try:
+        network = auto_class(config_of(folder)).from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map={"": on},
+            quantization_config=four_bit,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     network.config.use_cache = False
     for _, layer in linear4bit(network):
         # On CPUs with AVX-512-BF16, bitsandbytes 0.50 repacks such a layer's weight in place in
@@ -178,14 +183,25 @@ def replace_linear_layers(network: Any, quantization: Quantization) -> None:
 
 def _not_quantized(network: Any) -> list[str]:
     """Names of the linear layers that stay as they are: the output layer, those that text never reaches, those that
-    compute something else than a linear layer does, and those whose weight the model itself changes."""
+    compute something else than a linear layer does, those whose weight the model itself changes, and Mamba's inner
+    ones."""
     prefix, _ = decoder(network)
     layers = ((name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear))
     return [
         name
         for name, module in layers
-        if not (name.startswith(f"{prefix}.") and is_plain_linear(module)) or name.endswith(CLAMPED)
+        if not (name.startswith(f"{prefix}.") and is_plain_linear(module))
+        or name.endswith(CLAMPED)
+        or is_inside_mamba(network, name)
     ]
+
+
+def is_inside_mamba(network: nn.Module, name: str) -> bool:
+    """Whether a layer is one of a Mamba mixer's inner ones: fused kernels on GPUs take the weights of all its layers
+    but the first and never call them, so that such a layer can neither be in 4 bits nor have an adapter."""
+    owner, _, own = name.rpartition(".")
+    parameters = dict(network.get_submodule(owner).named_parameters(recurse=False))
+    return own != "in_proj" and {"A_log", "D"} <= parameters.keys()
 
 
 def is_plain_linear(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lockstep.model import checkpoint_names, experts, networks, peft_adapter
 from lockstep.model.checkpoint_names import CheckpointNames
-from lockstep.model.coverage import Account, Weight
+from lockstep.model.coverage import IDLE_EXPERTS, Account, Weight
 from lockstep.settings.schema import Lora, Quantization
 
 BLOCK, NESTED_BLOCK = 64, 256  # bitsandbytes: weights of one scale, and scales of one scale of scales
@@ -32,11 +32,12 @@ def four_bit_weights(network: nn.Module) -> Iterator[tuple[str, int, int]]:
             yield name, math.prod(stack.shape), stack.held_bytes
 
 
-def planned(folder: Path, method: str, lora: Lora, quantization: Quantization) -> Account:
+def planned(folder: Path, method: str, lora: Lora | None, quantization: Quantization) -> Account:
     """The account that a training will have, from the shapes in a model's folder alone: nothing is loaded.
 
     Args:
         method: qlora, lora or full.
+        lora: None: as if there were no adapter.
 
     Raises:
         UserError: the adapter's settings do not fit the model.
@@ -50,7 +51,7 @@ def planned(folder: Path, method: str, lora: Lora, quantization: Quantization) -
             scales = experts.FourBit(stack.shape, stack.dtype, quantization, torch.device("meta")).buffers()
             packed = stack.shape[0] * math.ceil(math.prod(stack.shape[1:]) / 2)
             stacks[name] = math.prod(stack.shape), packed + sum(tensor.nbytes for tensor in scales)
-    if method != "full":
+    if method != "full" and lora:
         peft_adapter.attach(network, lora)
     return of_network(network, names, stacks)
 
@@ -124,7 +125,7 @@ def _reason(name: str, module: nn.Module, parameter: Tensor, group: str, lora: b
         return f"{name.removeprefix('model.').partition('.')[0]} is no part of the text decoder"
     if group.startswith("adapted"):
         return "adapter" if lora else "trained whole"
-    return "experts without an adapter" if stack else _kind(name, module, parameter)
+    return IDLE_EXPERTS if stack else _kind(name, module, parameter)
 
 
 def _kind(name: str, module: nn.Module, parameter: Tensor) -> str:

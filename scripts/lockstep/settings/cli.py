@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import fcntl
 import json
-import logging
 import os
 import signal
 import sys
@@ -115,7 +114,6 @@ def run(work: Callable[[], int | None]) -> NoReturn:
     # By default torch's threads spin for milliseconds while they wait for each other. With more programs than cores
     # that takes most of the time; otherwise sleeping earlier costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel is no news
     try:
         code = work() or 0
         sys.stdout.flush()

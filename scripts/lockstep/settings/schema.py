@@ -7,7 +7,7 @@ import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lockstep import paths
 from lockstep.settings.fields import (
@@ -160,6 +160,11 @@ class Lora(Section):
     start_from: FilePath | None = Field(
         None, description="folder of an earlier adapter from whose weights training starts"
     )
+
+    @field_validator("target_parameters", mode="before")
+    @classmethod
+    def _none_is_a_word_here(cls, value: Any) -> Any:
+        return "none" if value is None else value  # the command line reads it as YAML's null
 
 
 class Quantization(Section):

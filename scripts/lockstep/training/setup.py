@@ -104,6 +104,9 @@ def load_model(settings: Settings, on: str, dtype: torch.dtype) -> tuple[Any, An
         empty = networks.empty(settings.model.folder)
         lora_targets.modules_of(empty, settings.lora.target_modules)
         experts_adapter.check(empty, settings.lora)
+    if settings.method == "qlora":  # before memory runs out over what would not be in 4 bits
+        account = weight_account.planned(settings.model.folder, settings.method, None, settings.quantization)
+        coverage.check_share(account, settings.quantization.min_share_4bit)
     try:
         network = load_base(settings, dtype, on)
     except (RuntimeError, MemoryError) as error:
@@ -216,8 +219,6 @@ def build(
     model, network = load_model(settings, on, dtype)
     names = checkpoint_names.of_folder(settings.model.folder)
     account = weight_account.of_network(network, names)
-    if settings.method == "qlora":
-        coverage.check_share(account, settings.quantization.min_share_4bit)
     was_fast = checkpoints.note_of(checkpoint)["fast"] if checkpoint else None
     fast = fast_lora.FastPass(model, was_fast) if on != "mps" and not distributed.MAY_BE_SHARDED else None
     if settings.method != "full":

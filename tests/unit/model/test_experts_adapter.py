@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lockstep.errors import UserError
 from lockstep.model import adapter_files, experts, experts_adapter, experts_loading, merge_plan, networks, peft_adapter
+from lockstep.settings import yaml_file
 from lockstep.settings.schema import Lora, Quantization
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -235,3 +236,8 @@ def test_a_dropped_expert_is_told_by_the_record(folders: dict[str, Path], name: 
     b.data.view(len(b), -1, 4)[:, :, 2] = 0
     with pytest.raises(UserError, match=r"changes 3 experts of model.layers.0.mlp.experts.gate_up_proj, .* changed 4"):
         reference.check_experts(tmp_path, model)
+
+
+def test_none_is_a_word_on_the_command_line_too() -> None:
+    settings = yaml_file.load(None, {"lora.target_parameters": "none"})
+    assert settings.lora.target_parameters == ("none",)

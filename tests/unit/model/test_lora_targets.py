@@ -82,3 +82,12 @@ def test_peft_takes_names_as_they_are_in_memory() -> None:
     config = peft_adapter.attach(network, lora).peft_config["default"]
     assert not config.target_parameters and not config.rank_pattern
     assert config.target_modules == {"gate_proj", "up_proj"}
+
+
+def test_a_name_of_what_is_no_module_beside_experts_leads_to_their_setting() -> None:
+    with pytest.raises(
+        UserError, match=r"gate_proj is not found in the model; experts are parameters here .*target_param"
+    ):
+        lora_targets.modules_of(empty("Qwen3-MoE"), ("q_proj", "gate_proj"))
+    with pytest.raises(UserError, match=r"nonsense is not found in the model$"):
+        lora_targets.modules_of(empty("Llama 3"), ("nonsense",))

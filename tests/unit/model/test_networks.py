@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from support import families, rounding, tiny
 from torch import nn
 
@@ -148,3 +149,21 @@ def test_the_parts_that_text_reaches() -> None:
         others = {key for key, _ in network.named_parameters()} - networks.text_parameters(network)
         assert {key.split(".")[1] for key in others} == outside
         assert {"lm_head", networks.decoder(network)[0]} <= networks.text_modules(network)
+
+
+@pytest.mark.parametrize("name", ["Granite 4 hybrid", "Jamba"])
+def test_what_fused_kernels_of_mamba_take_stays_in_16_bits(name: str, tmp_path: Path) -> None:
+    network = networks.load(families.write(families.ALL[name], tmp_path), torch.bfloat16, "cpu", Quantization())
+    mixers = [path for path, module in network.named_modules() if hasattr(module, "A_log")]
+    layers = {path: type(module) for path, module in network.named_modules() if path.rpartition(".")[0] in mixers}
+    linear = {path for path, kind in layers.items() if issubclass(kind, nn.Linear)}
+    quantized = {path for path, _ in networks.linear4bit(network)} & linear
+    assert quantized == {f"{mixer}.in_proj" for mixer in mixers} and len(linear) > len(quantized) > 0
+
+
+def test_tensors_that_are_not_loaded_are_no_news(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tiny.model(tmp_path)
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | {"mtp.fc.weight": torch.ones(3)}, file, {"format": "pt"})
+    networks.load(folder, torch.bfloat16, "cpu")
+    assert "mtp.fc" not in "".join(capfd.readouterr())

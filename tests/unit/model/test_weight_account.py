@@ -95,3 +95,14 @@ def test_what_is_planned_from_shapes_is_what_is_loaded(tmp_path: Path, name: str
     assert account.parameters == sum(weight.numel() for weight in networks.empty(folder).parameters()) + sum(
         entry.parameters for entry in account.weights.values() if not entry.bytes
     )
+
+
+def test_experts_that_get_no_adapter_are_told(tmp_path: Path) -> None:
+    folder = families.write(families.ALL["Qwen2-MoE"], tmp_path)
+    idle, adapted = (
+        weight_account.planned(folder, "qlora", Lora(target_modules=names, lora_dropout=0), Quantization())
+        for names in (("q_proj", "gate_proj"), ("all-linear",))
+    )
+    assert coverage.share_of_idle_experts(idle) > 0.2 and not coverage.share_of_idle_experts(adapted)
+    without = weight_account.planned(folder, "qlora", None, Quantization())
+    assert without.share_4bit == idle.share_4bit == adapted.share_4bit
