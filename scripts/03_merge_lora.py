@@ -57,7 +57,7 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
     strategies = strategies_of(settings, adapter)
     base = adapter if full else settings.model.folder
     change = adapter_delta.AdapterDelta() if full else adapter_files.read(adapter)
-    kept = atomic.read_json(adapter / filenames.BASE_TENSORS).get("float32", [])  # after full training
+    kept = atomic.read_json(adapter / filenames.BASE_TENSORS).get("float32")  # after full training
     merge_plan.plan_merge(base, change)  # refuses a foreign base before anything is loaded
     pad = AutoTokenizer.from_pretrained(adapter, local_files_only=True).pad_token_id or 0
     hand_over = work / "measuring"

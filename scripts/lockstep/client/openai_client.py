@@ -6,7 +6,6 @@ A redirect is not followed: it would take the question to a server that nobody n
 """
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from lockstep.client import request_errors
 from lockstep.client.request_errors import PATIENCE, NoAnswer
 from lockstep.client.server_wait import ServerWait
+from lockstep.client.stream_silence import Silence
 from lockstep.endpoint import address, protocol
 from lockstep.errors import UserError
 from lockstep.prompts.template import Message
@@ -76,7 +76,7 @@ class Endpoint:
         self.url, self.retries, self.timeout, self.notice = url, retries, timeout, notice
         self.wait = wait or ServerWait(url, seconds=0)
         patience = Timeout(timeout, connect=min(timeout, 10.0))
-        self._silence = _Silence()
+        self._silence = Silence()
         # Loopback is reached directly, whatever proxy the environment names; retries are made here.
         try:
             http = DefaultHttpxClient(
@@ -247,7 +247,7 @@ class Endpoint:
 
     def _watch(self, response: Any) -> None:
         """Have every piece of a response's body ask how long there was no text: pings alone keep a stream alive."""
-        response.stream = _watched(response.stream, self._silence, self.timeout)
+        response.stream = self._silence.watched(response.stream)
 
     @contextmanager
     def _explained(self, model: str, ended: Callable[[], bool] = lambda: False) -> Iterator[None]:
@@ -291,43 +291,6 @@ class Endpoint:
         except (openai.OpenAIError, AttributeError, TypeError, ValueError, RecursionError):
             return f"{self.url} may be no OpenAI endpoint: its address ends in /v1"
         return f"it serves {names}: choose one with --model"
-
-
-class _Silence(threading.local):
-    """How long this thread's stream may go on without text."""
-
-    ends: float | None = None  # time.monotonic(); None: it may
-
-    @contextmanager
-    def limited(self, seconds: float) -> Iterator[None]:
-        """Limit it for as long as the block lasts."""
-        self.seconds = seconds
-        self.broken()
-        try:
-            yield
-        finally:
-            self.ends = None
-
-    def broken(self) -> None:
-        """There was text."""
-        self.ends = time.monotonic() + self.seconds
-
-
-def _watched(stream: Any, silence: _Silence, timeout: float) -> Any:
-    """A body's stream that fails once there was no text for too long."""
-    import httpx2
-
-    class Watched(httpx2.SyncByteStream):
-        def __iter__(self) -> Iterator[bytes]:
-            for piece in stream:
-                if silence.ends is not None and time.monotonic() > silence.ends:
-                    raise request_errors.of_silence(timeout)
-                yield piece
-
-        def close(self) -> None:
-            stream.close()
-
-    return Watched()
 
 
 def _line(error: Any) -> str:

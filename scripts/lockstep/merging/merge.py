@@ -33,14 +33,16 @@ class Merge:
 
     Args:
         dequantizer: replaces weights by their dequantized 4-bit ones; None keeps the original weights.
-        float32: names in the files of what stays float32 besides what `merged_dtypes` says.
+        float32: after full training, names in the files of what the base keeps in float32: see `merged_dtypes`.
 
     Attributes:
         files: for each file of the base, the tensors to write there in their order, with shape and dtype.
         unbounded: those that may hold infinities: bounds of clipped layers, which are no parameters.
     """
 
-    def __init__(self, plan: MergePlan, dequantizer: Dequantizer | None, float32: Collection[str] = ()) -> None:
+    def __init__(
+        self, plan: MergePlan, dequantizer: Dequantizer | None, float32: Collection[str] | None = None
+    ) -> None:
         self.plan, self.dequantizer = plan, dequantizer
         self.changed = plan.adapter.names | (dequantizer.hashes.keys() if dequantizer else set())
         self.dtypes = merged_dtypes.of_names(plan.names, DTYPE, float32)
@@ -134,7 +136,11 @@ class Merge:
 
 
 def write_weights(
-    base: Path, out: Path, adapter: AdapterDelta, dequantizer: Dequantizer | None, float32: Collection[str] = ()
+    base: Path,
+    out: Path,
+    adapter: AdapterDelta,
+    dequantizer: Dequantizer | None,
+    float32: Collection[str] | None = None,
 ) -> safetensors_stream.Sums:
     """The merged model's files and their index, a block of rows in memory at a time, or one layer's experts.
 

@@ -18,7 +18,7 @@ MEANING = {
     "frozen_16bit": "not quantized, frozen",
     "unused_by_text": "not used by text",
 }
-IDLE_EXPERTS = "experts without an adapter"  # a reason
+ADAPTER, IDLE_EXPERTS = "adapter", "experts without an adapter"  # reasons that programs go by
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 

@@ -23,23 +23,22 @@ DTYPES = {
 
 
 def of_names(
-    names: CheckpointNames, dtype: torch.dtype = torch.bfloat16, kept: Collection[str] = ()
+    names: CheckpointNames, dtype: torch.dtype = torch.bfloat16, kept: Collection[str] | None = None
 ) -> dict[str, torch.dtype]:
     """The dtype in which a merge writes each tensor of a checkpoint, by its name in the files.
 
     Args:
         dtype: where no exception holds.
-        kept: what stays float32 besides: after full training, whose checkpoint is float32 as a whole, what the base
-            had so.
+        kept: after full training, which makes float32 of all that it trains, what the base had so; None for a base.
     """
     in_32 = {name for name, tensor in names.tensors.items() if tensor.dtype == "F32"}
     in_16 = {name for name, tensor in names.tensors.items() if tensor.dtype in ("F16", "BF16")}
-    if names.size(in_16) > names.size(in_32):
+    if kept is None and names.size(in_16) > names.size(in_32):
         stay = in_32
     else:
         of_class = _float32_of_class(names.network)
         stay = {name for group in names.groups if of_class & group.parameters.keys() for name in group.tensors}
-        stay = (stay | set(kept)) & in_32
+        stay = (stay | set(kept or ())) & in_32
     dtypes = {}
     for name, tensor in names.tensors.items():
         own = DTYPES[tensor.dtype]

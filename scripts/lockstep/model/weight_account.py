@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lockstep.model import checkpoint_names, experts, networks, peft_adapter
 from lockstep.model.checkpoint_names import CheckpointNames
-from lockstep.model.coverage import IDLE_EXPERTS, Account, Weight
+from lockstep.model.coverage import ADAPTER, IDLE_EXPERTS, Account, Weight
+from lockstep.model.experts import BLOCK, NESTED_BLOCK
 from lockstep.settings.schema import Lora, Quantization
 
-BLOCK, NESTED_BLOCK = 64, 256  # bitsandbytes: weights of one scale, and scales of one scale of scales
 NOT_LOADED = "not loaded by transformers"
 
 
@@ -82,9 +82,9 @@ def of_network(network: nn.Module, names: CheckpointNames, planned: Mapping[str,
     """
     adapted = peft_adapter.adapted_weights(network)
     text = {peft_adapter.plain_name(name) for name in networks.text_parameters(network)}
-    quantized: dict[str | None, tuple[int, int]] = {name: planned[name] for name in planned}
+    quantized = dict(planned)
     for name, count, size in four_bit_weights(network):
-        quantized[peft_adapter.plain_name(name)] = (count, size)
+        quantized[peft_adapter.plain_name(name) or name] = (count, size)
     stacks = {name for name, _ in experts.stacks(network)}
     weights = {}
     for name in names.unloaded:
@@ -124,7 +124,7 @@ def _reason(name: str, module: nn.Module, parameter: Tensor, group: str, lora: b
     if group == "unused_by_text":
         return f"{name.removeprefix('model.').partition('.')[0]} is no part of the text decoder"
     if group.startswith("adapted"):
-        return "adapter" if lora else "trained whole"
+        return ADAPTER if lora else "trained whole"
     return IDLE_EXPERTS if stack else _kind(name, module, parameter)
 
 

@@ -15,13 +15,13 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.endpoint import protocol
 from lockstep.errors import UserError
+from lockstep.model.coverage import ADAPTER
 from lockstep.serving.gate_findings import Findings
 from lockstep.serving.probe import Server
 from lockstep.serving.worker_extension import Blocks, updates
 
 FIELDS = ("modules_active", "modules_expected")
 NAMED = 3  # missing modules that a message names
-ADAPTER = "adapter"  # the reason of coverage.json for a parameter with a low-rank update
 
 
 def foresee(adapter: Path) -> str:

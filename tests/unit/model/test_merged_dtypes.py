@@ -30,3 +30,15 @@ def test_the_dtypes_that_a_merge_keeps(tmp_path: Path) -> None:
     dtypes = merged_dtypes.of_names(checkpoint_names.of_folder(base), torch.bfloat16)
     assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {bias}
     assert dtypes["model.layers.9.counts"] == torch.int64
+
+
+def test_after_full_training_what_was_trained_is_no_exception_however_little_it_is(tmp_path: Path) -> None:
+    base = families.write(families.ALL["Gemma 3"], tmp_path)
+    tensors = load_file(base / "model.safetensors")
+    (text,) = [name for name in tensors if name.endswith("layers.1.mlp.down_proj.weight") and "language" in name]
+    tensors[text] = tensors[text].float()  # beside a tower that outweighs it
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    names = checkpoint_names.of_folder(base)
+    assert merged_dtypes.of_names(names)[text] == torch.float32  # of a base, an exception
+    assert merged_dtypes.of_names(names, kept=[])[text] == torch.bfloat16
+    assert merged_dtypes.of_names(names, kept=[text])[text] == torch.float32

@@ -154,7 +154,9 @@ def test_the_parts_that_text_reaches() -> None:
 @pytest.mark.parametrize("name", ["Granite 4 hybrid", "Jamba"])
 def test_what_fused_kernels_of_mamba_take_stays_in_16_bits(name: str, tmp_path: Path) -> None:
     network = networks.load(families.write(families.ALL[name], tmp_path), torch.bfloat16, "cpu", Quantization())
-    mixers = [path for path, module in network.named_modules() if hasattr(module, "A_log")]
+    mixers = [
+        path for path, module in network.named_modules() if "A_log" in dict(module.named_parameters(recurse=False))
+    ]
     layers = {path: type(module) for path, module in network.named_modules() if path.rpartition(".")[0] in mixers}
     linear = {path for path, kind in layers.items() if issubclass(kind, nn.Linear)}
     quantized = {path for path, _ in networks.linear4bit(network)} & linear
