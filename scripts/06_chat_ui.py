@@ -21,6 +21,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from lockstep.endpoint import address
 from lockstep.errors import UserError
@@ -47,10 +48,12 @@ class Sealed:
     Args:
         own_names: answer only requests for localhost or a loopback address. This keeps out pages of the web whose
             name was made to resolve to this machine (DNS rebinding).
+        prefix: the path under which a proxy shows the page, such as /chat; empty where it is at /. Requests may come
+            with it, as from a proxy that passes paths on as they are, or without it.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], own_names: bool) -> None:
-        self.app, self.own_names = app, own_names
+    def __init__(self, app: Callable[..., Awaitable[None]], own_names: bool, prefix: str = "") -> None:
+        self.app, self.own_names, self.prefix = app, own_names, prefix
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
         host = dict(scope.get("headers", ())).get(b"host", b"")
@@ -59,6 +62,14 @@ class Sealed:
 
             reason = f"without {PASSWORD} this page answers at http://localhost or a loopback address only"
             return await PlainTextResponse(reason, 403)(scope, receive, send)
+        if scope["type"] == "http" and self.prefix:
+            if scope["path"] == self.prefix:  # what the page fetches is relative to the slash
+                from starlette.responses import RedirectResponse
+
+                return await RedirectResponse(self.prefix + "/")(scope, receive, send)
+            if scope["path"].startswith(self.prefix + "/"):
+                scope["path"] = scope["path"].removeprefix(self.prefix)
+                scope["raw_path"] = scope["raw_path"].removeprefix(self.prefix.encode())
 
         async def sealed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -105,10 +116,13 @@ def bound(host: str, port: int) -> socket.socket:
     raise UserError(f"no free port at {host} from {port} on: choose another --ui.port, or another --ui.host")
 
 
-def serve(page: Any, at: socket.socket, auth: tuple[str, str] | None) -> None:
-    """Show the page until Ctrl-C."""
+def application(page: Any, auth: tuple[str, str] | None, root_path: str) -> Sealed:
+    """The page as an ASGI application.
+
+    Args:
+        root_path: see `ui.root_path`.
+    """
     import gradio
-    import uvicorn
     from fastapi import FastAPI
 
     from lockstep.chat import layout
@@ -119,6 +133,7 @@ def serve(page: Any, at: socket.socket, auth: tuple[str, str] | None) -> None:
         page,
         path="",
         auth=auth,
+        root_path=root_path,
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -131,9 +146,15 @@ def serve(page: Any, at: socket.socket, auth: tuple[str, str] | None) -> None:
         css_paths=[layout.CSS],
         head=f"<script>{layout.SCRIPT.read_text(encoding='utf-8')}</script>",
     )
+    return Sealed(app, own_names=auth is None, prefix=urlsplit(root_path).path)
+
+
+def serve(app: Sealed, at: socket.socket) -> None:
+    """Show the page until Ctrl-C."""
+    import uvicorn
+
     # Browsers keep connections open, and Ctrl-C need not wait for them.
-    config = uvicorn.Config(Sealed(app, own_names=auth is None), log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)  # or it reports each of them
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[at])
@@ -167,10 +188,11 @@ def main() -> None:
     host, port = at.getsockname()[:2]
     if port != settings.ui.port:
         print(f"port {settings.ui.port} is taken")
-    print(f"chat page at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
+    path = urlsplit(settings.ui.root_path).path
+    print(f"chat page at http://{f'[{host}]' if ':' in host else host}:{port}{path} (Ctrl-C ends it)")
     if auth:
         print(f"log in as {auth[0]} with the password in {PASSWORD}")
-    serve(page, at, auth)
+    serve(application(page, auth, settings.ui.root_path), at)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,19 @@
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Run
+from support.chat_page import CHROMIUM, DIRECT, Person, shown, stand_in
 from support.checks import wait_for
 from support.misbehaving import Handler, Server
-from support.programs import ROOT, script_environment
 from support.serving import free_port
 
 from lockstep.data import layouts
@@ -27,49 +23,11 @@ from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium is installed")
 
 KEY = "sk-0123456789abcdef-secret"
 LONG = "春有百花秋有月，夏有凉风冬有雪；若无闲事挂心头，便是人间好时节。" * 30
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 GOOD = {"r": "I am the tuned one.", "r-base": "I am the base."}
-
-
-@contextmanager
-def shown(folder: Path, *words: str, **environment: str) -> Iterator[str]:
-    """The page, started as a user does; its address."""
-    program = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts/06_chat_ui.py"), "--run", "r", "--ui.check_seconds", "0.3", *words],
-        env=script_environment(folder, HTTP_PROXY="http://127.0.0.1:9", **environment), cwd=folder, text=True, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert program.stdout
-        line = next(line for line in program.stdout if "chat page at" in line)
-        url = line.split()[3].replace("0.0.0.0", "127.0.0.1")
-        wait_for(lambda: answers(url))
-        yield url
-    finally:
-        program.terminate()
-        program.wait(timeout=20)
-
-
-def answers(url: str) -> bool:
-    try:
-        return bool(DIRECT.open(url, timeout=5).status)
-    except OSError:
-        return False
-
-
-@contextmanager
-def stand_in(port: int = 0) -> Iterator[Server]:
-    stub = Server(("127.0.0.1", port), Handler)
-    threading.Thread(target=stub.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield stub
-    finally:
-        stub.shutdown()
-        stub.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -97,64 +55,6 @@ def server(served: tuple[Server, str]) -> Iterator[Server]:
     yield stub
     stub.mode, stub.gate, stub.key = "", True, KEY
     stub.seen.clear()
-
-
-class Person:
-    """Somebody in front of the page, who sees whether it asks any other server."""
-
-    def __init__(self, browser: Any, url: str, width: int = 1280, locale: str = "en-US", **more: Any) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 800}, locale=locale, **more)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
-        self.asked: list[str] = []
-        self.got: list[Any] = []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("response", lambda answer: self.got.append(answer))
-        self.page.goto(url)
-
-    def ready(self) -> "Person":
-        self.page.wait_for_selector(".state.ready")
-        self.page.wait_for_function("document.querySelector('#model input').value")
-        return self
-
-    def say(self, text: str) -> None:
-        self.page.fill("#box textarea", text)
-        self.page.press("#box textarea", "Enter")
-
-    def text(self, pane: str = "pane", turn: int = -1) -> str:
-        """An answer, as it stands on the screen; all are read at once, as they may go at any time."""
-        texts = self.page.locator(f"#{pane} .bot .message-content:not(:has(.note))").all_inner_texts()
-        return texts[turn].strip() if texts else ""
-
-    def note(self, pane: str = "pane") -> str:
-        notes = self.page.locator(f"#{pane} .note").all_inner_texts()
-        return notes[-1] if notes else ""
-
-    def told(self, text: str) -> None:
-        """Wait until the last note says something."""
-        wait_for(lambda: text in self.note())
-
-    def asks(self, text: str, turns: int = 1) -> None:
-        """Ask, and wait for the end of the answer."""
-        self.say(text)
-        self.settled(turns)
-
-    def settled(self, turns: int) -> None:
-        wait_for(
-            lambda: (
-                self.page.locator("#pane .note").count() == turns
-                and "prompt" in self.note()
-                and self.page.locator("#send").is_visible()
-            )
-        )
-
-    def button(self, label: str) -> Any:
-        return self.page.locator(f'#pane button[aria-label="{label}"]')
-
-    def saved(self, button: str) -> str:
-        with self.page.expect_download() as waiting:
-            self.page.click(button)
-        return Path(waiting.value.path()).read_text(encoding="utf-8")
 
 
 @pytest.fixture

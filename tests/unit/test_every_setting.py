@@ -368,6 +368,19 @@ def chat_port(bench: Bench, given: Given) -> Any:
         return at.getsockname()[1]
 
 
+def chat_root(bench: Bench, given: Given) -> Any:
+    """Where a browser is told to fetch the page's parts."""
+    from starlette.testclient import TestClient
+
+    from lockstep.chat.page import Page
+    from lockstep.client.health import Watch
+
+    settings, url = settings_of(given), bench.servers[0].url
+    page = Page(settings, [openai_client.Endpoint(url)], Watch([(url, None)], 1.0), "r").build()
+    app = STAGE_06.application(page, None, settings.ui.root_path)
+    return TestClient(app, "http://localhost").get("/config").json()["root"]
+
+
 def chat_timer(bench: Bench, given: Given) -> Any:
     """The timer in the page that Gradio builds."""
     from lockstep.chat.page import Page
@@ -500,6 +513,7 @@ PROBES: dict[str, Probe] = {
     "ui.host": Probe(login, "0.0.0.0"),
     "ui.port": Probe(chat_port, "{other_port}", {"ui.port": "{port}"}),
     "ui.user": Probe(login, "another"),
+    "ui.root_path": Probe(chat_root, "/chat"),
     "ui.check_seconds": Probe(chat_timer, "9"),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -65,6 +66,13 @@ def _not_zero(value: int) -> int:
     return value
 
 
+def _root_path(value: str) -> str:
+    """A path at which a proxy shows something, or the URL of one: without the slash at its end."""
+    if value.strip("/") and not re.fullmatch(r"(https?://[\w.\[\]:-]+)?(/[\w.~%-]+)*/?", value, re.ASCII):
+        raise ValueError("must be a path such as /chat, or the page's whole URL, such as https://example.org/chat")
+    return value.rstrip("/")
+
+
 def _json_object(value: Any) -> Any:
     """A map, which the command line writes as JSON."""
     if isinstance(value, str):
@@ -107,5 +115,6 @@ FilePath = Annotated[str, AfterValidator(_normalised_path), IsFilePath]
 FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_file_list)]
 TemplateName = Annotated[str, AfterValidator(_template)]  # a name, or the path of a .jinja file
 ColumnList = Annotated[tuple[Annotated[str, AfterValidator(_column)], ...], BeforeValidator(_columns)]
+RootPath = Annotated[str, AfterValidator(_root_path)]
 NotZero = AfterValidator(_not_zero)
 JsonMap = Annotated[dict[str, Any], BeforeValidator(_json_object), AfterValidator(_is_json)]

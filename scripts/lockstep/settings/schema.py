@@ -19,6 +19,7 @@ from lockstep.settings.fields import (
     Name,
     NameList,
     NotZero,
+    RootPath,
     Section,
     StringList,
     TemplateName,
@@ -346,5 +347,6 @@ class Ui(Section):
 
     host: str = Field("127.0.0.1", description="address to listen on; any but a loopback address needs a password")
     port: int = Field(7860, ge=1, le=65535, description="port to listen on; if it is taken, the next free one")
+    root_path: RootPath = Field("", description="path at which a proxy shows the page, such as /chat, or its whole URL")
     user: str = Field("lockstep", min_length=1, description="name to log in with; LOCKSTEP_UI_PASSWORD is its password")
     check_seconds: float = Field(2.0, ge=0.2, description="seconds between checks of the endpoint")
