@@ -23,6 +23,8 @@ Run = Callable[..., programs.Ended]
 
 # A shell's background job ignores Ctrl-C, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ["LC_ALL"] = "C.UTF-8"  # messages are English, whatever the machine's language
+os.environ.pop("LANGUAGE", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "2"
 os.environ["GOMP_SPINCOUNT"] = "1000"

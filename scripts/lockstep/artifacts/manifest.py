@@ -21,8 +21,10 @@ from lockstep.errors import UserError
 from lockstep.settings.tree import flatten
 
 SCHEMA = 1
-# Files that contain timings: verified like all others, but not part of what the folder *is*.
-VOLATILE_FILES = frozenset({filenames.METRICS})
+# Files that contain timings, or are in the reader's language: verified like all others, but not part of what the
+# folder *is*. Digests of older folders cover the preview.
+VOLATILE_FILES = frozenset({filenames.METRICS, filenames.PREVIEW})
+ONCE_VOLATILE = frozenset({filenames.METRICS})
 CACHED = 500  # hashes of large files to remember
 # Stage → the command that makes its folder, for messages about missing folders.
 MAKERS = {
@@ -88,14 +90,14 @@ class Manifest(BaseModel):
     threads: int = 0
     seconds: float = 0.0
 
-    def content_digest(self) -> str:
+    def content_digest(self, volatile: frozenset[str] = VOLATILE_FILES) -> str:
         """sha256 over everything that makes this folder what it is; equal content gives equal digests."""
         content = {
             "stage": self.stage,
             "schema": self.schema_,
             "config": self.config,
             "inputs": self.inputs,
-            "files": {name: record.sha256 for name, record in self.files.items() if name not in VOLATILE_FILES},
+            "files": {name: record.sha256 for name, record in self.files.items() if name not in volatile},
         }
         return hashlib.sha256(canonical(content)).hexdigest()
 
@@ -200,7 +202,8 @@ def read(folder: Path) -> Manifest:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         raise UserError(f"{name}/{filenames.MANIFEST} is damaged: {again(folder)}") from error
-    if manifest.schema_ != SCHEMA or manifest.digest != manifest.content_digest():
+    digests = (manifest.content_digest(), manifest.content_digest(ONCE_VOLATILE))
+    if manifest.schema_ != SCHEMA or manifest.digest not in digests:
         raise UserError(f"{name}/{filenames.MANIFEST} was changed by hand: {again(folder)}")
     return manifest
 

@@ -27,8 +27,17 @@ from lockstep.errors import (
 from lockstep.processes import distributed
 from lockstep.settings import tree, yaml_file
 from lockstep.settings.tree import Settings
+from lockstep.text import language
 
 INTERRUPTION = "interrupted; run the same command again"
+
+
+class _Language(argparse.Action):
+    """--lang: takes effect at once, so that errors in the words after it are said in that language."""
+
+    def __call__(self, _: object, namespace: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        language.use(value)
+        setattr(namespace, self.dest, value)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,6 +58,7 @@ def parser(description: str, *sections: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     arguments.add_argument("--config", metavar="FILE", type=Path, help="YAML file with what differs from the defaults")
+    language_option(arguments)
     group = arguments.add_argument_group("settings (the same names as in the YAML file)")
     for name, field in tree.leaves():
         shown = name.split(".")[0] in {"run", *sections}
@@ -57,6 +67,21 @@ def parser(description: str, *sections: str) -> argparse.ArgumentParser:
         text = f"{field.description}{default}".replace("%", "%%") if shown else argparse.SUPPRESS
         group.add_argument(f"--{name}", metavar=tree.type_name(field), default=argparse.SUPPRESS, help=text)
     return arguments
+
+
+def language_option(arguments: argparse.ArgumentParser) -> None:
+    """--lang, which every script has."""
+    arguments.add_argument(
+        "--lang",
+        choices=language.LANGUAGES,
+        action=_Language,
+        help="language of messages, report and preview; default: that of the system's locale",
+    )
+
+
+def say(message: str, *, to_stderr: bool = False, flush: bool = False) -> None:
+    """Print a message for the user, in the user's language; a message without a translation is printed in English."""
+    print(language.translated(message), file=sys.stderr if to_stderr else sys.stdout, flush=flush)
 
 
 def _spell(value: object) -> str:
@@ -191,5 +216,5 @@ def _report(message: str, code: int) -> int:
         raise  # noqa: PLE0704 - called from an except block, to show its traceback
     # with several processes, each may have an error of its own
     which = "" if distributed.FIRST else f"process {distributed.RANK}: "
-    print(f"{which}error: {' '.join(message.split())}", file=sys.stderr)
+    print(which + language.translated(f"error: {' '.join(message.split())}"), file=sys.stderr)
     return code

@@ -1,0 +1,136 @@
+"""The catalogues match the code, and messages come out in the reader's language."""
+
+import ast
+import functools
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support.programs import ROOT, Ended, run
+
+from lockstep.text import language
+
+SCRIPTS = ROOT / "scripts"
+FOLDER = SCRIPTS / "lockstep/text" / language.CHINESE
+CATALOGUES = sorted(FOLDER.glob("*.json"))
+MESSAGES = [file for file in CATALOGUES if file.name not in (language.PAGES, "libraries.json")]
+PAGES = sorted((SCRIPTS / "lockstep").rglob("*.html"))
+PHRASE = re.compile(r"""\b_\((?:"([^"]+)"|'([^']+)')""")
+
+
+def entries(file: Path) -> dict[str, str]:
+    """A catalogue; fails where a key stands twice."""
+
+    def unique(pairs: list[tuple[str, str]]) -> dict[str, str]:
+        keys = [key for key, _ in pairs]
+        assert len(keys) == len(set(keys)), [key for key in keys if keys.count(key) > 1]
+        return dict(pairs)
+
+    catalogue: dict[str, str] = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    return catalogue
+
+
+@functools.cache
+def texts_of_code() -> frozenset[str]:
+    """Every text that stands in the code, with {} for what is filled in."""
+    texts = set()
+    for file in SCRIPTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values]
+                texts.add("".join(parts).strip())
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.add(re.sub(r"\{[^{}]*\}", "{}", node.value).strip())
+    return frozenset(texts)
+
+
+def phrases_of_pages() -> set[str]:
+    return {double or single for file in PAGES for double, single in PHRASE.findall(file.read_text(encoding="utf-8"))}
+
+
+@pytest.fixture
+def chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGUAGE", "zh")
+
+
+@pytest.mark.parametrize("file", MESSAGES, ids=lambda file: file.name)
+def test_every_message_of_a_catalogue_stands_in_the_code(file: Path) -> None:
+    texts = texts_of_code()
+    assert [key for key in entries(file) if language.PLACEHOLDER.sub("{}", key) not in texts] == []
+
+
+def test_every_phrase_of_the_pages_is_translated_and_no_other() -> None:
+    known, python = entries(FOLDER / language.PAGES), texts_of_code()
+    assert sorted(phrases_of_pages() - known.keys()) == []
+    unused = [key for key in known if key not in phrases_of_pages()]
+    assert [key for key in unused if language.PLACEHOLDER.sub("{}", key) not in python] == []
+
+
+@pytest.mark.parametrize("file", CATALOGUES, ids=lambda file: file.name)
+def test_a_translation_has_the_placeholders_of_its_text(file: Path) -> None:
+    for text, translation in entries(file).items():
+        names = language.PLACEHOLDER.findall(text)
+        assert len(names) == len(set(names)), text
+        assert set(language.PLACEHOLDER.findall(translation)) == set(names), text
+        assert text == text.strip() and re.search(r"[\u4e00-\u9fff]|^[\W\d_a-zA-Z{}]+$", translation), text
+
+
+def test_a_message_of_a_catalogue_is_found_whole_and_comes_out_in_chinese(chinese: None) -> None:
+    for file in CATALOGUES:
+        for text, translation in entries(file).items() if file.name != language.PAGES else ():
+            names = language.PLACEHOLDER.findall(text)
+            values = {name: f"value{number}" for number, name in enumerate(names)}
+            assert language.translated(text.format(**values)) == translation.format(**values), text
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "en"),
+        ({"LANG": "C.UTF-8"}, "en"),
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "zh_CN.UTF-8", "LC_MESSAGES": "en_US.UTF-8"}, "en"),
+        ({"LANG": "en_US.UTF-8", "LC_ALL": "zh_TW.UTF-8"}, "zh"),
+        ({"LANG": "en_US.UTF-8", "LANGUAGE": "zh_CN:en"}, "zh"),
+        ({"LC_ALL": "", "LANG": "zh"}, "zh"),
+    ],
+)
+def test_the_language_is_that_of_the_locale(
+    environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in language.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert language.current() == expected
+
+
+def test_values_inside_a_message_stay_and_messages_inside_it_are_translated(chinese: None) -> None:
+    assert language.translated("outputs/r/data is up to date (1a2b)") == "outputs/r/data 已是最新（1a2b）"
+    assert language.translated("error: outputs/r/data is up to date (1a2b)\n  a line\n") == (
+        "错误：outputs/r/data 已是最新（1a2b）\n  a line\n"
+    )
+    assert language.translated("error: something that nobody translated") == "error: something that nobody translated"
+    assert language.translated("note") == "note"  # a word may be anybody's name
+    many = "is up to date (" * 20_000
+    assert language.translated(many) == many
+
+
+def test_english_is_never_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "_entries", None)
+    assert language.translated("outputs/r/data is up to date (1a2b)") == "outputs/r/data is up to date (1a2b)"
+
+
+def test_scripts_speak_the_language_of_the_locale_or_of_their_option(tmp_path: Path) -> None:
+    def stderr(*words: str, **extra: str) -> str:
+        ended: Ended = run(tmp_path, "03_merge_lora.py", "--run", "none-yet", *words, **extra)
+        assert ended.returncode == 2
+        return ended.stderr
+
+    assert stderr().startswith("error: ")
+    assert (
+        stderr("--lang", "zh") == "错误：outputs/none-yet/adapter 不存在（没有 manifest.json）：请先执行 `make train`\n"
+    )
+    assert stderr(LC_ALL="zh_CN.UTF-8").startswith("错误：")
+    assert stderr("--lang", "en", LC_ALL="zh_CN.UTF-8").startswith("error: ")
