@@ -58,12 +58,14 @@ class _Entry(NamedTuple):
 
     Attributes:
         weight: letters outside of its placeholders.
+        introduces: whether it is a word before another message, such as "note: ".
         anchor: its longest piece without a placeholder, by which most messages are told apart at once.
         pattern: matches the whole message.
         translation: with the same placeholders.
     """
 
     weight: int
+    introduces: bool
     anchor: str
     pattern: re.Pattern[str]
     translation: str
@@ -91,12 +93,12 @@ def _line(text: str, depth: int) -> str | None:
 
 @lru_cache(maxsize=1)
 def _entries() -> list[_Entry]:
-    """All messages, the most specific ones first."""
+    """All messages: those that only introduce another one first, then by how much text they have."""
     entries = []
     for file in sorted((CATALOGUES / CHINESE).glob("*.json")):
         if file.name != PAGES:
             entries += [_entry(*pair) for pair in json.loads(file.read_text(encoding="utf-8")).items()]
-    return sorted(entries, key=lambda entry: -entry.weight)
+    return sorted(entries, key=lambda entry: (not entry.introduces, -entry.weight))
 
 
 def _entry(text: str, translation: str) -> _Entry:
@@ -104,7 +106,8 @@ def _entry(text: str, translation: str) -> _Entry:
     literals = pieces[::2]
     pattern = "".join(f"(?P<{piece}>.+?)" if number % 2 else re.escape(piece) for number, piece in enumerate(pieces))
     weight = sum(char.isalpha() for char in "".join(literals))
-    return _Entry(weight, max(literals, key=len), re.compile(pattern, re.DOTALL), translation)
+    introduces = weight < SPECIFIC and text.endswith(": {message}")
+    return _Entry(weight, introduces, max(literals, key=len), re.compile(pattern, re.DOTALL), translation)
 
 
 @lru_cache(maxsize=1)
