@@ -22,7 +22,7 @@ from lockstep.text.json_text import JsonObject
 CALLS = ("function_call", "tool_call")  # turns whose text is a call: ShareGPT's and ms-swift's
 # The role of a turn, by the names that layouts have for it.
 ROLES = {
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", *CALLS), "assistant"),
     **dict.fromkeys(("tool", "observation", "function_response", "function", "tool_response"), "tool"),

@@ -167,6 +167,7 @@ def _rules(settings: Settings, subject: Subject, loopback: bool, cuda: bool) -> 
         max_requests=serve.max_num_seqs + serve.max_queue,
         loopback=loopback,
         prompt_logprobs=cuda or serve.mode != "lora",
+        max_prompts=serve.max_prompts,
     )
 
 

@@ -129,12 +129,12 @@ class Guard:
         """The body, serialised again: the server reads what was checked, whatever it would see in the original."""
         try:
             value = json.loads(body)
-            again = json.dumps(value, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:  # half a character, too, which no tokenizer takes
             raise Refusal(400, f"the body is not JSON: {error}") from error
         if reason := self.rules.refusal(route, value):
             raise Refusal(400, reason)
-        return again
+        return json.dumps(value, ensure_ascii=False).encode()  # which the check may have changed: see `Rules.refusal`
 
     async def _drain_body(self, headers: dict[bytes, bytes], receive: Receive) -> None:
         """Read the body that is on its way: closed on unread bytes, a connection is reset and the answer is lost."""

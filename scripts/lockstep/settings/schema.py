@@ -281,7 +281,8 @@ class Serve(Section):
     max_model_len: int = Field(4096, ge=16, description="longest prompt and answer together, in tokens")
     max_num_seqs: int = Field(64, ge=1, description="requests in one batch")
     max_queue: int = Field(256, ge=0, description="requests that may wait beyond those; more are rejected with 429")
-    max_n: int = Field(8, ge=1, description="answers per request, and prompts per request")
+    max_n: int = Field(8, ge=1, description="answers per prompt")
+    max_prompts: int = Field(64, ge=1, description="prompts per request of completions, and answers to all of them")
     max_body_bytes: int = Field(2**22, ge=1024, description="largest body of a request")
     adapters: NameList = Field(
         (), description="mode lora: other runs whose adapters are served as well, under their names"

@@ -15,7 +15,7 @@ ASK = [{"role": "user", "content": "你是谁？"}]
 
 @pytest.fixture(scope="module")
 def rules(tiny_model: Path) -> Rules:
-    return Rules(str(tiny_model), [], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=False)
+    return Rules(str(tiny_model), [], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=False, max_prompts=64)
 
 
 def chats() -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def test_no_control_token_in_any_text_of_a_conversation(rules: Rules, token: str
     ("route", "body", "words"),
     [
         (CHAT, {"chat_template": "{{ 1 }}"}, "'chat_template' is not taken"),
-        (CHAT, {"chat_template_kwargs": {"enable_thinking": False}}, "'chat_template_kwargs' is not taken"),
+        (CHAT, {"chat_template_kwargs": {"messages": []}}, "'messages' would change the prompt"),
         (CHAT, {"mm_processor_kwargs": {}}, "'mm_processor_kwargs' is not taken"),
         (CHAT, {"add_special_tokens": True}, "would change the prompt"),
         (CHAT, {"prompt_logprobs": 0}, "stop vLLM's engine"),
@@ -82,8 +82,8 @@ def test_no_control_token_in_any_text_of_a_conversation(rules: Rules, token: str
         (CHAT, {"n": "1000"}, "at most 8 answers"),
         (CHAT, {"n": 1e9}, "at most 8 answers"),
         (COMPLETION, {"prompt": "a", "echo": True, "logprobs": 1}, "stop vLLM's engine"),
-        (COMPLETION, {"prompt": ["a"] * 9}, "9 prompts in one request"),
-        (COMPLETION, {"prompt": [[1]] * 9}, "9 prompts in one request"),
+        (COMPLETION, {"prompt": ["a"] * 65}, r"65 prompts, .* at most 64 \(--serve.max_prompts\)"),
+        (COMPLETION, {"prompt": [[1]] * 65}, r"65 prompts, .* at most 64 \(--serve.max_prompts\)"),
         (COMPLETION, {"prompt": [1, 512]}, "512 in the prompt is no token id"),
         (COMPLETION, {"prompt": [[1], [-1]]}, "-1 in the prompt is no token id"),
         (COMPLETION, {"prompt": [0.0, 999999]}, "0.0 in the prompt is no token id"),
@@ -114,7 +114,9 @@ def test_messages_hold_text_only(rules: Rules, kind: str) -> None:
 
 
 def test_allowed_tokens_may_stand_in_texts(tiny_model: Path) -> None:
-    allowing = Rules(str(tiny_model), ["<|endoftext|>"], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=True)
+    allowing = Rules(
+        str(tiny_model), ["<|endoftext|>"], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=True, max_prompts=64
+    )
     assert allowing.refusal(CHAT, {"messages": [{"role": "user", "content": "<|endoftext|>"}]}) is None
     assert allowing.refusal(CHAT, {"messages": [{"role": "user", "content": "<|im_end|>"}]})
     assert allowing.refusal(COMPLETION, {"prompt": "a", "echo": True, "logprobs": 1}) is None
@@ -139,8 +141,25 @@ def test_a_control_token_hidden_in_the_json_of_a_call_is_found(rules: Rules) -> 
     assert reason and "'<|im_start|>'" in reason
 
 
-def test_one_request_is_bounded_in_answers_and_in_texts(rules: Rules) -> None:
-    assert "at most 8 answers" in (rules.refusal(COMPLETION, {"prompt": ["a", "b", "c"], "n": 3}) or "")
-    assert rules.refusal(COMPLETION, {"prompt": ["a", "b"], "n": 4}) is None
-    many = [{"role": "user", "content": "a"}] * 5000
-    assert "more than 4096 texts" in (rules.refusal(CHAT, {"messages": many}) or "")
+def test_prompts_and_answers_of_one_request_are_bounded_apart(rules: Rules) -> None:
+    assert rules.refusal(COMPLETION, {"prompt": ["a"] * 20}) is None  # LangChain's batches
+    assert rules.refusal(COMPLETION, {"prompt": ["a"] * 8, "n": 8}) is None
+    assert "9 prompts with n 8 are 72 answers" in (rules.refusal(COMPLETION, {"prompt": ["a"] * 9, "n": 8}) or "")
+
+
+def test_texts_are_counted_and_names_of_fields_apart(rules: Rules) -> None:
+    def conversation(turns: int) -> dict[str, Any]:
+        return {"messages": [{"role": ("user", "assistant")[turn % 2], "content": "a"} for turn in range(turns)]}
+
+    assert rules.refusal(CHAT, conversation(1031)) is None
+    assert "more than 16384 texts" in (rules.refusal(CHAT, conversation(8193)) or "")
+    tools = []
+    for number in range(60):
+        properties = {f"p{number}_{part}": {"type": "string", "description": "of it"} for part in range(12)}
+        function = {"name": f"f{number}", "description": "does", "parameters": {"properties": properties}}
+        tools.append({"type": "function", "function": function})
+    assert rules.refusal(TOKENIZE, {"messages": ASK, "tools": tools}) is None
+    tools[59]["function"]["parameters"]["properties"]["<|im_start|>"] = {"type": "string"}  # type: ignore[index]
+    assert "'<|im_start|>'" in (rules.refusal(TOKENIZE, {"messages": ASK, "tools": tools}) or "")
+    tools[59]["function"]["parameters"]["properties"] = dict.fromkeys(map(str, range(16385)), 1)  # type: ignore[index]
+    assert "16384 different names" in (rules.refusal(TOKENIZE, {"messages": ASK, "tools": tools}) or "")

@@ -1,0 +1,94 @@
+"""Messages of a request, brought into the one form in which the server renders them as training did.
+
+Clients send a text as a list of parts with marks for caches, null for what a message does not have, and the role
+`developer`, OpenAI's newer name for `system`. What is no text is refused.
+"""
+
+import json
+from typing import Any
+
+from lockstep.data.field_checks import MEDIA_PARTS, TEXT_PARTS
+
+# Whatever else vLLM would take for media, by the key alone.
+MEDIA_KEYS = {
+    *MEDIA_PARTS, "input_image", "input_file", "image_pil", "image_embeds", "audio_embeds", "video_embeds",
+    "prompt_embeds", "tool_reference",
+}  # fmt: skip
+TEXT_ONLY = "messages here hold text only: no images, audio, video or files"
+DEVELOPER = "developer"  # a system message by OpenAI's newer name; in data files, too
+
+
+def tidy(messages: Any) -> str | None:
+    """Rewrite messages, in place; returns why they are refused, or None.
+
+    A content in parts becomes one text, as vLLM joins them. Messages of a wrong form are left to vLLM to refuse.
+    """
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict) and (reason := _tidy(message)):
+            return reason
+    return None
+
+
+def _tidy(message: dict[str, Any]) -> str | None:
+    _drop_nulls(message)
+    if message.get("audio"):
+        return TEXT_ONLY
+    if message.get("function_call") or message.get("role") == "function":
+        return "function_call and the role function are OpenAI's older form: send tool_calls and the role tool"
+    if message.get("role") == DEVELOPER:
+        message["role"] = "system"
+    parts = message.get("content")
+    parts = [] if parts is None else parts if isinstance(parts, list) else [parts]
+    if refused := message.pop("refusal", None):  # an answer that was no answer: its text stands beside the content
+        parts = [*(part for part in parts if part != ""), refused]
+    if isinstance(message.get("content"), list) or refused:
+        texts = [_text_of(part) for part in parts]
+        if None in texts:
+            return _why_no_text(parts[texts.index(None)])
+        message["content"] = "\n".join(text for text in texts if text is not None)
+    if thoughts := message.pop("reasoning_content", None):  # vLLM's older name, which /tokenize does not know
+        message.setdefault("reasoning", thoughts)
+    calls = message.get("tool_calls")
+    if calls == []:
+        del message["tool_calls"]
+    for call in calls if isinstance(calls, list) else ():
+        _tidy_call(call)
+    return None
+
+
+def _text_of(part: Any) -> str | None:
+    """The text of a part of a content, whatever else the part says; None where it is no text."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict) or any(part.get(key) for key in MEDIA_KEYS):
+        return None
+    kind = part.get("type") or "text"
+    text = part.get(TEXT_PARTS[kind]) if isinstance(kind, str) and kind in TEXT_PARTS else None
+    return text if isinstance(text, str) else None
+
+
+def _why_no_text(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("thinking", "reasoning"):
+        return f"a part of the type {kind!r} is no text of a message: send it as the message's reasoning_content"
+    if isinstance(kind, str) and kind in TEXT_PARTS and not any(part.get(key) for key in MEDIA_KEYS):
+        return f"a part of the type {kind!r} has no text under {TEXT_PARTS[kind]!r}"
+    return TEXT_ONLY
+
+
+def _tidy_call(call: Any) -> None:
+    """Without nulls, and with its arguments as JSON text, which is the only form that vLLM takes."""
+    if not isinstance(call, dict):
+        return
+    _drop_nulls(call)
+    function = call.get("function")
+    if isinstance(function, dict):
+        _drop_nulls(function)
+        if isinstance(function.get("arguments"), dict):
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+        function.setdefault("arguments", "{}")
+
+
+def _drop_nulls(fields: dict[str, Any]) -> None:
+    for name in [name for name, value in fields.items() if value is None]:
+        del fields[name]
