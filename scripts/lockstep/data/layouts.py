@@ -50,11 +50,13 @@ class _Notes:
     Attributes:
         ignored: names of turns' fields that nothing reads.
         marked: places of turns that are marked not to be trained.
+        renamed: roles that are read as another.
     """
 
     nulls: Nulls = field(default_factory=Nulls)
     ignored: dict[str, None] = field(default_factory=dict)
     marked: set[int] = field(default_factory=set)
+    renamed: dict[str, None] = field(default_factory=dict)
 
 
 def parse(record: Record, data: Data, names: Mapping[str, str] | None = None) -> ConversationRow | Reject:
@@ -108,7 +110,7 @@ def _parse(record: Record, data: Data, names: Mapping[str, str]) -> Conversation
     tools = tool_calls.tools_of(fields, notes.nulls)
     tool_calls.leave_out_nulls(messages, tools or (), notes.nulls)
     ignored = (*keys.unread(fields, (*keys.READ[layout], *marked, *MEDIA)), *notes.ignored)
-    remarks = Remarks(ignored, renamed, _noted(messages, tools, notes))
+    remarks = Remarks(ignored, (*renamed, *notes.renamed), _noted(messages, tools, notes))
     row = ConversationRow(tuple(messages), record, frozenset(untrained), tools, remarks)
     _check_order(row)
     if not row.answers:
@@ -243,6 +245,8 @@ def _message(turn: Mapping[str, Any], place: int, notes: _Notes) -> Message:
             f"in turn {place + 1}" if name_of_role else f"in turn {place + 1}, whose keys are {', '.join(turn)[:200]}"
         )
         raise Rejected("unknown_role", f"{name_of_role!r} {where}")
+    if name_of_role == "developer":  # OpenAI's newer name, by which requests are read the same way
+        notes.renamed["role developer → system"] = None
     key = "value" if "content" not in turn and not {"from", "value"}.isdisjoint(turn) else "content"
     if name_of_role in CALLS:
         return {"role": role, "content": "", "tool_calls": tool_calls.calls_of_text(text_of(turn, key))}

@@ -249,3 +249,13 @@ def test_any_json_is_a_row_or_a_reject_that_can_be_written(value: Any) -> None:
         json.dumps(outcome.text).encode()
     else:
         assert outcome.answers and outcome.messages[-1]["role"] == "assistant"
+
+
+def test_a_developer_message_is_the_system_message_and_is_counted() -> None:
+    as_developer, as_system = (
+        parse({"messages": [{"role": role, "content": "Be brief."}, *turns("a", "b")]})
+        for role in ("developer", "system")
+    )
+    assert isinstance(as_developer, ConversationRow) and isinstance(as_system, ConversationRow)
+    assert as_developer.messages == as_system.messages
+    assert as_developer.remarks.renamed == ("role developer → system",) and not as_system.remarks.renamed
