@@ -175,7 +175,15 @@ def main() -> None:
     if options.check:
         sys.exit(user_files.check_exit_code(settings, "download", model.folder))
     sources = local_files(model) if model.source == "local" else []
-    stage = Stage("download", model.folder, settings.sections("model"), sources, options.force, keep_partial=True)
+    stage = Stage(
+        "download",
+        model.folder,
+        settings.sections("model"),
+        sources,
+        options.force,
+        keep_partial=True,
+        config_file=settings.config_file,
+    )
     if finished := stage.finished():
         return print(f"{paths.label(model.folder)} is up to date ({manifest.short(finished.digest)})")
     check_settings(settings)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lockstep import paths
-from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.artifacts import atomic, filenames, lineage, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.data import (
     cleaning,
@@ -77,14 +77,15 @@ def main() -> None:
 
     # --- inputs ---
     user_files.check_paths(settings, "data")
-    base = manifest.require(settings.model.folder, "download")
-    settings = settings.inherit(base.config, paths.label(settings.model.folder))
+    settings, _ = lineage.require(settings, settings.model.folder, "download")
     chat_template = load_chat_template(settings)  # before a data set is downloaded: there may be none
     settings, files, inputs = sources.resolve(settings, say=print)
     inputs = [settings.model.folder, *inputs]
     if settings.data.template.endswith(".jinja"):
         inputs.append(paths.data_file(settings.data.template))
-    stage = Stage("data", folder, settings.sections("model", "data"), inputs, options.force)
+    stage = Stage(
+        "data", folder, settings.sections("model", "data"), inputs, options.force, config_file=settings.config_file
+    )
     if finished := stage.finished():
         show_samples(folder, settings, options.preview)
         return print(f"{paths.label(folder)} is up to date ({manifest.short(finished.digest)})")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lockstep import paths
-from lockstep.artifacts import filenames, manifest
+from lockstep.artifacts import filenames, lineage, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.data import user_files
 from lockstep.errors import UserError, disk_errors
@@ -70,14 +70,14 @@ def with_inputs(settings: Settings, force: bool) -> tuple[Settings, Stage]:
         UserError: data or base are not there, or the data was made with other settings.
     """
     data_folder = settings.run_dir / filenames.DATA
-    data = manifest.require(data_folder, "data")
-    settings = settings.inherit(data.config, paths.label(data_folder))
+    settings, _ = lineage.require(settings, data_folder, "data")
     manifest.require(settings.model.folder, "download")
     inputs = [settings.model.folder, data_folder]
     if settings.lora.start_from:
         inputs.append(paths.data_file(settings.lora.start_from) / filenames.ADAPTER_WEIGHTS)
     sections = settings.sections("model", "data", "method", "lora", "quantization", "train")
-    return settings, Stage("train", settings.run_dir / filenames.ADAPTER, sections, inputs, force)
+    folder = settings.run_dir / filenames.ADAPTER
+    return settings, Stage("train", folder, sections, inputs, force, config_file=settings.config_file)
 
 
 def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lockstep import paths
-from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.artifacts import atomic, filenames, lineage, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.data import user_files
 from lockstep.errors import UserError
@@ -153,7 +153,9 @@ def take_in(settings: Settings, force: bool) -> None:
     files = external_adapter.files_of(folder)
     inputs = [settings.model.folder, settings.run_dir / filenames.DATA, *files]
     sections = settings.sections("model", "data", "method", "quantization", "adapter")
-    stage = Stage("train", settings.run_dir / filenames.ADAPTER, sections, inputs, force)
+    stage = Stage(
+        "train", settings.run_dir / filenames.ADAPTER, sections, inputs, force, config_file=settings.config_file
+    )
     stage.origin = "external"
     if earlier := stage.finished():
         return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(earlier.digest)})")
@@ -180,13 +182,14 @@ def main() -> None:
 
     # --- inputs ---
     if settings.adapter.path:
-        data = manifest.require(run_dir / filenames.DATA, "data")
+        trained, _ = lineage.require(settings, run_dir / filenames.DATA, "data")
         manifest.require(settings.model.folder, "download")
         if settings.method == "full":
             raise UserError("--adapter.path brings an adapter, and --method full has none: choose qlora or lora")
-        take_in(settings.inherit(data.config, paths.label(run_dir / filenames.DATA)), options.force)
-    adapter = manifest.require(run_dir / filenames.ADAPTER, "train")
-    settings = settings.inherit(adapter.config, paths.label(run_dir / filenames.ADAPTER))
+        take_in(trained, options.force)
+    settings, _ = lineage.require(settings, run_dir / filenames.ADAPTER, "train")
+    if newer := lineage.newer_rows(run_dir):
+        print(f"note: {newer}")
     inputs = [run_dir / filenames.ADAPTER]
     if settings.method != "full":
         manifest.require(settings.model.folder, "download")
@@ -195,11 +198,12 @@ def main() -> None:
         why = "there is no adapter" if settings.method == "full" else "the adapter was trained on the base as it is"
         return print(f"{why}: no other base is needed")
     if options.base:
-        stage = Stage("base", folder, settings.sections("model", "quantization"), inputs, options.force)
+        name, sections = "base", settings.sections("model", "quantization")
     else:
         # no require(): new rows in the user's file make the data stage stale, not this adapter
-        sections = settings.sections("model", "data", "method", "lora", "quantization", "merge")
-        stage = Stage("merge", folder, sections, [*inputs, run_dir / filenames.DATA], options.force)
+        name, sections = "merge", settings.sections("model", "data", "method", "lora", "quantization", "merge")
+        inputs.append(run_dir / filenames.DATA)
+    stage = Stage(name, folder, sections, inputs, options.force, config_file=settings.config_file)
     if earlier := stage.finished():
         return print(f"{paths.label(folder)} is up to date ({manifest.short(earlier.digest)})")
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import paths
-from lockstep.artifacts import filenames, manifest
+from lockstep.artifacts import filenames, lineage, manifest
 from lockstep.client import loop_removal, openai_client, question_file, server_wait
 from lockstep.client.batch_file import AnswerRecord, BatchFile, key_of
 from lockstep.client.conversation import Conversation
@@ -295,6 +295,8 @@ def main() -> int | None:
     model = chosen.model or address.model_name(settings)
     check(chosen)
     style = question_file.style_of(settings)
+    for line in [] if chosen.base_url or chosen.curl else lineage.notes(settings):
+        note(f"note: {line}")
     talk = Conversation(settings.sampling, chosen.system, chosen.stats)
     own = [] if chosen.base_url else [settings.run_dir / name for name in address.FOLDERS]
     wait = ServerWait(url, chosen.wait, own, note)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import paths
-from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.artifacts import atomic, filenames, lineage, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.client.batch_file import AnswerRecord
 from lockstep.data import user_files
@@ -202,7 +202,14 @@ def rebuild(settings: Settings) -> None:
         report_page.write(run_dir, None, run_dir / filenames.REPORT)
         return print(f"{paths.label(run_dir)}/report.html is written, without an evaluation: `make evaluate` makes one")
     record = manifest.read(folder)
-    stage = Stage("evaluate", folder, record.config, [paths.resolve_label(name) for name in record.inputs], force=True)
+    stage = Stage(
+        "evaluate",
+        folder,
+        record.config,
+        [paths.resolve_label(name) for name in record.inputs],
+        force=True,
+        config_file=record.config_file,
+    )
     manifest.check_hashes(folder, record)
     if stage.inputs != record.inputs:
         raise UserError(
@@ -302,11 +309,12 @@ def main() -> None:
     user_files.check_paths(settings, "evaluate")
 
     # --- inputs ---
-    merged = manifest.require(run_dir / filenames.MERGED, "merge")
-    settings = settings.inherit(merged.config, paths.label(run_dir / filenames.MERGED))
-    manifest.require(run_dir / filenames.ADAPTER, "train")
+    settings, _ = lineage.require(settings, run_dir / filenames.MERGED, "merge")
+    lineage.require(settings, run_dir / filenames.ADAPTER, "train")
+    if newer := lineage.newer_rows(run_dir):
+        print(f"note: {newer}")
     sections = settings.sections("model", "data", "method", "evaluate", "sampling") | {"engine": engine_of(settings)}
-    stage = Stage("evaluate", folder, sections, inputs_of(settings), chosen.force)
+    stage = Stage("evaluate", folder, sections, inputs_of(settings), chosen.force, config_file=settings.config_file)
     if record := stage.finished():
         return print(f"{paths.label(folder)} is up to date ({manifest.short(record.digest)})")
 

@@ -19,10 +19,12 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from lockstep.artifacts import lineage
 from lockstep.endpoint import address
 from lockstep.errors import UserError
 from lockstep.serving import middleware
@@ -171,6 +173,8 @@ def main() -> None:
     chosen = options()
     settings = cli.settings_from(chosen)
     auth = login(settings)
+    for line in [] if chosen.base_url else lineage.notes(settings):
+        print(f"note: {line}", file=sys.stderr)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
     given = [chosen.base_url or address.url(settings), chosen.compare_url]
     urls = [address.checked_url(url) for url in given if url]

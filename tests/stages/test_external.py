@@ -110,7 +110,7 @@ def test_what_cannot_be_taken_in_is_one_line(tmp_path: Path, stage: Run, words: 
     (theirs / "adapter_model.safetensors").rename(theirs / "adapter_model.bin")
     assert "adapter_model.bin there is a pickle" in said()
     (theirs / "adapter_model.bin").unlink()
-    assert "run `make data` first" in said("--run", "other")
+    assert "run `make data CONFIG= ARGS=" in said("--run", "other")
     foreign(theirs, tiny.model(tmp_path / "wide", hidden_size=96))
     assert "the adapter belongs to another base" in said()
     foreign(theirs, base, init_lora_weights="pissa")

@@ -184,13 +184,13 @@ def test_all_stages_again_are_up_to_date(built: Path, source: Path) -> None:
 
 
 def test_out_of_order_names_what_to_run(stage: Run, source: Path) -> None:
-    assert "models/tiny is missing (no manifest.json): run `make download` first" in refused(
+    assert "models/tiny is missing (no manifest.json): run `make download CONFIG= ARGS=" in refused(
         stage("01_data_collator.py", *common(source))
     )
-    assert "outputs/r/data is missing (no manifest.json): run `make data` first" in refused(
+    assert "outputs/r/data is missing (no manifest.json): run `make data CONFIG= ARGS=" in refused(
         stage("02_train_qlora.py", *common(source))
     )
-    assert "outputs/r/adapter is missing (no manifest.json): run `make train` first" in refused(
+    assert "outputs/r/adapter is missing (no manifest.json): run `make train CONFIG= ARGS=" in refused(
         stage("03_merge_lora.py", *common(source))
     )
     assert stage("03_merge_lora.py", *common(source), "--check").returncode == 3
@@ -227,6 +227,16 @@ def test_changed_settings_are_refused_by_name(home: Path, source: Path) -> None:
     assert "data.max_length is 64 on the command line" in refused(
         programs.run(home, "02_train_qlora.py", *common(source), *TRAIN, "--data.max_length", "64")
     )
+    (home / "edited.yaml").write_text("train: {learning_rate: 1.0e-3}")
+    edited = ("--config", str(home / "edited.yaml"), *common(source))
+    message = f"outputs/r/adapter was trained with other settings: train.learning_rate is 0.001 in {home}/edited.yaml and was 0.01"
+    for script in ("03_merge_lora.py", "05_evaluate.py"):  # what they make of the old model is up to date
+        assert message in refused(programs.run(home, script, *edited))
+    serve = [str(ROOT / "scripts/serve_vllm.sh"), *edited, "--serve.max_model_len", "64"]
+    environment = script_environment(home, PYTHON=sys.executable)
+    assert message in refused(subprocess.run(serve, env=environment, capture_output=True, text=True, check=False))
+    kept = programs.run(home, "03_merge_lora.py", *edited, "--train.learning_rate", "1e-2")
+    assert "is up to date" in kept.stdout, kept.stderr
 
 
 def test_a_merge_past_its_bound_ships_nothing_and_says_why(home: Path, source: Path) -> None:

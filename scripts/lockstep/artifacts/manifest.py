@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
-from lockstep.settings.tree import flatten
+from lockstep.settings import commands
+from lockstep.settings.tree import ConfigFile, flatten
 
 SCHEMA = 1
 # Files that contain timings, or are in the reader's language: verified like all others, but not part of what the
@@ -26,15 +27,15 @@ SCHEMA = 1
 VOLATILE_FILES = frozenset({filenames.METRICS, filenames.PREVIEW})
 ONCE_VOLATILE = frozenset({filenames.METRICS})
 CACHED = 500  # hashes of large files to remember
-# Stage → the command that makes its folder, for messages about missing folders.
+# Stage → the goal of make that makes its folder, for messages about missing folders.
 MAKERS = {
-    "download": "make download",
-    "dataset": "make data",
-    "data": "make data",
-    "train": "make train",
-    "merge": "make merge",
-    "base": "python scripts/03_merge_lora.py --base",
-    "evaluate": "make evaluate",
+    "download": "download",
+    "dataset": "data",
+    "data": "data",
+    "train": "train",
+    "merge": "merge",
+    "base": "serve-lora",
+    "evaluate": "evaluate",
 }
 # Folder of a run → the stage that makes it.
 STAGES = {
@@ -46,21 +47,26 @@ STAGES = {
 }
 
 
-def maker_of(folder: Path) -> str:
-    """The command that makes a folder, judging by where the folder is."""
+def stage_of(folder: Path) -> str:
+    """The stage that makes a folder, judging by where the folder is."""
     if folder.parent == paths.MODELS:
-        return MAKERS["download"]
-    if folder.parent == paths.DATASETS:
-        return MAKERS["dataset"]
-    return MAKERS[STAGES.get(folder.name, "data")]
+        return "download"
+    return "dataset" if folder.parent == paths.DATASETS else STAGES.get(folder.name, "data")
+
+
+def maker_of(folder: Path) -> str:
+    """The command that makes a folder, for messages."""
+    return commands.make(MAKERS[stage_of(folder)])
 
 
 def again(folder: Path) -> str:
-    """The command that makes a folder again, for messages."""
-    maker = maker_of(folder)
-    if folder.parent == paths.DATASETS:  # --force would only build the rows again
-        return f"remove {paths.label(folder)} and run `{maker}`"
-    return f"run `{maker} ARGS=--force`" if maker.startswith("make ") else f"run `{maker} --force`"
+    """What to run so that a folder is made again, for messages."""
+    stage = stage_of(folder)
+    if stage == "dataset":  # --force would only build the rows again
+        return f"remove {paths.label(folder)} and run `{maker_of(folder)}`"
+    if stage == "base":
+        return f"run `{commands.script('03_merge_lora.py', '--base', '--force')}`"
+    return f"run `{commands.make(MAKERS[stage], '--force')}`"
 
 
 class FileRecord(BaseModel):
@@ -76,6 +82,7 @@ class Manifest(BaseModel):
     stage: str
     schema_: int = Field(SCHEMA, alias="schema")
     config: dict[str, Any]
+    config_file: ConfigFile | None = None  # what it said of the sections in `config`
     inputs: dict[str, str]  # label of a folder or file → its digest
     files: dict[str, FileRecord]  # path inside the folder → size and hash
     digest: str

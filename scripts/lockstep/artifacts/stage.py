@@ -17,9 +17,11 @@ import filelock
 
 import lockstep
 from lockstep import paths
-from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.artifacts import atomic, filenames, lineage, manifest
 from lockstep.artifacts.manifest import FileRecord, Manifest
 from lockstep.errors import UserError
+from lockstep.settings import commands
+from lockstep.settings.tree import ConfigFile
 from lockstep.text.unicode import printable
 
 PACKAGES = (
@@ -38,6 +40,7 @@ class Stage:
         inputs: the folders with manifests, and the files, from which the output is made.
         force: make the output again, and replace even a complete one.
         keep_partial: keep unfinished work for the next attempt, as downloads that resume do.
+        config_file: the YAML file of the settings; what it says of `config`'s sections goes into the manifest.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class Stage:
         inputs: list[Path],
         force: bool = False,
         keep_partial: bool = False,
+        config_file: ConfigFile | None = None,
     ) -> None:
         self.name, self.config = name, dict(config)
         self.folder = folder.resolve() if folder.is_symlink() else folder  # a link to a larger disk stays a link
         self.input_paths, self.force, self.keep_partial = inputs, force, keep_partial
+        self.config_file = config_file and lineage.of_sections(config_file, config)
         self.inputs = self._fingerprints()
         self.metrics: dict[str, Any] = {}  # filled by the stage
         self.device = "cpu"
@@ -77,9 +82,11 @@ class Stage:
         record = manifest.read(self.folder)
         changed = record.differences(self.config, self.inputs)
         if changed:
+            again = f"run `{commands.make('merge', '--force')}`" if self.origin else manifest.again(self.folder)
             raise UserError(
-                f"{paths.label(self.folder)} was made with other inputs ({'; '.join(changed)}): "
-                f"--force makes it again, another {'--model.name' if self.name == 'download' else '--run'} keeps both"
+                f"{paths.label(self.folder)} was made with other inputs ({'; '.join(changed)}): to make it again, "
+                f"{again}; another {'--model.name' if self.name == 'download' else '--run'} "
+                f"keeps both"
             )
         manifest.check_hashes(self.folder, record)
         return record
@@ -185,6 +192,7 @@ class Stage:
         record = Manifest(
             stage=self.name,
             config=self.config,
+            config_file=self.config_file,
             inputs=self.inputs,
             files=files,
             digest="",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep import paths
-from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.artifacts import atomic, filenames, lineage, manifest
 from lockstep.endpoint import address
 from lockstep.errors import UserError
 from lockstep.merging import serving_route
@@ -69,8 +69,10 @@ def subject_of(settings: Settings) -> Subject:
 def _merged(settings: Settings) -> Subject:
     merged, adapter = settings.run_dir / filenames.MERGED, settings.run_dir / filenames.ADAPTER
     record = _intact(merged, "merge")
-    trained = settings.inherit(record.config, paths.label(merged))
-    _intact(adapter, "train")  # its reference is what the merged model is compared with
+    lineage.refuse_edits(settings, merged, record)
+    trained = settings.inherit(record.config)
+    # its reference is what the merged model is compared with
+    lineage.refuse_edits(trained, adapter, _intact(adapter, "train"))
     name = address.model_name(settings)
     # Sampling is the request's business; a model's own file must not change results.
     arguments = ["--served-model-name", name, "--generation-config", "vllm"]
@@ -108,7 +110,8 @@ def _trained(settings: Settings) -> tuple[Settings, list[str]]:
     """
     adapter = settings.run_dir / filenames.ADAPTER
     record = _intact(adapter, "train")
-    trained = settings.inherit(record.config, paths.label(adapter))
+    lineage.refuse_edits(settings, adapter, record)
+    trained = settings.inherit(record.config)
     _check_sampling(adapter)
     template = str(adapter / filenames.CHAT_TEMPLATE)
     return trained, ["--chat-template", template, "--generation-config", str(adapter)]

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from lockstep import paths
-from lockstep.artifacts import filenames
+from lockstep.artifacts import filenames, lineage
 from lockstep.endpoint import address, protocol, server_note
 from lockstep.endpoint.server_note import State
 from lockstep.errors import UserError
@@ -302,7 +302,10 @@ def main() -> int:
         return detach([word for word in sys.argv[2:] if word != "--detach"], address.serve_dir(settings))
     if leftovers := server_control.clear(address.serve_dir(settings)):  # before the look at what memory there is
         print(leftovers)
-    return start(launch_plan.plan(settings))
+    plan = launch_plan.plan(settings)
+    if newer := lineage.newer_rows(settings.run_dir):
+        print(f"note: {newer}", flush=True)
+    return start(plan)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 import argparse
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from lockstep import paths
 from lockstep.errors import (
@@ -25,7 +24,7 @@ from lockstep.errors import (
     missing_package,
 )
 from lockstep.processes import distributed
-from lockstep.settings import tree, yaml_file
+from lockstep.settings import commands, tree, yaml_file
 from lockstep.settings.tree import Settings
 from lockstep.text import language
 
@@ -92,7 +91,9 @@ def settings_from(options: argparse.Namespace) -> Settings:
     """The settings that parsed options ask for. File paths on the command line are relative to where the user is."""
     known = dict(tree.leaves())
     overrides = {key: text for key, text in vars(options).items() if key in known}
-    return yaml_file.load(options.config, overrides, Path.cwd())
+    settings = yaml_file.load(options.config, overrides, Path.cwd())
+    commands.remember(options.config, overrides, settings)
+    return settings
 
 
 def words_for(settings: Settings, section: str, without: tuple[str, ...] = ()) -> list[str]:
@@ -101,17 +102,8 @@ def words_for(settings: Settings, section: str, without: tuple[str, ...] = ()) -
     words: list[str] = []
     for key, value in given.items():
         if key not in without and value != defaults[key]:
-            words += [f"--{section}.{key}", _as_word(value)]
+            words += [f"--{section}.{key}", commands.as_word(value)]
     return words
-
-
-def _as_word(value: Any) -> str:
-    """A JSON value of a setting as the command line takes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, dict | bool):
-        return json.dumps(value)
-    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def stage_options(arguments: argparse.ArgumentParser) -> None:
@@ -130,6 +122,7 @@ def run(work: Callable[[], int | None]) -> NoReturn:
     0 done · 2 something that the user can put right · 75 SIGTERM, unfinished · 130 Ctrl-C.
     LOCKSTEP_DEBUG=1 shows tracebacks.
     """
+    commands.start()
     _stand_in_for_closed_streams()
     _hold_packages()
     if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):  # not where it is ignored

@@ -1,18 +1,18 @@
 """All settings as one tree. `lockstep.settings.schema` says what each of them means.
 
 The command line overrides the YAML file, which overrides the defaults. `Settings.explicit` remembers which keys
-somebody set, so that a later stage can refuse a setting that differs from what an earlier stage was run with.
+somebody set, and `Settings.config_file` what the file says, so that a later stage can refuse a setting that differs
+from what an earlier stage was run with.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic.fields import FieldInfo
 
 from lockstep import paths
-from lockstep.errors import UserError
 from lockstep.settings.fields import Name, Section
 from lockstep.settings.schema import (
     Adapter,
@@ -32,6 +32,21 @@ from lockstep.settings.schema import (
 INHERITED = ("model", "data", "method", "lora", "quantization")
 
 NULLS = ("null", "none")  # clear an optional setting on the command line
+
+
+class ConfigFile(BaseModel):
+    """What a YAML file of settings said when it was read.
+
+    Attributes:
+        path: how `paths.label` writes it.
+        values: dotted name → value as it stands in the file, of all settings that it sets, also of those that the
+            command line overrides.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    values: dict[str, Any]
 
 
 class Settings(Section):
@@ -55,16 +70,22 @@ class Settings(Section):
     ui: Ui = Field(default_factory=Ui)
 
     _explicit: dict[str, str] = PrivateAttr(default_factory=dict)
+    _config_file: ConfigFile | None = PrivateAttr(None)
 
     @property
     def explicit(self) -> dict[str, str]:
         """Dotted names of the settings that somebody gave → where: a file, or the command line."""
         return self._explicit
 
-    def with_explicit(self, explicit: Mapping[str, str]) -> "Settings":
-        """A copy of these settings with another `explicit`."""
+    @property
+    def config_file(self) -> ConfigFile | None:
+        """The YAML file, where there is one."""
+        return self._config_file
+
+    def with_explicit(self, explicit: Mapping[str, str], config_file: ConfigFile | None = None) -> "Settings":
+        """A copy of these settings with another `explicit`, and another `config_file`."""
         settings = self.model_copy()
-        settings._explicit = dict(explicit)
+        settings._explicit, settings._config_file = dict(explicit), config_file
         return settings
 
     @property
@@ -80,27 +101,17 @@ class Settings(Section):
         """These settings with other values for some fields of a section."""
         values = self.model_dump(mode="json")
         changed = values | {section: values[section] | changes}
-        return Settings.model_validate(changed).with_explicit(self.explicit)
+        return Settings.model_validate(changed).with_explicit(self.explicit, self.config_file)
 
-    def inherit(self, config: Mapping[str, Any], origin: str) -> "Settings":
+    def inherit(self, config: Mapping[str, Any]) -> "Settings":
         """These settings with the inherited sections as a finished stage was run with them.
 
         Args:
-            config: the `config` of that stage's manifest.
-            origin: the stage's folder, for messages.
-
-        Raises:
-            UserError: an explicit setting differs from what the stage was run with.
+            config: the `config` of that stage's manifest. `artifacts.lineage` compares it with these settings before.
         """
         inherited = {key: config[key] for key in INHERITED if key in config}
-        own = flatten(self.model_dump(mode="json"))
-        for key, theirs in flatten(inherited).items():
-            if key in self.explicit and own[key] != theirs:
-                raise UserError(
-                    f"{key} is {own[key]!r} {self.explicit[key]}, but {origin} was made with {theirs!r}: give that "
-                    f"again (best in a config of your own), or make the stage with this one (--force, or another --run)"
-                )
-        return Settings.model_validate(self.model_dump(mode="json") | inherited).with_explicit(self.explicit)
+        settings = Settings.model_validate(self.model_dump(mode="json") | inherited)
+        return settings.with_explicit(self.explicit, self.config_file)
 
 
 SECTIONS = [name for name, field in Settings.model_fields.items() if field.default_factory]

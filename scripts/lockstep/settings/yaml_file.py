@@ -1,6 +1,7 @@
 """Settings from a YAML file and the command line. Errors name the key, where it was given, and the nearest one."""
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from lockstep import paths
 from lockstep.errors import UserError
 from lockstep.settings.fields import holds_file_paths
-from lockstep.settings.tree import NULLS, SECTIONS, Settings, flatten, leaves
+from lockstep.settings.tree import NULLS, SECTIONS, ConfigFile, Settings, flatten, leaves
 from lockstep.text.unicode import printable
 
 TYPED = "on the command line"  # where a setting was given, if not in a file
@@ -90,6 +92,7 @@ def load(file: Path | None, overrides: Mapping[str, str], base: Path | None = No
         UserError: an unknown, missing or ill-typed key; names the key, where it was given, and the nearest right key.
     """
     tree = read_yaml(file) if file else {}
+    config_file = ConfigFile(path=paths.label(file.resolve()), values=_values(tree)) if file else None
     explicit = dict.fromkeys(map(_setting, flatten(tree)), f"in {file}") | dict.fromkeys(overrides, TYPED)
     for key, text in overrides.items():
         if printable(text) != text:  # bytes that Python could not read
@@ -107,7 +110,18 @@ def load(file: Path | None, overrides: Mapping[str, str], base: Path | None = No
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error, file, overrides)) from error
-    return settings.with_explicit(explicit)
+    return settings.with_explicit(explicit, config_file)
+
+
+def _values(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name → value as it stands in the file; dates and the like, which JSON does not know, as text."""
+    values: dict[str, Any] = {}
+    for key in map(_setting, flatten(tree)):
+        value: Any = tree
+        for part in key.split("."):
+            value = value[part]
+        values[key] = json.loads(json.dumps(value, default=str))
+    return values
 
 
 def _setting(key: str) -> str:
