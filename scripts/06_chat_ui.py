@@ -183,12 +183,15 @@ def main() -> None:
     from lockstep.chat.page import Page
     from lockstep.client.health import Watch
     from lockstep.client.openai_client import Endpoint
+    from lockstep.prompts import built_in_system
 
     own = None if chosen.base_url else address.serve_dir(settings)
     endpoints = [Endpoint(url, retries=0) for url in urls]  # the reader sees the state, and asks again
     watch = Watch([(url, own if place == 0 else None) for place, url in enumerate(urls)], settings.ui.check_seconds)
     watch.start()
-    page = Page(settings, endpoints, watch, address.model_name(settings)).build()
+    # of another server's model nobody knows what is built in
+    built_in = None if chosen.base_url else built_in_system.of_run(settings.run_dir)
+    page = Page(settings, endpoints, watch, address.model_name(settings), built_in).build()
     host, port = at.getsockname()[:2]
     if port != settings.ui.port:
         print(f"port {settings.ui.port} is taken")

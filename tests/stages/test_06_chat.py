@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Run
+from support import tiny
 from support.chat_page import CHROMIUM, DIRECT, Person, shown, stand_in
 from support.checks import wait_for
 from support.misbehaving import Handler, Server
@@ -19,6 +20,7 @@ from support.serving import free_port
 
 from lockstep.data import layouts
 from lockstep.data.records import Record
+from lockstep.prompts import template_source
 from lockstep.settings.schema import Data
 from lockstep.text.json_text import JsonObject
 
@@ -27,6 +29,21 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium is installed")
 
 KEY = "sk-0123456789abcdef-secret"
 LONG = "春有百花秋有月，夏有凉风冬有雪；若无闲事挂心头，便是人间好时节。" * 30
+BUILT_IN = "你是甄嬛。\nReply <b>briefly</b>."
+# Each label in the settings, and the pixels between its words and the box that it labels.
+LABELS = """() => [...document.querySelectorAll("#settings .block:not(:has(.block))")].flatMap((block) => {
+  const label = block.querySelector("[data-testid=block-info]");
+  const input = block.querySelector(".tab-like-container, textarea, input:not([type=radio]), label:has(input[type=radio])");
+  if (!label || !input) return [];
+  const range = document.createRange();
+  range.selectNodeContents(label);
+  const [text, box] = [range.getBoundingClientRect(), (input.closest(".wrap-inner") ?? input).getBoundingClientRect()];
+  return [[label.innerText, Math.max(box.left - text.right, box.top - text.bottom)]];
+})"""
+# Parts of the page whose text is wider than they are.
+CUT = """() => [...document.querySelectorAll("label, button, .hint, h1, .state, .note, input:not([type=range])")]
+  .filter((part) => part.offsetParent && (part.innerText || part.value) && part.scrollWidth > part.clientWidth + 1 && getComputedStyle(part).display !== "inline")
+  .map((part) => part.outerHTML)"""
 GOOD = {"r": "I am the tuned one.", "r-base": "I am the base."}
 
 
@@ -43,7 +60,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, s
     with stand_in() as stub:
         stub.key = KEY
         folder = tmp_path_factory.mktemp("page")
-        with shown(folder, "--base-url", stub.url, "--ui.port", str(free_port()), LOCKSTEP_API_KEY=KEY) as url:
+        adapter = folder / "outputs/r/adapter"
+        tokenizer = tiny.tokenizer()
+        tokenizer.chat_template = template_source.bake(tiny.CHATML, BUILT_IN)
+        tokenizer.save_pretrained(adapter)
+        (adapter / "manifest.json").write_text("{}")
+        own = ("--serve.port", str(stub.server_address[1]))
+        with shown(folder, *own, "--ui.port", str(free_port()), LOCKSTEP_API_KEY=KEY) as url:
             yield stub, url
 
 
@@ -279,6 +302,35 @@ def test_a_long_chinese_answer_on_a_phone(browser: Any, served: tuple[Server, st
     page.locator("#language label", has_text="EN").click()
     wait_for(lambda: page.locator("#send").inner_text() == "Send")
     assert page.evaluate("document.documentElement.lang") == "en"
+    person.context.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_no_label_touches_its_box_and_no_text_is_cut(
+    browser: Any, served: tuple[Server, str], server: Server, width: int, locale: str
+) -> None:
+    person = Person(browser, served[1], width, locale).ready()
+    page = person.page
+    if width == 390:
+        page.locator("#settings .toggle-button").click()
+        page.wait_for_function("document.querySelector('#settings').getBoundingClientRect().left >= 0")
+    page.click("#compare input")
+    page.locator("[role=option]").nth(1).click()
+    page.wait_for_selector("#pane2", state="attached")
+    gaps = page.evaluate(LABELS)
+    assert len({label for label, _ in gaps}) == 9 and all(gap >= 4 for _, gap in gaps), [*gaps]
+    assert page.evaluate(CUT) == []
+    built_in = page.locator("#built-in")
+    assert BUILT_IN in built_in.inner_text() and ("Built in" if locale == "en-US" else "内置") in built_in.inner_text()
+    if width == 390:
+        page.locator("#settings .toggle-button").click()
+    person.say("long " * 60)
+    wait_for(lambda: page.locator("#pane2 .note").count() == 1 and page.locator("#send").is_visible())
+    for pane in ("pane", "pane2"):
+        name, messages = page.locator(f"#{pane} label").first, page.locator(f"#{pane} .bubble-wrap")
+        assert name.bounding_box()["y"] + name.bounding_box()["height"] <= messages.bounding_box()["y"]
+    assert page.evaluate(CUT) == []
     person.context.close()
 
 

@@ -51,7 +51,7 @@ class Parts:
 
     def __init__(self, sampling: Sampling) -> None:
         self.view = gr.State(View())
-        with gr.Sidebar(open=True, width=320, elem_id="settings"):
+        with gr.Sidebar(open=True, width=344, elem_id="settings"):
             self._settings(sampling)
         with gr.Row(elem_id="head"):
             self._head()
@@ -67,6 +67,7 @@ class Parts:
         self.model = gr.Dropdown(label="Model", elem_id="model", filterable=False)
         self.other = gr.Dropdown(label="Compare with", elem_id="compare", filterable=False)
         self.system = gr.Textbox(label="System prompt", lines=2, max_lines=8, elem_id="system")
+        self.built_in = gr.HTML(elem_id="built-in")
         self.preset = gr.Radio([*PRESETS], value=_preset(sampling), label="Sampling", elem_id="preset")
         self.controls = [_control(name, getattr(sampling, name)) for name in CONTROLS]
         with gr.Row():

@@ -38,10 +38,19 @@ class Page:
         endpoints: one, or two to compare.
         watch: knows how the endpoints are.
         preferred: the name of the model to choose at first, if it is offered.
+        built_in: the system prompt of the run's template; empty where it has none, None where it is not known.
     """
 
-    def __init__(self, settings: Settings, endpoints: list[Endpoint], watch: Watch, preferred: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        endpoints: list[Endpoint],
+        watch: Watch,
+        preferred: str,
+        built_in: str | None = None,
+    ) -> None:
         self.settings, self.endpoints, self.watch, self.preferred = settings, endpoints, watch, preferred
+        self.built_in = built_in
         self.known: dict[str, ServedModel] = {}  # what was offered when the endpoints were last ready
 
     # ---- the models ----
@@ -220,7 +229,16 @@ class Page:
         box = gr.update(placeholder=say("write"))
         hints = [f'<p class="hint">{say(key)}</p>' for key in ("keys", "export_hint")]
         panes = [gr.update(value=view.history(place)) | welcome for place in (0, 1)]
+        hints.append(self._built_in(view))
         return [language, *panes, self.state(view), self._trouble(view), presets, *texts, *buttons, box, *hints]
+
+    def _built_in(self, view: View) -> str:
+        """The system prompt that the model gets while the reader gives none."""
+        if self.built_in is None:
+            return ""
+        if not self.built_in:
+            return f'<p class="hint">{view.say("no_built_in")}</p>'
+        return f'<p class="hint">{view.say("built_in")}</p><blockquote>{html.escape(self.built_in)}</blockquote>'
 
     # ---- the page ----
 
@@ -270,6 +288,7 @@ class Page:
             parts.box,
             parts.hint,
             parts.export_hint,
+            parts.built_in,
         ]
         parts.language.input(self.relabel, spoken, labelled, js="(...all) => lockstepSpeak(all)", **AT_ONCE)
         page.load(self.relabel, spoken, labelled, js="(...all) => lockstepGreet(all)", **AT_ONCE)

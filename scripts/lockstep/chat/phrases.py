@@ -11,6 +11,14 @@ WORDS = {
     "dequantized": ("dequantized base", "反量化基座"),
     "system": ("System prompt", "系统提示"),
     "system_hint": ("How the model should behave (optional)", "希望模型如何回答（可不填）"),
+    "built_in": (
+        "Built in, and used while the box above is empty:",
+        "内置的系统提示，上面留空时使用：",
+    ),
+    "no_built_in": (
+        "None is built in: while the box above is empty, the model gets none.",
+        "没有内置的系统提示：上面留空时，模型不会收到系统提示。",
+    ),
     "preset": ("Sampling", "采样预设"),
     "balanced": ("Balanced", "均衡"),
     "greedy": ("Greedy", "贪心"),
