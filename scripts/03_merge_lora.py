@@ -28,7 +28,7 @@ from lockstep.artifacts import atomic, filenames, lineage, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.data import user_files
 from lockstep.errors import UserError
-from lockstep.merging import serving_route
+from lockstep.merging import disk_check, serving_route
 from lockstep.settings import cli
 from lockstep.settings.tree import Settings
 
@@ -205,11 +205,13 @@ def main() -> None:
         inputs.append(run_dir / filenames.DATA)
     stage = Stage(name, folder, sections, inputs, options.force, config_file=settings.config_file)
     if earlier := stage.finished():
+        disk_check.require(settings, folder)  # that nobody changed it since does not say that it was right
         return print(f"{paths.label(folder)} is up to date ({manifest.short(earlier.digest)})")
 
     # --- work, save, manifest last ---
     os.environ["HF_HUB_OFFLINE"] = "1"
     (write_base if options.base else write_merged)(stage, settings, run_dir / filenames.ADAPTER)
+    disk_check.remember_written(settings, folder)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 import torch
 from support import tiny
 from support.edits import edit_json, edit_tensors
-from support.serving import Home, ask, refused, reseal, served
+from support.serving import Home, ask, note_as_compared, refused, reseal, served
 
 pytestmark = [
     pytest.mark.faults,
@@ -145,10 +145,24 @@ SPOILT = [
 ]  # fmt: skip
 
 
+OTHER_WEIGHTS = [another_base_beneath_the_adapter, a_merge_that_left_the_adapter_out, noise_in_one_tensor]
+
+
+@pytest.mark.parametrize("spoil", OTHER_WEIGHTS, ids=lambda spoil: spoil.__name__)
+def test_other_weights_are_found_on_disk_before_the_server_starts(home: Home, tmp_path: Path, spoil: Any) -> None:
+    spoilt = home.copy(tmp_path / "home")
+    mode, _ = spoil(spoilt)
+    code, complaint = refused(spoilt, "--serve.mode", mode)
+    assert code == 2 and re.search(r"is not the trained model: \S+ differs in [\d,]+ of", complaint), complaint
+    assert "starting vLLM" not in complaint and not (spoilt.run / "serve/server.log").exists()
+
+
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
 def test_what_is_not_the_trained_model_is_refused_with_the_reason(home: Home, tmp_path: Path, spoil: Any) -> None:
+    """By what the live server says: files are noted as compared, whatever is in them."""
     spoilt = home.copy(tmp_path / "home")
     mode, reason = spoil(spoilt)
+    note_as_compared(spoilt)
     code, complaint = refused(spoilt, "--serve.mode", mode)
     last = complaint.strip().splitlines()[-1]
     assert code == 2 and re.search(f"^error: .*{reason}", last), complaint

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
-from support import programs, tiny
+from support import edits, programs, tiny
 from support.programs import ROOT, script_environment
+from support.serving import reseal
 
 from lockstep.artifacts import filenames
 
@@ -106,8 +107,27 @@ def test_every_stage_writes_just_what_it_promises(built: Path) -> None:
         "config.json", "generation_config.json", "model.safetensors", "merge_report.json", "manifest.json", "contract.json",
     }  # fmt: skip
     assert {path.name for path in (built / "outputs/r").iterdir() if not path.name.startswith(".")} == {
-        "data", "adapter", "merged", "checkpoints", "runs", "metrics.jsonl", "samples.jsonl",
+        "data", "adapter", "merged", "checkpoints", "runs", "metrics.jsonl", "samples.jsonl", "disk_check.json",
     }  # fmt: skip
+
+
+def test_what_is_up_to_date_is_compared_with_base_and_adapter_once(home: Path, source: Path) -> None:
+    """A manifest says that nobody changed a folder since; not that whoever wrote it was right."""
+    note, run = home / "outputs/r/disk_check.json", home / "outputs/r"
+    counted = json.loads(note.read_text())["merged"]
+    note.unlink()
+    assert "up to date" in programs.run(home, "03_merge_lora.py", *common(source)).stdout
+    assert json.loads(note.read_text())["merged"] == counted and counted["tensors"] == 20
+    reseal(run / "merged")
+    assert "up to date" in programs.run(home, "03_merge_lora.py", *common(source)).stdout
+
+    def swap_two(tensors: dict) -> None:
+        tensors["model.embed_tokens.weight"][[400, 401]] = tensors["model.embed_tokens.weight"][[401, 400]].clone()
+
+    edits.edit_tensors(run / "merged/model.safetensors", swap_two)
+    reseal(run / "merged")
+    refusal = refused(programs.run(home, "03_merge_lora.py", *common(source)))
+    assert "outputs/r/merged is not the trained model: model.embed_tokens.weight differs in 128 of" in refusal
 
 
 def test_the_ledger_adds_up_and_the_splits_hold_every_kept_row(built: Path) -> None:

@@ -70,3 +70,6 @@ PREDICTIONS = "predictions.jsonl"
 REPORT = "report.html"
 SHEET = "sheet.csv"
 DEMO = "demo.json"
+
+# outputs/<run>/, beside the stages' folders
+DISK_CHECK = "disk_check.json"

@@ -37,22 +37,30 @@ class Dequantizer:
 
     Args:
         adapter: an adapter's folder; its base_tensors.json holds hashes and dtype.
+        strict: whether a tensor that this device makes otherwise is an error.
+
+    Attributes:
+        others: names of those tensors so far, where it is none.
     """
 
-    def __init__(self, adapter: Path, quantization: Quantization) -> None:
+    def __init__(self, adapter: Path, quantization: Quantization, strict: bool = True) -> None:
         record = atomic.read_json(adapter / filenames.BASE_TENSORS)
         self.hashes: dict[str, str] = record["dequantized"]
         self.dtype = trained_dtype(adapter)
         self.quantization, self.on = quantization, networks.device()
+        self.strict, self.others = strict, set[str]()
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:
-        """The tensor that training used. Raises UserError where this machine makes another."""
+        """The tensor that training used. Raises UserError where this machine makes another and `strict` is set."""
         if name not in self.hashes:
             return weight
         weight = round_trip(weight, self.dtype, self.quantization, self.on)
-        if networks.tensor_sha256(weight) != self.hashes[name]:
+        if networks.tensor_sha256(weight) == self.hashes[name]:
+            return weight
+        if self.strict:
             raise UserError(
                 f"{name}, quantized on this machine, is not the tensor that the adapter was trained "
                 f"on: merge on the machine that trained, or force --merge.strategy original"
             )
+        self.others.add(name)
         return weight

@@ -61,6 +61,13 @@ class Merge:
         self.unbounded = {name for name, parameter in self.parameters.items() if parameter in buffers}
         self._waiting: dict[str, Tensor] = {}  # of groups that stand in several files
 
+    def sources(self, name: str) -> set[str]:
+        """The base's parameters, by their names in memory, that a tensor of the files is made of."""
+        if name in self.groups:
+            return set(self.groups[name].parameters)
+        parameter = self.parameters.get(name)
+        return set() if parameter is None else {self.plan.parted.get(parameter, parameter)}
+
     def _files(self) -> dict[Path, dict[str, tuple[tuple[int, ...], torch.dtype]]]:
         files: dict[Path, dict[str, tuple[tuple[int, ...], torch.dtype]]] = {}
         for name, tensor in self.plan.names.tensors.items():

@@ -65,6 +65,7 @@ class LaunchPlan:
         claim: what the gate holds it to.
         rules: what its middleware lets in.
         canary: a prompt, as token ids.
+        remade: folders that stage 03 made of base and adapter, each with the settings of the training.
     """
 
     command: list[str]
@@ -78,6 +79,7 @@ class LaunchPlan:
     rules: Rules
     canary: list[int]
     timing: Timing
+    remade: dict[Path, Settings]
 
 
 def plan(settings: Settings) -> LaunchPlan:
@@ -111,6 +113,7 @@ def plan(settings: Settings) -> LaunchPlan:
         rules=rules,
         canary=probe.canary_prompt(subject.adapters[name]),
         timing=Timing(serve.startup_timeout, grace=serve.shutdown_timeout + 5),  # a little more than vLLM's own
+        remade=dict.fromkeys(subject.remade, subject.trained),
     )
 
 
@@ -160,7 +163,7 @@ def _rules(settings: Settings, subject: Subject, loopback: bool, cuda: bool) -> 
     serve = settings.serve
     return Rules(
         tokenizer=str(subject.answers_with),
-        allow_tokens=list(subject.allow_tokens),
+        allow_tokens=list(subject.trained.data.allow_tokens),
         vocabulary=preflight.config_of(subject.model)["vocab_size"],
         max_n=serve.max_n,
         max_body_bytes=serve.max_body_bytes,

@@ -20,16 +20,18 @@ class Subject:
         arguments: vLLM's flags about it.
         answers_with: folder of the template and tokenizer that the server uses.
         adapters: name that clients send → the adapter's folder, with its contract and reference; the run's own first.
+        trained: the settings of the training.
         base_name: of the base beneath the adapters; None where none is served.
-        allow_tokens: added tokens that texts may hold, as in training.
+        remade: folders that stage 03 made of base and adapter, and that can be made again to compare them.
     """
 
     model: Path
     arguments: list[str]
     answers_with: Path
     adapters: dict[str, Path]
+    trained: Settings
     base_name: str | None = None
-    allow_tokens: tuple[str, ...] = ()
+    remade: tuple[Path, ...] = ()
 
     @property
     def digests(self) -> dict[str, str]:
@@ -76,7 +78,7 @@ def _merged(settings: Settings) -> Subject:
     name = address.model_name(settings)
     # Sampling is the request's business; a model's own file must not change results.
     arguments = ["--served-model-name", name, "--generation-config", "vllm"]
-    return Subject(merged, arguments, merged, {name: adapter}, allow_tokens=trained.data.allow_tokens)
+    return Subject(merged, arguments, merged, {name: adapter}, trained, remade=(merged,))
 
 
 def _base(settings: Settings) -> Subject:
@@ -84,7 +86,7 @@ def _base(settings: Settings) -> Subject:
     _intact(trained.model.folder, "download")
     adapter, name = settings.run_dir / filenames.ADAPTER, address.model_name(settings)
     arguments = ["--served-model-name", name, *arguments]
-    return Subject(trained.model.folder, arguments, adapter, {name: adapter}, allow_tokens=trained.data.allow_tokens)
+    return Subject(trained.model.folder, arguments, adapter, {name: adapter}, trained)
 
 
 def _adapters(settings: Settings) -> Subject:
@@ -100,7 +102,8 @@ def _adapters(settings: Settings) -> Subject:
     arguments += [f"{name}={folder}" for name, folder in adapters.items()]
     ranks = [_rank(name, folder) for name, folder in adapters.items()]
     arguments += ["--max-lora-rank", str(max(ranks)), "--max-loras", str(len(adapters))]
-    return Subject(base, arguments, adapter, adapters, base_name, trained.data.allow_tokens)
+    remade = (base,) if is_quantized else ()
+    return Subject(base, arguments, adapter, adapters, trained, base_name, remade)
 
 
 def _trained(settings: Settings) -> tuple[Settings, list[str]]:

@@ -24,12 +24,14 @@ from lockstep.artifacts import filenames, lineage
 from lockstep.endpoint import address, protocol, server_note
 from lockstep.endpoint.server_note import State
 from lockstep.errors import UserError
+from lockstep.merging import disk_check
 from lockstep.processes import child_processes
 from lockstep.serving import gate, gate_report, launch_plan, probe, process_tree, server_control
 from lockstep.serving.gate import Claim
 from lockstep.serving.launch_plan import LaunchPlan
 from lockstep.serving.probe import Server, Unanswered
 from lockstep.settings import cli
+from lockstep.settings.tree import Settings
 
 OPEN = "open"  # the file by which the middleware knows that others are let in
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
@@ -70,12 +72,12 @@ def start(plan: LaunchPlan, prove: Prove = gate.prove) -> int:
 def _serve(plan: LaunchPlan, server: Server, opened: Path, prove: Prove) -> NoReturn:
     """From the first note to the server's end, which is an error or a signal."""
     _note(plan, "starting")
-    _foresee(plan)
+    foreseen = _foresee(plan)
     log = plan.folder / filenames.SERVER_LOG
     process = _launch(plan, server.secret, opened, log)
     _wait_until_healthy(process, server, log, plan.timing.startup)
     _note(plan, "checking")
-    _prove(plan, server, prove)
+    _prove(plan, server, prove, foreseen)
     opened.touch()
     _show_example(plan)
     _note(plan, "open")  # last: who waits for this note, as `detach` does, finds all the rest in place
@@ -118,12 +120,35 @@ def _note(plan: LaunchPlan, state: State) -> None:
     )  # fmt: skip
 
 
-def _foresee(plan: LaunchPlan) -> None:
-    """Refuse, before a slow start, what the gate would refuse after it."""
-    if foreseen := gate.foresee(plan.claim):
+def _foresee(plan: LaunchPlan) -> dict[str, Any]:
+    """Refuse, before a slow start, what the gate would refuse after it.
+
+    Returns:
+        fields of the gate's report.
+    """
+    foreseen = gate.foresee(plan.claim)
+    on_disk: dict[str, Any] = {}
+    if foreseen is None:
+        try:
+            on_disk = _check_disk(plan.remade)
+        except UserError as error:
+            foreseen = {"reasons": [str(error)]}
+    if foreseen:
         about = {"mode": plan.claim.mode, "model": plan.model, "served": plan.served}
         label = gate_report.write(plan.folder, {**about, **foreseen, "passed": False})
         raise UserError(f"the gate stays shut: {foreseen['reasons'][0]}; see {label}")
+    return {"on_disk": on_disk}
+
+
+def _check_disk(remade: dict[Path, Settings]) -> dict[str, Any]:
+    """Compare what stage 03 made with what base and adapter give; label → what was compared. Raises UserError."""
+    compared = {}
+    for folder, settings in remade.items():
+        label = paths.label(folder)
+        if not disk_check.is_remembered(settings, folder):
+            print(f"comparing every tensor and file of {label} with what base and adapter give …", flush=True)
+        compared[label] = disk_check.require(settings, folder)
+    return compared
 
 
 def _launch(plan: LaunchPlan, secret: str, opened: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -162,8 +187,12 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], server: Server, log: P
     )
 
 
-def _prove(plan: LaunchPlan, server: Server, prove: Prove) -> None:
-    """Let the gate ask, keep its report, and refuse to go on where it does not pass."""
+def _prove(plan: LaunchPlan, server: Server, prove: Prove, foreseen: dict[str, Any]) -> None:
+    """Let the gate ask, keep its report, and refuse to go on where it does not pass.
+
+    Args:
+        foreseen: fields of the report that are known already.
+    """
     print("checking that this is the model that was trained …", flush=True)
     started = time.monotonic()
     try:
@@ -171,7 +200,7 @@ def _prove(plan: LaunchPlan, server: Server, prove: Prove) -> None:
     except Unanswered as error:
         log = paths.label(plan.folder / filenames.SERVER_LOG)
         raise UserError(f"the gate stays shut, the server fails: {error}; see {log}") from error
-    report |= {"served": plan.served, "seconds": round(time.monotonic() - started, 1)}
+    report |= {**foreseen, "served": plan.served, "seconds": round(time.monotonic() - started, 1)}
     label = gate_report.write(plan.folder, report)
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)

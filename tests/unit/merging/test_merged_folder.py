@@ -9,13 +9,14 @@ from safetensors.torch import load_file, save_file
 from support import families, rounding, tiny
 
 from lockstep.errors import UserError
-from lockstep.merging import dequantizer, merge
+from lockstep.merging import dequantizer, merge, weights_check
 from lockstep.model import (
     adapter_delta,
     adapter_files,
     checkpoint_files,
     checkpoint_names,
     library_checks,
+    merge_plan,
     networks,
     peft_adapter,
 )
@@ -56,6 +57,8 @@ def check_merge(name: str, home: Path, monkeypatch) -> None:
     out = tiny.merged(base, lora, home / "out")
     there, before = checkpoint_files.tensors_of(out), checkpoint_files.tensors_of(base)
     assert {key: tensor.shape for key, tensor in there.items()} == {key: one.shape for key, one in before.items()}
+    account = weights_check.compare(merge.Merge(merge_plan.plan_merge(base, adapter_files.read(lora)), None), out)
+    assert account.wrong == {} and account.rounded == 0 and account.tensors == len(there)
     exact = rounding.in_float64(network).merge_and_unload().state_dict()
     theirs = network.merge_and_unload().state_dict()
     ours = networks.load(out, torch.float32, "cpu").state_dict()
