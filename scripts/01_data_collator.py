@@ -126,7 +126,7 @@ def load_chat_template(settings: Settings) -> str:
 def write_output(settings: Settings, chat_template: str, files: Files, work: Path) -> tuple[Books, list[str]]:
     """Write the output into `work`, but for the template; returns the closed books, and advice for the user."""
     data = settings.data
-    chat = template.load(settings.model.folder, chat_template, data.allow_tokens)
+    chat = contract.training_template(settings.model.folder, chat_template, data.allow_tokens)
     if data.system_prompt and (token := chat.control_token(data.system_prompt)):
         raise UserError(f"--data.system_prompt holds {token}, which would act as a control token")
     atomic.write_json(work / filenames.CONTRACT, contract.build(chat, data))
@@ -284,7 +284,8 @@ def show_samples(folder: Path, settings: Settings, count: int) -> None:
     from datasets import load_from_disk
 
     text = (folder / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
-    chat = template.load(settings.model.folder, text, settings.data.allow_tokens)
+    as_text = contract.text_tokens_of(folder)
+    chat = template.load(settings.model.folder, text, settings.data.allow_tokens, as_text)
     train = load_from_disk(folder / filenames.TRAIN)
     for sample in train.select(range(min(count, len(train)))):
         print(f"\n{sample['row']}")

@@ -87,7 +87,7 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
         checkpoint: from which the training goes on; known to the first process alone.
     """
     from lockstep.model import networks
-    from lockstep.prompts import template
+    from lockstep.prompts import contract, template
     from lockstep.training import early_stopping, progress, publish, sample_answers, schedule, setup, sigterm
 
     stop = sigterm.Termination()
@@ -98,8 +98,9 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
     # --- rows and model ---
     dtype = setup.compute_dtype(settings, on)
     rows = setup.read_rows(settings)
-    chat_template = (settings.run_dir / filenames.DATA / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
-    chat = template.load(settings.model.folder, chat_template, settings.data.allow_tokens)
+    data = settings.run_dir / filenames.DATA
+    chat_template, as_text = (data / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8"), contract.text_tokens_of(data)
+    chat = template.load(settings.model.folder, chat_template, settings.data.allow_tokens, as_text)
     shown = progress.Progress(settings.run_dir, say, lambda: [], distributed.FIRST)
     callbacks = [shown, early_stopping.HeldOut(settings.train), stop, schedule.PeakCheck(say)]
     pad = chat.tokenizer.pad_token_id or 0

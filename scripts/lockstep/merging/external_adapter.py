@@ -12,7 +12,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.model import adapter_files, file_checks, merge_plan, networks
-from lockstep.prompts import template, template_source
+from lockstep.prompts import contract, template, template_source
 from lockstep.prompts.template import Template
 from lockstep.settings.tree import Settings
 from lockstep.training import reference
@@ -75,13 +75,14 @@ def chat(settings: Settings, folder: Path) -> Template:
     """
     data = settings.run_dir / filenames.DATA
     text = (data / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
+    allowed, as_text = settings.data.allow_tokens, contract.text_tokens_of(data)
     if not own_tokenizer(folder):
-        return template.load(settings.model.folder, text, settings.data.allow_tokens)
+        return template.load(settings.model.folder, text, allowed, as_text)
     own = template_source.of_folder(folder)
     if own is not None:
         own = template_source.bake(own, settings.data.system_prompt, settings.data.thinking, settings.data.date)
     known = atomic.read_json(data / filenames.CONTRACT)["conversations"]
-    theirs = template.load(folder, own or text, settings.data.allow_tokens)
+    theirs = template.load(folder, own or text, allowed, as_text)
     for conversation in known:
         ids = theirs.prompt_ids(conversation["messages"], conversation.get("tools"))
         if ids != conversation["prompt_ids"]:
@@ -91,7 +92,7 @@ def chat(settings: Settings, folder: Path) -> Template:
                 f"make the data with the template that the adapter was trained with, "
                 f"--data.template {paths.label(folder)}/{filenames.CHAT_TEMPLATE}"
             )
-    return template.load(folder, text, settings.data.allow_tokens)
+    return template.load(folder, text, allowed, as_text)
 
 
 def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.model.limited_process import Step
-from lockstep.prompts import contract, template, template_source
+from lockstep.prompts import contract, template, template_source, tokenizer_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -174,7 +174,7 @@ def _try_patterns(folder: Path, base: Path) -> None:
 
 
 def _try_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    for text in (*RUNS, *template.PROBES):
+    for text in (*RUNS, *tokenizer_folder.PROBES):
         tokenizer.encode(text, add_special_tokens=False)
     for _, messages in contract.golden():
         for message in messages:

@@ -4,17 +4,20 @@ A server that tokenizes these conversations to the same ids gives the model the 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lockstep.artifacts import atomic
+from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
+from lockstep.prompts import template, template_source, text_tokens
 from lockstep.prompts.template import Message, Refused, Template
 from lockstep.settings.schema import Data
 
 GOLDEN = Path(__file__).with_name("golden.json")
 FEWEST = 30  # conversations; with fewer, a difference could go unnoticed
+SPELLED = 64  # added tokens that are text, in a conversation of their own
 TOOL = {
     "type": "function",
     "function": {
@@ -31,6 +34,55 @@ def golden() -> Iterator[tuple[str, list[Message]]]:
         yield name, [{"role": role, "content": _repeated(text)} for role, text in turns]
 
 
+def training_template(model_dir: Path, text: str, allowed: Sequence[str] = ()) -> Template:
+    """The template of a run, with a tokenizer that encodes added tokens without a meaning as text.
+
+    Args:
+        text: its Jinja source.
+        allowed: added tokens that texts may hold, and that stay tokens there.
+
+    Raises:
+        UserError: see `template.load` and `Template`.
+    """
+    chat = template.load(model_dir, text, allowed)
+    added = {number: token.content for number, token in chat.tokenizer.added_tokens_decoder.items()}
+    used = {*allowed, *(added.get(number, "") for number in [*chat.stop_ids, *_configured(model_dir)])}
+    rendered = [text, template_source.of_folder(model_dir) or "", *_renderings(chat)]
+    ordinary = text_tokens.candidates(chat.tokenizer, used, rendered)
+    tokenizer, as_text = text_tokens.without(chat.tokenizer, ordinary)
+    return Template(tokenizer, text, allowed, as_text) if as_text else chat
+
+
+def _configured(model_dir: Path) -> list[int]:
+    """The ids that a model's own configs name: where texts begin and end, what pads, what stands for an image."""
+    ids: list[int] = []
+    for file in (model_dir / filenames.CONFIG, model_dir / filenames.GENERATION_CONFIG):
+        config = atomic.read_json(file) if file.exists() else {}
+        for part in (config, *(part for part in config.values() if isinstance(part, dict))):
+            for name, value in part.items():
+                if name.endswith(("_token_id", "_token_index")):
+                    ids += value if isinstance(value, list) else [] if value is None else [value]
+    return ids
+
+
+def _renderings(chat: Template) -> Iterator[str]:
+    """What the template writes of itself: some put their tokens together from parts."""
+    system, ask, say = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "a"}}}
+    called: list[Message] = [
+        {**say, "tool_calls": [call]},
+        {"role": "tool", "content": "a", "tool_call_id": "1", "name": "weather"},
+    ]
+    thought = {**say, "reasoning_content": "a", "reasoning": "a"}
+    conversations: list[list[Message]] = [
+        [ask], [system, ask], [ask, say, ask], [ask, thought, ask], [ask, *called, thought, ask],
+    ]  # fmt: skip
+    for messages in conversations:
+        for tools in (None, [TOOL]):
+            with suppress(Refused):
+                yield chat.render(messages, tools)
+
+
 def _repeated(text: str) -> str:
     if not text.startswith("REPEAT:"):
         return text
@@ -43,6 +95,12 @@ def _control_token(chat: Template, messages: list[Message]) -> str | None:
         if token := chat.control_token(message["content"]):
             return token
     return None
+
+
+def text_tokens_of(folder: Path) -> list[str]:
+    """The added tokens that a folder's contract calls text; contracts of earlier versions name none."""
+    names: list[str] = atomic.read_json(folder / filenames.CONTRACT).get("text_tokens", [])
+    return names
 
 
 def build(chat: Template, data: Data) -> dict[str, Any]:
@@ -63,6 +121,10 @@ def build(chat: Template, data: Data) -> dict[str, Any]:
             conversations.append({"name": name, "messages": messages, "prompt_ids": chat.prompt_ids(messages)})
         except Refused as error:
             left_out[name] = str(error)
+    if chat.text_tokens:
+        messages = [{"role": "user", "content": " ".join(chat.text_tokens[:SPELLED])}]
+        ids = chat.prompt_ids(messages)
+        conversations.append({"name": "added tokens that are text", "messages": messages, "prompt_ids": ids})
     if "tools" in chat.text:
         messages = [{"role": "user", "content": "北京今天天气怎么样？"}]
         try:
@@ -78,6 +140,7 @@ def build(chat: Template, data: Data) -> dict[str, Any]:
         "template_sha256": hashlib.sha256(chat.text.encode()).hexdigest(),
         "special_ids": chat.special_ids,
         "stop_ids": chat.stop_ids,
+        "text_tokens": chat.text_tokens,
         "thinking": data.thinking,
         "system_prompt": data.system_prompt,
         "date": data.date.isoformat() if "strftime_now" in chat.text else None,

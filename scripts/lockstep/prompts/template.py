@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 
-from lockstep import paths
-from lockstep.artifacts import filenames
 from lockstep.errors import UserError
+from lockstep.prompts import text_tokens, tokenizer_folder
 from lockstep.prompts.token_seams import Seams
 from lockstep.text.unicode import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROBES = ("Be brief. (a+b)*2", "你是谁？", "🙂")  # texts that any tokenizer should decode unchanged; most do
 _SENTINEL = "LockstepAnswer"
 # A template is somebody else's program: these are the errors that its faults can raise.
 FAILURES = (
@@ -69,9 +67,11 @@ class Template:
 
     Args:
         allowed: added tokens that texts may hold.
+        as_text: added tokens of the base model's tokenizer that this one encodes in ordinary pieces.
 
     Attributes:
         text: the Jinja source.
+        text_tokens: `as_text`.
         end_text: what follows an answer, up to and including the end-of-turn token.
         end_ids: the token ids of `end_text`.
         end_of_turn: the last of them.
@@ -81,8 +81,10 @@ class Template:
             would never learn to stop.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str, allowed: Sequence[str] = ()) -> None:
-        self.tokenizer, self.text = tokenizer, text
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", text: str, allowed: Sequence[str] = (), as_text: Sequence[str] = ()
+    ) -> None:
+        self.tokenizer, self.text, self.text_tokens = tokenizer, text, list(as_text)
         tokenizer.chat_template = text
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         if unknown := set(allowed) - set(added):
@@ -226,29 +228,17 @@ class Template:
         return after[: end.end()]
 
 
-def load(model_dir: Path, text: str, allowed: Sequence[str] = ()) -> Template:
+def load(model_dir: Path, text: str, allowed: Sequence[str] = (), as_text: Sequence[str] = ()) -> Template:
     """The tokenizer of a model folder, with the source of a template.
 
-    For some tokenizer classes transformers 5 rebuilds the tokenizer instead of reading tokenizer.json. With byte-level
-    files that name another class (copies of DeepSeek's, for instance) spaces and Chinese are lost silently. Then
-    tokenizer.json is used as it is, and is saved that way with the adapter and the merged model.
+    Args:
+        as_text: added tokens to be encoded in ordinary pieces (see `text_tokens`); a tokenizer that was saved with a
+            run encodes them so already.
 
     Raises:
-        UserError: there is no tokenizer, or it loses plain text either way.
+        UserError: there is no tokenizer, or it loses plain text.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    if not all(_keeps(tokenizer, probe) for probe in PROBES) and (model_dir / filenames.TOKENIZER).exists():
-        plain = PreTrainedTokenizerFast.from_pretrained(model_dir, local_files_only=True)
-        tokenizer = plain if all(_keeps(plain, probe) for probe in PROBES) else tokenizer
-    if not _keeps(tokenizer, PROBES[0]):
-        raise UserError(
-            f"the tokenizer of {paths.label(model_dir)} does not give {PROBES[0]!r} back: its files do not fit together"
-        )
-    return Template(tokenizer, text, allowed)
-
-
-def _keeps(tokenizer: "PreTrainedTokenizerBase", text: str) -> bool:
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return cast(str, tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip() == text
+    tokenizer = tokenizer_folder.load(model_dir)
+    if as_text:
+        tokenizer = text_tokens.as_text(tokenizer, as_text)
+    return Template(tokenizer, text, allowed, as_text)

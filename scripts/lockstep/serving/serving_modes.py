@@ -8,6 +8,7 @@ from lockstep.artifacts import atomic, filenames, lineage, manifest
 from lockstep.endpoint import address
 from lockstep.errors import UserError
 from lockstep.merging import serving_route
+from lockstep.prompts import contract
 from lockstep.settings.tree import Settings
 
 
@@ -109,7 +110,8 @@ def _adapters(settings: Settings) -> Subject:
 def _trained(settings: Settings) -> tuple[Settings, list[str]]:
     """The settings of the training, and vLLM's flags for a base that answers as the adapter does.
 
-    The base may end its answers elsewhere: template and stop tokens are those of the adapter.
+    The base may end its answers elsewhere, and take words for added tokens that are text here: tokenizer, template and
+    stop tokens are those of the adapter.
     """
     adapter = settings.run_dir / filenames.ADAPTER
     record = _intact(adapter, "train")
@@ -117,7 +119,7 @@ def _trained(settings: Settings) -> tuple[Settings, list[str]]:
     trained = settings.inherit(record.config)
     _check_sampling(adapter)
     template = str(adapter / filenames.CHAT_TEMPLATE)
-    return trained, ["--chat-template", template, "--generation-config", str(adapter)]
+    return trained, ["--tokenizer", str(adapter), "--chat-template", template, "--generation-config", str(adapter)]
 
 
 def _rank(name: str, adapter: Path) -> int:
@@ -161,5 +163,9 @@ def _other_runs(settings: Settings, adapter: Path) -> dict[str, Path]:
         for file, difference in shared:
             if (folder / file).read_bytes() != (adapter / file).read_bytes():
                 raise UserError(f"--serve.adapters: {run} {difference} than {settings.run}: serve it by itself")
+        if contract.text_tokens_of(folder) != contract.text_tokens_of(adapter):
+            raise UserError(
+                f"--serve.adapters: {run} takes other added tokens for text than {settings.run}: serve it by itself"
+            )
         folders[run] = folder
     return folders

@@ -102,7 +102,9 @@ class Data(Section):
         description="written into templates that print today's date, so that prompts stay equal",
     )
     allow_tokens: StringList = Field(
-        (), description="added tokens that texts may contain, such as Gemma's <table>; rows with others are dropped"
+        (),
+        description="added tokens that act as tokens in texts, such as Gemma's <table>; by default such words are "
+        "text, and rows with tokens that the template or a turn uses are dropped",
     )
     supervise: Literal["all_turns", "last_turn", "prompt_too"] = Field(
         "all_turns", description="what carries loss: every answer, the last one, or all tokens"
