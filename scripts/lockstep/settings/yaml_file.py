@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from lockstep import paths
 from lockstep.errors import UserError
+from lockstep.settings import field_words
 from lockstep.settings.fields import holds_file_paths
 from lockstep.settings.tree import NULLS, SECTIONS, ConfigFile, Settings, flatten, leaves
 from lockstep.text.unicode import printable
@@ -19,15 +20,41 @@ TYPED = "on the command line"  # where a setting was given, if not in a file
 FILE_KEYS = frozenset(name for name, field in leaves() if holds_file_paths(field))
 
 
-def suggest(key: str) -> str:
-    """' (did you mean x?)' for a misspelt key, or nothing."""
+def suggest(key: str, value: Any = None) -> str:
+    """' (did you mean x?)' for a misspelt key, or for what other tools call it; or nothing.
+
+    Args:
+        value: what was given to it; a mapping is a section.
+    """
+    leaf = key.rsplit(".", 1)[-1].lower().replace("-", "_")
+    if isinstance(value, Mapping):
+        near = difflib.get_close_matches(leaf, SECTIONS, n=1, cutoff=0.6)
+        section = field_words.SECTION_OF.get(leaf) or (near[0] if near else "")
+        return f" (did you mean the section {section}?)" if section else ""
+    if leaf in field_words.ELSEWHERE:
+        return f" ({field_words.ELSEWHERE[leaf]})"
+    if setting := _nearest(key.lower().replace("-", "_"), leaf):
+        remark = field_words.REMARKS.get(leaf)
+        return f" (did you mean {setting}?{f' {remark}' if remark else ''})"
+    return ""
+
+
+def _nearest(key: str, leaf: str) -> str | None:
+    """The setting that a misspelt key means, by its name in its section, its name alone, or another tool's word."""
     names = [name for name, _ in leaves()]
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in names}
+    by_leaf: dict[str, str] = {}
+    for name in names:  # of equal names in several sections, the first one's
+        by_leaf.setdefault(name.rsplit(".", 1)[-1], name)
+    if leaf in by_leaf or leaf in field_words.SETTING_OF:
+        section = key.split(".")[0]
+        own = f"{section}.{leaf}"
+        return own if own in names else by_leaf.get(leaf) or field_words.SETTING_OF[leaf]
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    if not close:
-        leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.7)
-        close = [by_leaf[leaf[0]]] if leaf else []
-    return f" (did you mean {close[0]}?)" if close else ""
+    if close:
+        return close[0]
+    known = [*by_leaf, *field_words.SETTING_OF]
+    near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.7)
+    return by_leaf.get(near[0]) or field_words.SETTING_OF[near[0]] if near else None
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -62,7 +89,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         tree = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
         flatten(tree if isinstance(tree, dict) else {})  # RecursionError: an anchor that contains itself
     except OSError as error:
-        raise UserError(f"cannot read the config {file}: {error.strerror}") from error
+        raise UserError(f"cannot read the config {file}: {error.strerror}{_others(file)}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the config {file} is not UTF-8 (byte {error.start})") from error
     except (yaml.YAMLError, RecursionError) as error:
@@ -77,6 +104,20 @@ def read_yaml(file: Path) -> dict[str, Any]:
             raise UserError(f"{key} in {file}: write `{leaf}` under a section `{section}:`")
     # a section whose lines are all commented out is an empty one
     return {k: {} if v is None and k in SECTIONS else v for k, v in tree.items()}
+
+
+def _others(file: Path) -> str:
+    """The configs that there are, the nearest first, where one is named that is not there."""
+    if file.is_file():
+        return ""
+    folders = [folder for folder in (file.parent, paths.ROOT / "configs") if folder.is_dir()]
+    configs = {path.resolve(): None for folder in folders for path in sorted(folder.glob("*.y*ml"))}
+    names = [paths.label(path) for path in configs]
+    if not names:
+        return ""
+    near = difflib.get_close_matches(file.stem, [Path(name).stem for name in names], n=1, cutoff=0.5)
+    guess = next((f" (did you mean {name}?)" for name in names if near and Path(name).stem == near[0]), "")
+    return f"{guess}; there are {', '.join(names)}"
 
 
 def load(file: Path | None, overrides: Mapping[str, str], base: Path | None = None) -> Settings:
@@ -152,7 +193,7 @@ def _explain(error: ValidationError, file: Path | None, overrides: Mapping[str, 
     key = key or ".".join(part for part in location if not part.startswith("function-"))
     where = f"--{key}" if key in overrides or not file else f"{key} in {file}"
     if first["type"] == "extra_forbidden":
-        return f"{where}: no such setting{suggest(key)}"
+        return f"{where}: no such setting{suggest(key, first['input'])}"
     message = first["msg"].removeprefix("Value error, ")
     got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
     return f"{where}: {message[0].lower()}{message[1:]}{got}"
