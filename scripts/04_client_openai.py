@@ -18,10 +18,7 @@ import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing 
 # isort: split
 import argparse
 import contextlib
-import json
-import os
 import select
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +36,7 @@ from lockstep.client.openai_client import Answer, Endpoint
 from lockstep.client.question_file import Question
 from lockstep.client.request_errors import NoAnswer
 from lockstep.client.server_wait import ServerWait
-from lockstep.endpoint import address, server_note
+from lockstep.endpoint import address, curl_line, server_note
 from lockstep.errors import INTERRUPTED, UserError
 from lockstep.prompts import template_source
 from lockstep.settings import cli
@@ -88,17 +85,6 @@ def statistics_of(reply: Answer) -> str:
     if reply.first_token_seconds is not None:
         parts.append(f"first token after {reply.first_token_seconds:.2f} s")
     return ", ".join([*parts, f"{reply.seconds:.2f} s in all"])
-
-
-def as_curl(url: str, body: dict[str, Any]) -> str:
-    """The same request for a shell."""
-    flat = {k: v for k, v in body.items() if k != "extra_body"} | body["extra_body"]
-    words = ["curl", "--silent", "--show-error", f"{url}/chat/completions", "-H", "Content-Type: application/json"]
-    words += ["--noproxy", "*"] if address.is_local(url) else []
-    words += ["-d", json.dumps(flat, ensure_ascii=False)]
-    # bash hands the key over as a file, so that it stands in no process list
-    key = """ -H @<(printf 'Authorization: Bearer %s' "$LOCKSTEP_API_KEY")"""
-    return shlex.join(words) + (key if os.environ.get("LOCKSTEP_API_KEY") else "")
 
 
 # ---- a chat ----
@@ -311,7 +297,7 @@ def main() -> int | None:
     question = template_source.fold(chosen.question, chosen.input, style)
     body = openai_client.request(settings.sampling, model, talk.ask(question))
     if chosen.curl:
-        return print(as_curl(url, body))
+        return print(curl_line.line(url, curl_line.body(settings.sampling, model, body["messages"])))
     try:
         answer(server, body, chosen.stream, chosen.post, chosen.stats)
     except KeyboardInterrupt:

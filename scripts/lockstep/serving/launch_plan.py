@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import paths
-from lockstep.endpoint import address
+from lockstep.data import sample_question
+from lockstep.endpoint import address, curl_line
 from lockstep.errors import UserError
 from lockstep.serving import device_flags, model_flags, preflight, probe, serving_modes
 from lockstep.serving.gate import Claim
@@ -30,6 +31,7 @@ RESERVED = {
     "profiler_config", "tool_server", "logprobs_mode", "ssl_keyfile", "ssl_certfile", "allowed_local_media_path",
     "worker_extension_cls", "worker_cls", "tokenizer_mode", "language_model_only",
 }  # fmt: skip
+PLAIN_QUESTION = [{"role": "user", "content": "你是谁？"}]  # for a model whose run has no data here
 FLAG = re.compile(r"-{0,2}[A-Za-z][\w.-]*")
 ANOTHER_FLAG = re.compile(r"\s*-(?![\d.])")  # a value must not begin like this; a negative number does not
 
@@ -66,6 +68,7 @@ class LaunchPlan:
         rules: what its middleware lets in.
         canary: a prompt, as token ids.
         remade: folders that stage 03 made of base and adapter, each with the settings of the training.
+        example: a chat request to try it with, as JSON.
     """
 
     command: list[str]
@@ -80,6 +83,7 @@ class LaunchPlan:
     canary: list[int]
     timing: Timing
     remade: dict[Path, Settings]
+    example: dict[str, Any]
 
 
 def plan(settings: Settings) -> LaunchPlan:
@@ -114,6 +118,7 @@ def plan(settings: Settings) -> LaunchPlan:
         canary=probe.canary_prompt(subject.adapters[name]),
         timing=Timing(serve.startup_timeout, grace=serve.shutdown_timeout + 5),  # a little more than vLLM's own
         remade=dict.fromkeys(subject.remade, subject.trained),
+        example=curl_line.body(settings.sampling, name, sample_question.of_run(settings.run_dir) or PLAIN_QUESTION),
     )
 
 

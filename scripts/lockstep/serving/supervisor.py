@@ -5,7 +5,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import secrets
 import shlex
@@ -21,7 +20,7 @@ from typing import Any, NoReturn
 
 from lockstep import paths
 from lockstep.artifacts import filenames, lineage
-from lockstep.endpoint import address, protocol, server_note
+from lockstep.endpoint import address, curl_line, protocol, server_note
 from lockstep.endpoint.server_note import State
 from lockstep.errors import UserError
 from lockstep.merging import disk_check
@@ -210,9 +209,7 @@ def _prove(plan: LaunchPlan, server: Server, prove: Prove, foreseen: dict[str, A
 
 
 def _show_example(plan: LaunchPlan) -> None:
-    body = json.dumps({"model": plan.model, "messages": [{"role": "user", "content": "你是谁？"}]}, ensure_ascii=False)
-    key = ' -H "Authorization: Bearer $LOCKSTEP_API_KEY"' if protocol.key() else ""
-    curl = f"curl {plan.url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
+    curl = curl_line.line(plan.url, plan.example)
     print(f"serving {plan.model} at {plan.url}; Ctrl-C or `make stop` ends it. Try\n\n  {curl}\n", flush=True)
 
 

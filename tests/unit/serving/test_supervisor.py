@@ -64,7 +64,7 @@ plan = launch_plan.LaunchPlan(
     url=f"http://127.0.0.1:{port}/v1", model="r", route="", served={},
     claim=gate.Claim("merged", {}, None, gate_findings.Bounds(0.05, False, None, 64, 512)),
     rules=request_rules.Rules("t", [], 1, 1, 1024, 1, True, True, 1), canary=[1],
-    timing=launch_plan.Timing(float(timeout), grace=1, pause=0.3, patience=0.3), remade={},
+    timing=launch_plan.Timing(float(timeout), grace=1, pause=0.3, patience=0.3), remade={}, example={"model": "r"},
 )
 cli.run(lambda: supervisor.start(plan, prove=lambda server, claim: report))
 """
