@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny, tokenizers
+from support import tiny, tokenizer_families
 
 from lockstep.prompts import contract, template, template_source, text_tokens
 from lockstep.prompts.template import Template
 from lockstep.settings.schema import Data
 
 FAMILIES: dict[str, tuple[Callable[[], Any], str]] = {
-    "llama 3": (tokenizers.llama3, tokenizers.LLAMA3),
-    "gemma": (tokenizers.gemma, tokenizers.GEMMA),
-    "unigram": (tokenizers.unigram, tiny.CHATML),
+    "llama 3": (tokenizer_families.llama3, tokenizer_families.LLAMA3),
+    "gemma": (tokenizer_families.gemma, tokenizer_families.GEMMA),
+    "unigram": (tokenizer_families.unigram, tiny.CHATML),
 }
 
 
@@ -39,10 +39,10 @@ def test_added_words_become_text_and_nothing_else_changes(name: str, tmp_path: P
     before = template.load(base, text)
     chat = contract.training_template(base, text)
     server = served(chat, tmp_path)
-    assert set(tokenizers.WORDS) <= set(chat.text_tokens)
+    assert set(tokenizer_families.WORDS) <= set(chat.text_tokens)
     assert len(server.tokenizer) == len(before.tokenizer)
     assert server.tokenizer.get_vocab() == before.tokenizer.get_vocab()
-    for word in tokenizers.WORDS:
+    for word in tokenizer_families.WORDS:
         own = before.tokenizer.convert_tokens_to_ids(word)
         asked = f"a {word}b{word}{word} 你{word}"
         assert own in before.encode([asked])[0]  # the base takes it for a token
@@ -67,7 +67,7 @@ def test_the_contract_proves_it(name: str, tmp_path: Path) -> None:
     assert agreed["text_tokens"] == chat.text_tokens
     by_name = {conversation["name"]: conversation for conversation in agreed["conversations"]}
     told = by_name["added tokens that are text"]["messages"][0]["content"]
-    assert all(word in told for word in tokenizers.WORDS)
+    assert all(word in told for word in tokenizer_families.WORDS)
     server = served(chat, tmp_path)
     untouched = template.load(base, text)
     for conversation in agreed["conversations"]:
@@ -108,7 +108,7 @@ def test_what_opens_or_ends_a_turn_is_never_text(name: str, template_name: str, 
     server = served(contract.training_template(base, text), tmp_path)
     tokenizer = FAMILIES[name][0]()
     turns = {
-        *tokenizers.LLAMA3_TOKENS,
+        *tokenizer_families.LLAMA3_TOKENS,
         "<start_of_turn>",
         "<end_of_turn>",
         "<bos>",
