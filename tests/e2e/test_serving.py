@@ -174,14 +174,19 @@ def test_nobody_is_let_in_before_the_gate_opens_and_nobody_without_the_key_after
         knocking.join()
         assert seen == {503}
         body = {"messages": ASK, "max_tokens": 2}
-        paths = (*vllm_routes(), "/nothing", f"//{CHAT}", f"{CHAT}/")
+        paths = (*vllm_routes(), "/nothing", f"//{CHAT}/..", f"{CHAT}/", f"/{CHAT}")
         record_property("cases", 6 * len(paths))
         for path in paths:
             answers = [ask(url + path, body, method)[0] for method in ("GET", "POST", "OPTIONS")]
             answers += [ask(url + path, body, method, Authorization="Bearer wrong")[0] for method in ("GET", "POST")]
-            assert set(answers) <= ({200, 404} if path == "/health" else {401, 404}), path
+            assert set(answers) <= ({200, 405} if path == "/health" else {401, 404, 405}), path
             with_key = ask(url + path, body, "POST", Authorization=f"Bearer {key}")[0]
-            assert with_key == (404 if path not in (CHAT, "/v1/completions") else 200 if path == CHAT else 400), path
+            if CHAT in path and ".." not in path:
+                assert with_key == 200
+            elif path == "/v1/completions":
+                assert with_key == 400
+            else:
+                assert with_key in (404, 405), path
         # the key stands in no command line
         for process in psutil.Process(supervisor.pid).children(recursive=True):
             assert key not in " ".join(process.cmdline())
@@ -235,11 +240,12 @@ def test_the_port_is_free_again(home: Home) -> None:
     port = free_port()
     supervisor = launch(home, port=port)
     deadline = time.monotonic() + 60
-    while not (note := server_note.current(home.run / "serve")) or note.state != "starting":
+    while not (note := server_note.current(home.run / "serve")) or not note.progress:
         assert supervisor.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    time.sleep(2)
+    status, answer = ask(f"http://127.0.0.1:{port}/v1/models")
+    assert status == 503 and answer["error"]["reason"] == "loading"
     supervisor.terminate()  # in the middle of the start
-    assert supervisor.wait(timeout=60) == 0
+    assert supervisor.wait(timeout=60) == 75  # unfinished: whoever waits for it must not take it for served
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", port))

@@ -9,11 +9,13 @@ from lockstep.errors import UserError
 
 # Variables of the server's environment: two files, this start's secret, and the key that clients need.
 RULES, OPEN, SECRET, KEY = "LOCKSTEP_RULES", "LOCKSTEP_OPEN", "LOCKSTEP_SECRET", "LOCKSTEP_API_KEY"
+# And two files that vLLM's process inherits: the socket, and a pipe on which it says that it accepts connections.
+LISTENER, READY = "LOCKSTEP_LISTENER", "LOCKSTEP_READY"
 HEADER = b"x-lockstep-secret"
 IN_FLIGHT = "/lockstep/in-flight"  # with the secret: how many requests were admitted and are not answered yet
 MODULES = "/lockstep/modules"  # likewise: which parts of each adapter lie in the buffers of vLLM's workers
 # `error.reason` of an answer by the middleware; vLLM, behind it, answers with the same statuses for other causes.
-BEING_CHECKED, KEY_WANTED, FLOODED = "being_checked", "key_wanted", "flooded"
+LOADING, BEING_CHECKED, KEY_WANTED, FLOODED = "loading", "being_checked", "key_wanted", "flooded"
 
 
 def reason_of(body: Any) -> str:

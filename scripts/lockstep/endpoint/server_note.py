@@ -28,6 +28,7 @@ class Note(BaseModel):
         served: label of each folder that is served → its digest.
         state: starting: vLLM loads the model · checking: the gate asks · open · not answering: closed again.
         grace: seconds that requests in flight have once the server is told to stop.
+        progress: how far loading or the gate is, in some words; empty where there is nothing to say.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,13 +42,14 @@ class Note(BaseModel):
     served: dict[str, str]
     state: State
     grace: float
+    progress: str = ""
 
 
 def write(folder: Path, state: State, **about: Any) -> None:
     """Note this process as the supervisor of a server. Raises: OSError.
 
     Args:
-        about: `url`, `model`, `mode`, `served` and `grace` of `Note`.
+        about: `url`, `model`, `mode`, `served`, `grace` and `progress` of `Note`.
     """
     process = psutil.Process()
     identity = {"pid": process.pid, "created": process.create_time(), "since_boot": _since_boot(process)}

@@ -15,7 +15,7 @@ from typing import Any
 
 from lockstep.artifacts import atomic, filenames
 from lockstep.serving import gate_log_probs, gate_modules, gate_tokens
-from lockstep.serving.gate_findings import Bounds, Findings, ask_all
+from lockstep.serving.gate_findings import Bounds, Findings, Tell
 from lockstep.serving.probe import Server
 
 ANSWERS = 16  # held-out prompts that are answered
@@ -41,8 +41,11 @@ class Claim:
     bounds: Bounds
 
 
-def prove(server: Server, claim: Claim) -> dict[str, Any]:
+def prove(server: Server, claim: Claim, tell: Tell = lambda step, detail: None) -> dict[str, Any]:
     """Put all questions to the server.
+
+    Args:
+        tell: is told which proof is in progress, and how far.
 
     Returns:
         the content of gate_report.json; `passed` is the outcome.
@@ -50,7 +53,7 @@ def prove(server: Server, claim: Claim) -> dict[str, Any]:
     Raises:
         Unanswered: the server fails on a question.
     """
-    findings = {name: _findings(server, claim, name) for name in claim.folders}
+    findings = {name: _findings(server, claim, name, _of_model(name, claim, tell)) for name in claim.folders}
     first, *others = findings
     report = {"mode": claim.mode, "model": first, **findings[first].report}
     if others:
@@ -78,13 +81,18 @@ def foresee(claim: Claim) -> dict[str, Any] | None:
     return None
 
 
-def _findings(server: Server, claim: Claim, name: str) -> Findings:
+def _of_model(name: str, claim: Claim, tell: Tell) -> Tell:
+    """`tell`, with the name of the model where there are several."""
+    return tell if len(claim.folders) == 1 else lambda step, detail: tell(f"{name}, {step}", detail)
+
+
+def _findings(server: Server, claim: Claim, name: str, tell: Tell) -> Findings:
     """What all proofs find about one served name."""
     folder, adapter = claim.folders[name]
     bounds, is_base = claim.bounds, claim.mode == "base"
     agreed = atomic.read_json(adapter / filenames.CONTRACT)
     recorded = atomic.read_json(adapter / filenames.REFERENCE)
-    findings = Findings()
+    findings = Findings(tell=tell)
     gate_tokens.check_prompts(server, name, folder, agreed, findings)
     has_other_prompts = bool(findings.reasons)
     if claim.mode == "lora":
@@ -117,7 +125,7 @@ def _check_answers(server: Server, name: str, rows: list[Any], bounds: Bounds, f
         return bool(server.complete(name, prompt, max_tokens=room)["finish_reason"] == "stop")
 
     sample = rows[:: max(1, len(rows) // ANSWERS)][:ANSWERS]
-    rate = sum(ask_all(ends, sample)) / len(sample) if sample else None
+    rate = sum(findings.ask_all("whole answers", ends, sample)) / len(sample) if sample else None
     findings.report |= {"stop_rate": rate, "answers": len(sample)}
     if rate is None:
         return

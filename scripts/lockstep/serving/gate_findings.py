@@ -1,6 +1,6 @@
 """What the gate's proofs have in common: the bounds that they judge by, and the findings that they add to."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 AT_ONCE = 16  # requests
+STEPS = ("prompts", "stops", "log-probabilities", "whole answers")  # in the order in which the gate takes them
+
+Tell = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,30 @@ class Bounds:
 
 @dataclass
 class Findings:
-    """What the proofs find about a served name: fields of the report, reasons not to serve it, and warnings."""
+    """What the proofs find about a served name: fields of the report, reasons not to serve it, and warnings.
+
+    Args:
+        tell: is told which proof is in progress, and how far.
+    """
 
     report: dict[str, Any] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    tell: Tell = lambda step, detail: None
 
+    def ask_all(self, step: str, question: Callable[[T], R], subjects: Sequence[T]) -> list[R]:
+        """The answers to a question about each subject, in order; several are asked at once.
 
-def ask_all(question: Callable[[T], R], subjects: Iterable[T]) -> list[R]:
-    """The answers to a question about each subject, in order; several are asked at once."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(question, subjects))
+        Args:
+            step: one of STEPS, to which the question belongs.
+        """
+        place = f"proof {STEPS.index(step) + 1} of {len(STEPS)} ({step})"
+        answers = []
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            for answer in pool.map(question, subjects):
+                answers.append(answer)
+                self.tell(place, f"{len(answers)} of {len(subjects)}")
+        finally:  # whoever is told to stop does not wait for the questions that are left
+            pool.shutdown(wait=False, cancel_futures=True)
+        return answers

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lockstep.serving.gate_findings import Bounds, Findings, ask_all
+from lockstep.serving.gate_findings import Bounds, Findings
 from lockstep.serving.probe import Server
 
 # How much is compared: enough to tell. On a CPU vLLM computes some 100 prompt tokens a second with adapters.
@@ -16,6 +16,8 @@ PER_ROW = 4  # tokens of each whose log-probability is compared, the last one am
 CHATS = 20  # golden conversations, the shortest, whose next token is compared
 BENEATH = 16  # tokens that the base beneath an adapter is asked for
 NOISE = 0.02  # nats a token by which equal models may differ, computed in bfloat16 by another program
+
+LOG_PROBS = "log-probabilities"  # the name of both proofs, while they are in progress
 
 Position = tuple[int, int]  # row, and place of a token in it
 
@@ -41,7 +43,7 @@ def check_rows(
     def on_record(model: str) -> list[float]:
         return [rows[row][model][rows[row]["places"].index(place)] for row, place in positions]
 
-    served = ask_all(lambda position: log_prob(name, position), positions)
+    served = findings.ask_all(LOG_PROBS, lambda position: log_prob(name, position), positions)
     trained = on_record("trained")
     base = on_record("base") if rows[0]["base"] else None
     effect = _distance(trained, base) if base else math.inf
@@ -96,7 +98,8 @@ def check_chats(
 
     if not records:
         return
-    gap = _distance(ask_all(log_prob, records), [record["trained"]["logprobs"][0] for record in records])
+    served = findings.ask_all(LOG_PROBS, log_prob, records)
+    gap = _distance(served, [record["trained"]["logprobs"][0] for record in records])
     findings.report |= {"chats": len(records), "chat_gap": gap}
     if not findings.reasons and not gap <= 5 * bounds.logprob_gap:  # few positions, far from the data
         findings.reasons.append(
@@ -170,7 +173,7 @@ def _check_beneath(
     """Whether the base beneath the adapter is the one on record, at a few of the positions."""
     sample = range(0, len(positions), math.ceil(len(positions) / BENEATH))
     recorded = [base[at] for at in sample]
-    gap = _distance(ask_all(log_prob, [positions[at] for at in sample]), recorded)
+    gap = _distance(findings.ask_all(LOG_PROBS, log_prob, [positions[at] for at in sample]), recorded)
     findings.report["base_gap"] = gap
     surprise = _distance(recorded, [0.0] * len(recorded))  # mean -log p, with which the error of rounding grows
     if not gap <= max(NOISE, min(0.03 * surprise, 0.25 * effect)):

@@ -7,7 +7,7 @@ from typing import Any
 
 from lockstep.artifacts import atomic, filenames
 from lockstep.prompts import contract, template
-from lockstep.serving.gate_findings import Findings, ask_all
+from lockstep.serving.gate_findings import Findings
 from lockstep.serving.probe import Server
 
 ORDINARY = 64  # tokens of each kind that must not end an answer: enough to tell, at one short request each
@@ -44,7 +44,7 @@ def check_prompts(server: Server, name: str, folder: Path, agreed: dict[str, Any
         return bool(server.ask("/tokenize", body | {"model": name})["tokens"] == conversation["prompt_ids"])
 
     conversations = agreed["conversations"]
-    sameness = zip(conversations, ask_all(is_same, conversations), strict=True)
+    sameness = zip(conversations, findings.ask_all("prompts", is_same, conversations), strict=True)
     wrong = [conversation["name"] for conversation, same in sameness if not same]
     findings.report |= {"prompts": len(conversations), "token_mismatches": len(wrong)}
     if len(conversations) < contract.FEWEST:
@@ -64,15 +64,17 @@ def check_stops(server: Server, name: str, agreed: dict[str, Any], ordinary: lis
     def ends_at(token: int) -> bool:
         return bool(server.complete(name, prompt, max_tokens=2, allowed_token_ids=[token])["finish_reason"] == "stop")
 
-    for token, ended in zip(agreed["stop_ids"], ask_all(ends_at, agreed["stop_ids"]), strict=True):
-        if not ended:
+    tokens = [*agreed["stop_ids"], *ordinary]
+    ended_at = dict(zip(tokens, findings.ask_all("stops", ends_at, tokens), strict=True))
+    for token in agreed["stop_ids"]:
+        if not ended_at[token]:
             findings.reasons.append(
                 f"stop token {token} does not end an answer: special tokens, or the eos_token_id of "
                 f"{filenames.GENERATION_CONFIG}, differ"
             )
     findings.report["ordinary_tokens"] = len(ordinary)
-    for token, ended in zip(ordinary, ask_all(ends_at, ordinary), strict=True):
-        if ended:
+    for token in ordinary:
+        if ended_at[token]:
             findings.reasons.append(
                 f"token {token} ends an answer, which in training went on after it: another eos_token_id"
             )

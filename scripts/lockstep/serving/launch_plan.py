@@ -10,7 +10,7 @@ from typing import Any
 
 from lockstep import paths
 from lockstep.data import sample_question
-from lockstep.endpoint import address, curl_line
+from lockstep.endpoint import address, curl_line, protocol
 from lockstep.errors import UserError
 from lockstep.serving import device_flags, model_flags, preflight, probe, serving_modes
 from lockstep.serving.gate import Claim
@@ -19,17 +19,40 @@ from lockstep.serving.request_rules import Rules
 from lockstep.serving.serving_modes import Subject
 from lockstep.settings.tree import Settings
 
-VLLM = "vllm.entrypoints.openai.api_server"  # the CPU wheel's `vllm` command does not start
+SERVER = "lockstep.serving.vllm_server"
+KEEP_ALIVE = 90  # seconds that a connection may idle: above the 60 to 75 of proxies, so that they close it first
+PAGES_OF_ANYBODY = {"*", "null"}
 # Switches of vLLM that let a request load weights or run code.
 UNSAFE = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION")
 # Flags that serve.vllm_args must leave alone: set here, or a way past the middleware.
 RESERVED = {
-    "model", "hf_config_path", "host", "port", "uds", "served_model_name", "middleware", "api_key", "config",
-    "root_path", "chat_template", "chat_template_content_format", "generation_config", "override_generation_config",
+    "model", "hf_config_path", "uds", "middleware", "config", "chat_template", "chat_template_content_format", "generation_config",
+    "override_generation_config",
     "default_chat_template_kwargs", "enable_lora", "lora_modules", "max_lora_rank", "trust_remote_code",
     "trust_request_chat_template", "trust_request_mm_kwargs", "enable_prompt_embeds", "enable_tokenizer_info_endpoint",
-    "profiler_config", "tool_server", "logprobs_mode", "ssl_keyfile", "ssl_certfile", "allowed_local_media_path",
-    "worker_extension_cls", "worker_cls", "tokenizer_mode", "language_model_only",
+    "profiler_config", "tool_server", "logprobs_mode", "allowed_local_media_path",
+    "worker_extension_cls", "worker_cls", "tokenizer_mode", "language_model_only", "tokens_only", "enable_scale_out",
+    "grpc", "grpc_port", "headless", "api_server_count",
+}  # fmt: skip
+# And flags that would do nothing here, or that a setting takes the place of → what to do instead.
+INSTEAD = dict.fromkeys(
+    ("allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials"),
+    "set serve.allowed_origins to the pages that may call the endpoint from a browser",
+) | dict.fromkeys(
+    ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers", "enable_ssl_refresh", "root_path"),
+    "put a proxy such as nginx or Caddy in front of the endpoint for TLS or for a path",
+) | dict.fromkeys(
+    ("h11_max_incomplete_event_size", "h11_max_header_count"), "the size of a request's head is bounded here already"
+) | dict.fromkeys(
+    ("disable_fastapi_docs", "enable_offline_docs"), "the pages of FastAPI's documentation are not served"
+) | {
+    "api_key": "set LOCKSTEP_API_KEY in the environment",
+    "host": "set serve.host",
+    "port": "set serve.port",
+    "served_model_name": "set serve.served_model_name",
+    "max_model_len": "set serve.max_model_len",
+    "max_num_seqs": "set serve.max_num_seqs",
+    "shutdown_timeout": "set serve.shutdown_timeout",
 }  # fmt: skip
 PLAIN_QUESTION = [{"role": "user", "content": "你是谁？"}]  # for a model whose run has no data here
 FLAG = re.compile(r"-{0,2}[A-Za-z][\w.-]*")
@@ -95,6 +118,11 @@ def plan(settings: Settings) -> LaunchPlan:
     """
     settings, route = serving_modes.resolve(settings)
     serve = settings.serve
+    if (anybody := PAGES_OF_ANYBODY.intersection(serve.allowed_origins)) and not protocol.key():
+        raise UserError(
+            f"--serve.allowed_origins {min(anybody)}: any page in a browser on this machine could use the model, so it "
+            f"needs a key: set {protocol.KEY}, or list the pages' origins, such as http://localhost:5173"
+        )
     for name in UNSAFE:
         if os.environ.get(name, "0") not in ("", "0"):
             raise UserError(f"{name} is set: it opens the server to code or weights from outside; unset it")
@@ -106,7 +134,7 @@ def plan(settings: Settings) -> LaunchPlan:
     rules = _rules(settings, subject, loopback, cuda)
     name = address.model_name(settings)
     return LaunchPlan(
-        command=[sys.executable, "-W", "ignore", "-m", VLLM, *_arguments(settings, subject, cuda)],
+        command=[sys.executable, "-W", "ignore", "-m", SERVER, *_arguments(settings, subject, cuda)],
         environment=_environment(settings, cuda),
         folder=address.serve_dir(settings),
         url=address.url(settings),
@@ -148,6 +176,7 @@ def _environment(settings: Settings, cuda: bool) -> dict[str, str]:
     environment = {
         "PYTHONPATH": _python_path(),
         "VLLM_HOST_IP": os.environ.get("VLLM_HOST_IP", "127.0.0.1"),  # the engine's own sockets stay on loopback, too
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUTF8": "1",  # templates are UTF-8 in any locale
@@ -176,6 +205,7 @@ def _rules(settings: Settings, subject: Subject, loopback: bool, cuda: bool) -> 
         loopback=loopback,
         prompt_logprobs=cuda or serve.mode != "lora",
         max_prompts=serve.max_prompts,
+        allowed_origins=list(serve.allowed_origins),
     )
 
 
@@ -213,7 +243,10 @@ def _more_arguments(given: dict[str, Any]) -> list[str]:
         if not FLAG.fullmatch(name) or any(ANOTHER_FLAG.match(text) for text in values):
             raise UserError(f"--serve.vllm_args: {name}: {value!r} is not one flag and its values")
         plain = name.strip("-").replace("-", "_").removeprefix("no_").split(".")[0]
-        if any(reserved.startswith(plain) for reserved in RESERVED):  # vLLM takes flags that are cut short, too
+        for flag, instead in INSTEAD.items():  # vLLM takes flags that are cut short, too
+            if flag.startswith(plain):
+                raise UserError(f"--serve.vllm_args: {name} has no effect here: {instead}")
+        if any(reserved.startswith(plain) for reserved in RESERVED):
             raise UserError(
                 f"--serve.vllm_args: {name} is not open to change: Lockstep sets it, or leaves it off for safety"
             )

@@ -29,18 +29,26 @@ def check_address(host: str, port: int) -> bool:
             f"--serve.host {host}: others could reach the server, so it needs a key: set {protocol.KEY} to at least "
             f"{SHORTEST_KEY} characters, such as the output of `openssl rand -hex 24`, or serve on 127.0.0.1"
         )
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except PermissionError as error:
-            raise UserError(f"port {port} needs the rights of root: choose one above 1023 with --serve.port") from error
-        except OSError as error:
-            raise UserError(
-                f"port {port} on {host} is in use: run `make stop` if it is this run's server, "
-                f"or choose another --serve.port"
-            ) from error
+    listener(host, port).close()
     return loopback
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """A socket that is bound to an address, and does not listen yet. Raises UserError where the port is taken."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except PermissionError as error:
+        bound.close()
+        raise UserError(f"port {port} needs the rights of root: choose one above 1023 with --serve.port") from error
+    except OSError as error:
+        bound.close()
+        raise UserError(
+            f"port {port} on {host} is in use: run `make stop` if it is this run's server, "
+            f"or choose another --serve.port"
+        ) from error
+    return bound
 
 
 def config_of(model: Path) -> dict[str, Any]:

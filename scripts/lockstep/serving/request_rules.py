@@ -6,7 +6,7 @@ adapter mode on CPUs) stop the engine with one field. Whatever is not listed her
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -41,6 +41,7 @@ class Rules:
         loopback: whether only this machine reaches the server.
         prompt_logprobs: whether it can give log-probabilities of a prompt's tokens.
         max_prompts: prompts in a request of completions; also answers to all of them, where max_n is not more.
+        allowed_origins: of web pages that may call it from a browser.
     """
 
     tokenizer: str
@@ -52,6 +53,7 @@ class Rules:
     loopback: bool
     prompt_logprobs: bool
     max_prompts: int
+    allowed_origins: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, file: Path) -> "Rules":

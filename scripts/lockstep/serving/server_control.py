@@ -89,6 +89,8 @@ def status(folder: Path) -> tuple[int, str]:
         return NOT_RUNNING, ""
     minutes = (time.time() - note.created) / 60
     text = f"{note.model} ({note.mode}) at {note.url}: {note.state}; process {note.pid}, {minutes:.0f} min"
+    if note.progress:
+        text += f"\n{note.progress}"
     if note.state != "open":
         return NOT_RUNNING, f"{text}; its log is {paths.label(folder / filenames.SERVER_LOG)}"
     report = gate_report.read(folder)

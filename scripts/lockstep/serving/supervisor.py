@@ -5,9 +5,7 @@
 
 import argparse
 import contextlib
-import os
 import secrets
-import shlex
 import signal
 import subprocess
 import sys
@@ -22,20 +20,22 @@ from lockstep import paths
 from lockstep.artifacts import filenames, lineage
 from lockstep.endpoint import address, curl_line, protocol, server_note
 from lockstep.endpoint.server_note import State
-from lockstep.errors import UserError
+from lockstep.errors import Terminated, UserError
 from lockstep.merging import disk_check
 from lockstep.processes import child_processes
-from lockstep.serving import gate, gate_report, launch_plan, probe, process_tree, server_control
+from lockstep.serving import gate, gate_report, launch, launch_plan, probe, process_tree, server_control
 from lockstep.serving.gate import Claim
+from lockstep.serving.gate_findings import Tell
 from lockstep.serving.launch_plan import LaunchPlan
 from lockstep.serving.probe import Server, Unanswered
+from lockstep.serving.start_progress import StartProgress
 from lockstep.settings import cli
 from lockstep.settings.tree import Settings
 
 OPEN = "open"  # the file by which the middleware knows that others are let in
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
-Prove = Callable[[Server, Claim], dict[str, Any]]
+Prove = Callable[[Server, Claim, Tell], dict[str, Any]]
 
 
 class _Signalled(BaseException):
@@ -57,31 +57,53 @@ def start(plan: LaunchPlan, prove: Prove = gate.prove) -> int:
         opened = plan.folder / OPEN
         opened.unlink(missing_ok=True)  # of a supervisor that was killed
         server = Server(plan.url, secrets.token_urlsafe(32))
+        states: list[State] = []
         try:
-            _serve(plan, server, opened, prove)
+            _serve(plan, server, opened, prove, states)
         except _Signalled as signalled:
             print("stopping …")
-            return 0 if signalled.args[0] == signal.SIGTERM else 128 + signalled.args[0]
+            if signalled.args[0] != signal.SIGTERM:
+                return 128 + int(signalled.args[0])
+            if "open" not in states:  # who waits for it must not take it for served
+                raise Terminated(f"the server was stopped before it had opened (it was {states[-1]})") from None
+            return 0
         finally:
             for number in numbers:
                 signal.signal(number, signal.SIG_IGN)
             _shut_down(plan, server, opened)
 
 
-def _serve(plan: LaunchPlan, server: Server, opened: Path, prove: Prove) -> NoReturn:
-    """From the first note to the server's end, which is an error or a signal."""
-    _note(plan, "starting")
+def _serve(plan: LaunchPlan, server: Server, opened: Path, prove: Prove, states: list[State]) -> NoReturn:
+    """From the first note to the server's end, which is an error or a signal.
+
+    Args:
+        states: grows by each state that the server enters.
+    """
+
+    def enter(state: State) -> None:
+        states.append(state)
+        _note(plan, state)
+
+    enter("starting")
     foreseen = _foresee(plan)
     log = plan.folder / filenames.SERVER_LOG
-    process = _launch(plan, server.secret, opened, log)
-    _wait_until_healthy(process, server, log, plan.timing.startup)
-    _note(plan, "checking")
-    _prove(plan, server, prove, foreseen)
+    progress = StartProgress(lambda text: _note(plan, states[-1], text), partial(print, end="", flush=True))
+    if plan.route:
+        print(plan.route)
+    print(f"$ {launch.command_line(plan)}")
+    print(f"starting vLLM, which takes a minute; its log is {paths.label(log)}", flush=True)
+    with launch.launched(plan, server.secret, opened, log, lambda: progress.text) as launched:
+        loading = partial(progress.tell, "vLLM loads the model")
+        launch.wait_until_healthy(server, launched, log, plan.timing.startup, loading)
+    process = launched.process
+    progress.clear()
+    enter("checking")
+    _prove(plan, server, prove, foreseen, progress)
     opened.touch()
     _show_example(plan)
-    _note(plan, "open")  # last: who waits for this note, as `detach` does, finds all the rest in place
+    enter("open")  # last: who waits for this note, as `detach` does, finds all the rest in place
     _watch(process, server, plan, opened)
-    raise UserError(f"the server ended by itself (exit code {process.wait()}): {_last_error(log)}")
+    raise UserError(f"the server ended by itself (exit code {process.wait()}): {launch.last_error(log)}")
 
 
 def _shut_down(plan: LaunchPlan, server: Server, opened: Path) -> None:
@@ -112,10 +134,10 @@ def _raise(number: int, _: FrameType | None) -> None:
     raise _Signalled(number)
 
 
-def _note(plan: LaunchPlan, state: State) -> None:
+def _note(plan: LaunchPlan, state: State, progress: str = "") -> None:
     server_note.write(
         plan.folder, state, url=plan.url, model=plan.model, mode=plan.claim.mode, served=plan.served,
-        grace=plan.timing.grace,
+        grace=plan.timing.grace, progress=progress,
     )  # fmt: skip
 
 
@@ -150,43 +172,9 @@ def _check_disk(remade: dict[Path, Settings]) -> dict[str, Any]:
     return compared
 
 
-def _launch(plan: LaunchPlan, secret: str, opened: Path, log: Path) -> subprocess.Popen[bytes]:
-    rules = plan.folder / server_control.RULES
-    plan.rules.write(rules)
-    environment = os.environ | plan.environment | {
-        protocol.RULES: str(rules), protocol.OPEN: str(opened), protocol.SECRET: secret,
-    }  # fmt: skip
-    environment["SPT_NOENV"] = "1"  # vLLM's processes change their titles, and must keep what `clear` knows them by
-    environment.pop("VLLM_API_KEY", None)
-    if key := protocol.key():
-        environment["VLLM_API_KEY"] = key  # a second lock behind ours
-    if plan.route:
-        print(plan.route)
-    print(f"$ {shlex.join([f'{name}={value}' for name, value in plan.environment.items()] + plan.command)}")
-    print(f"starting vLLM, which takes a minute; its log is {paths.label(log)}", flush=True)
-    with log.open("wb") as stream:
-        return subprocess.Popen(
-            plan.command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-            start_new_session=True, preexec_fn=partial(child_processes.die_with_parent, os.getpid()),
-        )  # fmt: skip
-
-
-def _wait_until_healthy(process: subprocess.Popen[bytes], server: Server, log: Path, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise UserError(f"the server did not start: {_last_error(log)}; see {paths.label(log)}")
-        with contextlib.suppress(Unanswered):
-            server.ask("/health", timeout=5)
-            server.in_flight()  # and it is not another one at the same address
-            return
-        time.sleep(0.5)
-    raise UserError(
-        f"the server was not healthy within {timeout:.0f} s (--serve.startup_timeout); see {paths.label(log)}"
-    )
-
-
-def _prove(plan: LaunchPlan, server: Server, prove: Prove, foreseen: dict[str, Any]) -> None:
+def _prove(
+    plan: LaunchPlan, server: Server, prove: Prove, foreseen: dict[str, Any], progress: StartProgress
+) -> None:
     """Let the gate ask, keep its report, and refuse to go on where it does not pass.
 
     Args:
@@ -195,10 +183,12 @@ def _prove(plan: LaunchPlan, server: Server, prove: Prove, foreseen: dict[str, A
     print("checking that this is the model that was trained …", flush=True)
     started = time.monotonic()
     try:
-        report = prove(server, plan.claim)
+        report = prove(server, plan.claim, progress.tell)
     except Unanswered as error:
         log = paths.label(plan.folder / filenames.SERVER_LOG)
         raise UserError(f"the gate stays shut, the server fails: {error}; see {log}") from error
+    finally:
+        progress.clear()
     report |= {**foreseen, "served": plan.served, "seconds": round(time.monotonic() - started, 1)}
     label = gate_report.write(plan.folder, report)
     for warning in report["warnings"]:
@@ -245,18 +235,6 @@ def _progress(server: Server) -> str | None:
     except Unanswered:
         return None
     return "\n".join(line for line in text.splitlines() if line.startswith(PROGRESS))
-
-
-def _last_error(log: Path) -> str:
-    """The most telling line of vLLM's log: the root error, not what followed from it."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    candidates = [line for line in lines if " WARNING " not in line and "See root cause above" not in line]
-    errors = [line for line in candidates if "Error: " in line]
-    packages = [line for line in errors if "ModuleNotFoundError: " in line]  # of which others are but the consequence
-    chosen = (
-        (packages or errors)[0] if errors else next((line for line in reversed(lines) if line.strip()), "no output")
-    )
-    return chosen.split("] ", 1)[-1].strip()[:300]
 
 
 def _let_finish(server: Server, grace: float) -> float:

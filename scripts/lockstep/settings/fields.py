@@ -73,6 +73,17 @@ def _root_path(value: str) -> str:
     return value.rstrip("/")
 
 
+def _origin(value: str) -> str:
+    """The origin of web pages, as browsers write it: scheme, host, and a port that is not the scheme's own."""
+    if value in ("*", "null"):
+        return value
+    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([\w.-]+|\[[0-9a-f:.]+\])(:\d+)?/?", value.lower(), re.ASCII)
+    if not match:
+        raise ValueError("must be a page's scheme, host and port, such as http://localhost:5173, or *")
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}{'' if (scheme, port) in (('http', ':80'), ('https', ':443')) else port or ''}"
+
+
 def _json_object(value: Any) -> Any:
     """A map, which the command line writes as JSON."""
     if isinstance(value, str):
@@ -115,6 +126,7 @@ FilePath = Annotated[str, AfterValidator(_normalised_path), IsFilePath]
 FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_file_list)]
 TemplateName = Annotated[str, AfterValidator(_template)]  # a name, or the path of a .jinja file
 ColumnList = Annotated[tuple[Annotated[str, AfterValidator(_column)], ...], BeforeValidator(_columns)]
+OriginList = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], CommaList]
 RootPath = Annotated[str, AfterValidator(_root_path)]
 NotZero = AfterValidator(_not_zero)
 JsonMap = Annotated[dict[str, Any], BeforeValidator(_json_object), AfterValidator(_is_json)]

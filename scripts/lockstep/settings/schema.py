@@ -19,6 +19,7 @@ from lockstep.settings.fields import (
     Name,
     NameList,
     NotZero,
+    OriginList,
     RootPath,
     Section,
     StringList,
@@ -286,6 +287,9 @@ class Serve(Section):
     max_n: int = Field(8, ge=1, description="answers per prompt")
     max_prompts: int = Field(64, ge=1, description="prompts per request of completions, and answers to all of them")
     max_body_bytes: int = Field(2**22, ge=1024, description="largest body of a request")
+    allowed_origins: OriginList = Field(
+        (), description="web pages that may call the endpoint from a browser, such as http://localhost:5173; * for all"
+    )
     adapters: NameList = Field(
         (), description="mode lora: other runs whose adapters are served as well, under their names"
     )

@@ -1,6 +1,7 @@
 """The guard around a small real ASGI application."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.endpoint import protocol
+from lockstep.endpoint import protocol, server_note
 from lockstep.serving import middleware
 from lockstep.serving.middleware import Guard
 from lockstep.serving.request_rules import CHAT, Rules
@@ -19,7 +20,7 @@ Made = Callable[..., Guard]
 
 async def inner(scope: Any, receive: Any, send: Any) -> None:
     """Answers 200 with what it was sent; waits for `release` where there is one."""
-    body = (await receive()).get("body", b"") if scope["method"] == "POST" else b"{}"
+    body = (await receive()).get("body", b"") if scope["method"] == "POST" else b'{"data": [{"id": "r"}]}'
     if release := scope["app_state"]:
         await release.wait()
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -64,6 +65,7 @@ async def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
+    headers = ({"content_type": "application/json"} if method == "POST" else {}) | headers
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": pairs, "app_state": release}
     await guard(scope, receive, send)
@@ -87,14 +89,110 @@ def test_closed_until_opened_to_all_but_who_knows_the_secret(made: Made, tmp_pat
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/invocations"), ("POST", "/v1/load_lora_adapter"),
-     ("POST", "/v1/responses"), ("POST", "/pause"), ("POST", "//v1/chat/completions"), ("POST", "/v1/../v1/chat/completions"),
-     ("POST", "/v1/chat/completions/"), ("GET", CHAT), ("OPTIONS", CHAT), ("POST", "/health"), ("POST", "/V1/chat/completions"),
-     ("PUT", "/v1/models"), ("POST", "/tokenize")],
+     ("POST", "/v1/responses"), ("POST", "/pause"), ("POST", "/v1/../v1/chat/completions"), ("POST", "/v1/chat%2Fcompletions"),
+     ("POST", "/V1/chat/completions"), ("POST", "/tokenize"), ("OPTIONS", "/x"), ("GET", "/"), ("GET", "/v1"),
+     ("GET", "/v1/models/../../metrics")],
 )  # fmt: skip
 def test_what_is_not_on_the_list_is_not_there(made: Made, method: str, path: str) -> None:
     guard = made(key="k" * 20, loopback=False)
     for headers in ({}, {"authorization": f"Bearer {'k' * 20}"}):
-        assert asyncio.run(ask(guard, path, method, **headers))[0] == 404
+        expected = 401 if path.startswith("/v1/models/") and not headers else 404
+        assert asyncio.run(ask(guard, path, method, **headers))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("GET", CHAT, b"POST"), ("HEAD", CHAT, b"POST"), ("OPTIONS", CHAT, b"POST"), ("POST", "/health", b"GET, HEAD"),
+     ("PUT", "/v1/models", b"GET, HEAD"), ("DELETE", "/v1/models/r", b"GET, HEAD")],
+)  # fmt: skip
+def test_a_route_that_is_asked_otherwise_names_its_method(made: Made, method: str, path: str, allowed: bytes) -> None:
+    status, _, headers = asyncio.run(ask(made(), path, method))
+    assert (status, headers[b"allow"]) == (405, allowed)
+
+
+def test_slashes_too_many_and_a_base_url_without_its_end(made: Made) -> None:
+    guard = made()
+    for path in ("//v1/chat/completions", "/v1//chat/completions", "/v1/chat/completions/"):
+        status, seen, _ = asyncio.run(ask(guard, path))
+        assert status == 200 and seen == json.loads(ASK)
+    for path, hint in (("/chat/completions", "one that ends in /v1"), ("/v1/v1/messages", "one without /v1")):
+        status, answer, _ = asyncio.run(ask(guard, path))
+        assert status == 404 and hint in answer["error"]["message"]
+
+
+def test_a_model_can_be_asked_for_and_get_routes_have_heads(made: Made) -> None:
+    for path in ("/v1/models/r", "/v1/models/r/", "//v1/models/r"):
+        status, card, _ = asyncio.run(ask(made(), path, "GET"))
+        assert (status, card["id"]) == (200, "r")
+    status, answer, _ = asyncio.run(ask(made(), "/v1/models/other", "GET"))
+    assert status == 404 and "'other' does not exist" in answer["error"]["message"]
+    for path in ("/health", "/v1/models", "/v1/models/r"):
+        assert asyncio.run(ask(made(), path, "HEAD"))[0] == 200
+
+
+def test_bodies_are_refused_for_their_true_reason(made: Made) -> None:
+    guard = made()
+    text = json.dumps(json.loads(ASK), ensure_ascii=False)
+    for body, headers, status, reason in (
+        (gzip.compress(ASK), {"content_encoding": "gzip"}, 415, "compressed (Content-Encoding: gzip)"),
+        (ASK, {"content_encoding": "identity"}, 200, ""),
+        (ASK, {"content_type": "text/plain"}, 415, "Content-Type is text/plain"),
+        (ASK, {"content_type": ""}, 415, "Content-Type is missing"),
+        (ASK, {"content_type": "application/json; charset=utf-8"}, 200, ""),
+        (b"", {}, 400, "the body is empty"),
+        (b"\xef\xbb\xbf" + ASK, {}, 200, ""),
+        (text.encode("gbk"), {}, 400, "not UTF-8: byte 0xc4"),
+        (text.encode("utf-16"), {}, 400, "UTF-16"),
+        (text.encode("utf-16-le"), {}, 400, "UTF-16"),
+        (text.encode("utf-32"), {}, 400, "UTF-32"),
+        (ASK[:-5], {}, 400, "not JSON"),
+    ):
+        code, answer, _ = asyncio.run(ask(guard, body=body, **headers))
+        assert code == status, (body, headers, answer)
+        assert status == 200 or reason in answer["error"]["message"], answer
+
+
+PAGE = "http://localhost:5173"
+PREFLIGHT = {
+    "origin": PAGE, "access_control_request_method": "POST",
+    "access_control_request_headers": "authorization,content-type,x-stainless-lang",
+}  # fmt: skip
+
+
+def test_pages_that_are_let_in_get_what_their_browser_asks_for(made: Made) -> None:
+    guard = made(key="k" * 20, loopback=False, allowed_origins=[PAGE])
+    status, _, headers = asyncio.run(ask(guard, method="OPTIONS", **PREFLIGHT))  # without the key
+    assert status == 204 and headers[b"access-control-allow-origin"] == PAGE.encode()
+    assert headers[b"access-control-allow-headers"] == b"authorization,content-type,x-stainless-lang"
+    assert b"POST" in headers[b"access-control-allow-methods"] and b"access-control-allow-credentials" not in headers
+    key = {"authorization": "Bearer " + "k" * 20}
+    for more, code in (({}, 401), (key, 200)):  # refusals, too, can be read
+        status, _, headers = asyncio.run(ask(guard, origin=PAGE, **more))
+        assert status == code and headers[b"access-control-allow-origin"] == PAGE.encode()
+        assert headers[b"vary"] == b"Origin"
+
+
+def test_other_pages_get_nothing(made: Made) -> None:
+    for origins in ([], [PAGE]):
+        guard = made(allowed_origins=origins)
+        for origin in ("http://localhost:5174", "https://localhost:5173", "http://evil.example", "null", f"{PAGE}/"):
+            status, _, headers = asyncio.run(ask(guard, method="OPTIONS", **PREFLIGHT | {"origin": origin}))
+            assert status == 403 and not [name for name in headers if name.startswith(b"access-control")]
+            status, _, headers = asyncio.run(ask(guard, origin=origin))
+            assert not [name for name in headers if name.startswith(b"access-control")]
+            assert (headers.get(b"vary") == b"Origin") == bool(origins)
+            # what a browser sends without asking first is no JSON by its head
+            assert asyncio.run(ask(guard, origin=origin, content_type="text/plain"))[0] == 415
+    anybody = made(key="k" * 20, allowed_origins=["*"])
+    status, _, headers = asyncio.run(ask(anybody, method="OPTIONS", **PREFLIGHT | {"origin": "http://a.example"}))
+    assert status == 204 and headers[b"access-control-allow-origin"] == b"http://a.example"
+
+
+def test_while_it_is_checked_the_answer_says_how_far(made: Made, tmp_path: Path) -> None:
+    guard = made(is_open=False)
+    about = {"url": "u", "model": "r", "mode": "merged", "served": {}, "grace": 1}
+    server_note.write(tmp_path, "checking", **about, progress="proof 2 of 4 (stops): 12 of 43")
+    assert asyncio.run(ask(guard))[1]["error"]["message"].endswith("proof 2 of 4 (stops): 12 of 43")
 
 
 def test_without_a_key_this_machine_answers_to_its_own_names_only(made: Made) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 from support.programs import ROOT, script_environment
-from support.serving import free_port
+from support.serving import ask, free_port
 
-from lockstep.endpoint import server_note
+from lockstep.endpoint import protocol, server_note
 
 SERVER = """
-import http.server, os, subprocess, sys, time
+import http.server, os, socket, subprocess, sys, time
 port, mode = int(sys.argv[1]), sys.argv[2]
 if mode == "fail":
     print("(Engine pid=1) ERROR [core.py:1] ValueError: no such architecture", flush=True)
@@ -33,6 +33,8 @@ child = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 
 subprocess.Popen([sys.executable, "-c", child])
 if mode == "silent":
     time.sleep(300)
+while mode == "slow" and not os.path.exists("loaded"):
+    time.sleep(0.05)
 class Healthy(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -48,7 +50,10 @@ class Healthy(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *_):
         pass
-http.server.ThreadingHTTPServer(("127.0.0.1", port), Healthy).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Healthy, bind_and_activate=False)
+server.socket = socket.socket(fileno=int(os.environ["LOCKSTEP_LISTENER"]))
+os.write(int(os.environ["LOCKSTEP_READY"]), b"1")
+server.serve_forever()
 """
 
 START = """
@@ -66,7 +71,7 @@ plan = launch_plan.LaunchPlan(
     rules=request_rules.Rules("t", [], 1, 1, 1024, 1, True, True, 1), canary=[1],
     timing=launch_plan.Timing(float(timeout), grace=1, pause=0.3, patience=0.3), remade={}, example={"model": "r"},
 )
-cli.run(lambda: supervisor.start(plan, prove=lambda server, claim: report))
+cli.run(lambda: supervisor.start(plan, prove=lambda server, claim, tell: report))
 """
 
 
@@ -246,6 +251,35 @@ def test_even_a_killed_supervisor_takes_its_server_along(tmp_path: Path, port: i
     for process in everyone:
         if process.is_running():
             process.kill()
+
+
+def test_while_it_loads_somebody_answers_and_a_stop_makes_the_start_fail(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port, "slow")
+    assert eventually(lambda: supervisor_says(tmp_path, "status")[1].count("vLLM loads the model: ") == 1)
+    for path, body in (("/health", None), ("/v1/models", None), ("/v1/chat/completions", {"messages": []})):
+        status, answer = ask(f"http://127.0.0.1:{port}{path}", body)
+        assert status == 503 and protocol.reason_of(answer) == protocol.LOADING
+        assert "the server is loading its model: vLLM loads the model: " in answer["error"]["message"]
+    assert "stopped the server at" in stop(tmp_path)
+    assert supervisor.wait(timeout=10) == 75
+    assert supervisor.stderr and "stopped before it had opened" in supervisor.stderr.read()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(port) in (p.info["cmdline"] or [])]
+    with pytest.raises(OSError):
+        ask(f"http://127.0.0.1:{port}/health")
+
+
+def test_what_loads_takes_the_port_over_and_nobody_is_refused_in_between(tmp_path: Path, port: int) -> None:
+    supervisor = launch(tmp_path, port, "slow")
+    assert eventually(lambda: supervisor_says(tmp_path, "status")[1].count("vLLM loads the model: ") == 1)
+    (tmp_path / "loaded").touch()
+    statuses: list[int] = []
+    while 200 not in statuses:
+        statuses.append(ask(f"http://127.0.0.1:{port}/health")[0])
+    assert set(statuses[:-1]) <= {503}
+    wait_until_serving(tmp_path, supervisor)
+    assert {ask(f"http://127.0.0.1:{port}/health")[0] for _ in range(20)} == {200}
+    supervisor.terminate()
+    assert supervisor.wait(timeout=30) == 0
 
 
 def test_what_the_gate_does_not_pass_is_never_opened(tmp_path: Path, port: int) -> None:
