@@ -26,9 +26,9 @@ PAGES_OF_ANYBODY = {"*", "null"}
 UNSAFE = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION")
 # Flags that serve.vllm_args must leave alone: set here, or a way past the middleware.
 RESERVED = {
-    "model", "hf_config_path", "uds", "middleware", "config", "chat_template", "chat_template_content_format", "generation_config",
-    "override_generation_config",
-    "default_chat_template_kwargs", "enable_lora", "lora_modules", "max_lora_rank", "trust_remote_code",
+    "model", "hf_config_path", "uds", "middleware", "config", "chat_template", "chat_template_content_format",
+    "generation_config", "override_generation_config", "default_chat_template_kwargs", "enable_lora",
+    "lora_modules", "max_lora_rank", "trust_remote_code",
     "trust_request_chat_template", "trust_request_mm_kwargs", "enable_prompt_embeds", "enable_tokenizer_info_endpoint",
     "profiler_config", "tool_server", "logprobs_mode", "allowed_local_media_path",
     "worker_extension_cls", "worker_cls", "tokenizer_mode", "language_model_only", "tokens_only", "enable_scale_out",
@@ -50,9 +50,6 @@ INSTEAD = dict.fromkeys(
     "host": "set serve.host",
     "port": "set serve.port",
     "served_model_name": "set serve.served_model_name",
-    "max_model_len": "set serve.max_model_len",
-    "max_num_seqs": "set serve.max_num_seqs",
-    "shutdown_timeout": "set serve.shutdown_timeout",
 }  # fmt: skip
 PLAIN_QUESTION = [{"role": "user", "content": "你是谁？"}]  # for a model whose run has no data here
 FLAG = re.compile(r"-{0,2}[A-Za-z][\w.-]*")
@@ -116,13 +113,9 @@ def plan(settings: Settings) -> LaunchPlan:
         UserError: a missing, stale or changed stage, an address that others could reach without a
             key, a busy port, or too little memory.
     """
+    _check_origins(settings.serve.allowed_origins)
     settings, route = serving_modes.resolve(settings)
     serve = settings.serve
-    if (anybody := PAGES_OF_ANYBODY.intersection(serve.allowed_origins)) and not protocol.key():
-        raise UserError(
-            f"--serve.allowed_origins {min(anybody)}: any page in a browser on this machine could use the model, so it "
-            f"needs a key: set {protocol.KEY}, or list the pages' origins, such as http://localhost:5173"
-        )
     for name in UNSAFE:
         if os.environ.get(name, "0") not in ("", "0"):
             raise UserError(f"{name} is set: it opens the server to code or weights from outside; unset it")
@@ -148,6 +141,15 @@ def plan(settings: Settings) -> LaunchPlan:
         remade=dict.fromkeys(subject.remade, subject.trained),
         example=curl_line.body(settings.sampling, name, sample_question.of_run(settings.run_dir) or PLAIN_QUESTION),
     )
+
+
+def _check_origins(origins: tuple[str, ...]) -> None:
+    """Raise UserError where any page at all is let in, and nothing else keeps it out."""
+    if (anybody := PAGES_OF_ANYBODY.intersection(origins)) and not protocol.key():
+        raise UserError(
+            f"--serve.allowed_origins {min(anybody)}: any page in a browser on this machine could use the model, so it "
+            f"needs a key: set {protocol.KEY}, or list the pages' origins, such as http://localhost:5173"
+        )
 
 
 def _arguments(settings: Settings, subject: Subject, cuda: bool) -> list[str]:
@@ -245,7 +247,7 @@ def _more_arguments(given: dict[str, Any]) -> list[str]:
         plain = name.strip("-").replace("-", "_").removeprefix("no_").split(".")[0]
         for flag, instead in INSTEAD.items():  # vLLM takes flags that are cut short, too
             if flag.startswith(plain):
-                raise UserError(f"--serve.vllm_args: {name} has no effect here: {instead}")
+                raise UserError(f"--serve.vllm_args: {name} is not open to change: {instead}")
         if any(reserved.startswith(plain) for reserved in RESERVED):
             raise UserError(
                 f"--serve.vllm_args: {name} is not open to change: Lockstep sets it, or leaves it off for safety"

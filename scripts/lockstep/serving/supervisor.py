@@ -172,9 +172,7 @@ def _check_disk(remade: dict[Path, Settings]) -> dict[str, Any]:
     return compared
 
 
-def _prove(
-    plan: LaunchPlan, server: Server, prove: Prove, foreseen: dict[str, Any], progress: StartProgress
-) -> None:
+def _prove(plan: LaunchPlan, server: Server, prove: Prove, foreseen: dict[str, Any], progress: StartProgress) -> None:
     """Let the gate ask, keep its report, and refuse to go on where it does not pass.
 
     Args:

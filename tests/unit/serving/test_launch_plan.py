@@ -234,6 +234,13 @@ def test_any_other_flag_of_vllm_passes_through_and_none_past_the_door(home: Path
                  "override_generation_config.temperature", "trust_remote_cod"):  # fmt: skip
         with pytest.raises(UserError, match=f"{name} is not open to change"):
             launch_plan.plan(settings(serve__vllm_args=json.dumps({name: True})))
+    for name, instead in (
+        ("allowed-origins", "serve.allowed_origins"), ("allow_cred", "serve.allowed_origins"), ("ssl_keyfile", "a proxy"),
+        ("root-path", "a proxy"), ("h11-max-header-count", "bounded here"), ("api_key", "LOCKSTEP_API_KEY"),
+        ("port", "serve.port"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"{name} is not open to change: .*{instead}"):
+            launch_plan.plan(settings(serve__vllm_args=json.dumps({name: ["*"]})))
     for given in ({"host=0.0.0.0": True}, {"seed": ["1", "--host", "0.0.0.0"]}, {"seed": "--host=0.0.0.0"}, {"a b": 1},
                   {"seed": [1, "--trust-remote-code"]}, {"": True}, {"seed": "-x"}, {"seed": " --host"}):  # fmt: skip
         with pytest.raises(UserError, match="is not one flag and its values"):
@@ -264,3 +271,18 @@ def test_switches_that_open_the_server_are_refused(home: Path, monkeypatch: pyte
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
     with pytest.raises(UserError, match="unset it"):
         launch_plan.plan(settings())
+
+
+def test_pages_of_anybody_need_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCKSTEP_API_KEY", raising=False)
+    for origins in ("*", "http://localhost:5173,null", "http://localhost:5173,*"):
+        with pytest.raises(UserError, match="any page in a browser on this machine could use the model"):
+            launch_plan.plan(settings(serve__allowed_origins=origins))
+    for origins, written in (
+        ("http://localhost:5173/", "http://localhost:5173"), ("HTTPS://Chat.example.org:443", "https://chat.example.org"),
+        ("app://obsidian.md", "app://obsidian.md"), ("http://[::1]:80", "http://[::1]"),
+    ):  # fmt: skip
+        assert settings(serve__allowed_origins=origins).serve.allowed_origins == (written,)
+    for origins in ("localhost:5173", "http://localhost:5173/chat", "http://", "example.org"):
+        with pytest.raises(UserError, match="must be a page's scheme, host and port"):
+            settings(serve__allowed_origins=origins)
