@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from lockstep import paths
 from lockstep.artifacts import filenames, lineage
-from lockstep.endpoint import address, curl_line, protocol, server_note
+from lockstep.endpoint import address, curl_line, server_note
 from lockstep.endpoint.server_note import State
 from lockstep.errors import Terminated, UserError
 from lockstep.merging import disk_check
