@@ -17,6 +17,7 @@ RIGHT: Kind = "right"  # only in the second
 # CJK characters, words and single signs, each with the spaces before it; spaces at the end are a piece of their own
 PIECES = re.compile(rf"\s*(?:[{cjk.HAN}{cjk.KANA}]|[^\W{cjk.HAN}{cjk.KANA}]+|\S)|\s+")
 MOST = 1_500  # pieces of each text that are compared one by one
+ALIKE = 0.6  # share of the characters of both texts that they have in common
 EQUAL = 100_000  # pairs of equal pieces beyond which matches must not start at frequent ones: loops take cubic time
 
 
@@ -80,3 +81,12 @@ def _joined(pieces: Sequence[tuple[Kind, str]]) -> Spans:
             pending[kind] += text
     flush(SAME, LEFT, RIGHT)
     return joined
+
+
+def alike(pieces: Spans) -> bool:
+    """Whether two texts have so much in common that marks help to read them: at least ALIKE of all their characters."""
+    sizes = Counter[Kind]()
+    for kind, text in pieces:
+        sizes[kind] += len("".join(text.split()))
+    common = 2 * sizes[SAME]
+    return common >= ALIKE * (common + sizes[LEFT] + sizes[RIGHT])
