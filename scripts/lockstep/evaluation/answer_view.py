@@ -12,7 +12,7 @@ from lockstep.text import cjk
 ROWS = 300  # answers on the page
 CHARACTERS = 4000  # of one text
 LONG = 600  # characters, or
-LINES = 12  # lines, beyond which a text is folded
+LINES = 16  # lines, beyond which a text is folded
 SIDES = ("base", "tuned")
 CLEARLY = 5.0  # points of chrF by which one answer is closer to the reference than another
 # (base is right, tuned is right) → the name by which the page filters and sorts

@@ -80,8 +80,9 @@ def outcome(chosen: list[Line]) -> str:
 
 def sentence(metrics: Metrics, chosen: list[Line]) -> str:
     """The answer to "did it get better?"."""
+    forgot = "worse" in metrics["forgetting"]["verdict"].values()
     texts = {
-        "better": phrase("Yes, it got better."),
+        "better": phrase("Yes, it got better, but it forgot something.") if forgot else phrase("Yes, it got better."),
         "worse": phrase("No, it got worse."),
         "mixed": phrase("In part: better in one respect, worse in another."),
         "undecided": phrase("That is undecided: {rows} test rows show no clear difference.", rows=metrics["rows"]),
@@ -134,7 +135,8 @@ def _of_panel(name: str, table: Metrics) -> str:
     ]
     if table["verdict"].get(name) == "undecided":
         parts += [phrase("few")] if rows < FEW else []
-        parts += [text] if (text := _rows_needed(table["difference"][name], "undecided")) else []
+        needed = table["difference"][name].get("rows_needed")
+        parts += [phrase("about {rows} would decide", rows=needed)] if needed else []
     return phrase(", ").join(parts)
 
 

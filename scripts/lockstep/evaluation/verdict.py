@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.client.batch_file import AnswerRecord
-from lockstep.evaluation import bootstrap, contestants, forgetting, scores, train_test_overlap
+from lockstep.evaluation import answer_kinds, bootstrap, contestants, forgetting, scores, train_test_overlap
 from lockstep.evaluation.contestants import Case
 from lockstep.evaluation.forgetting import Panel
 from lockstep.evaluation.measures import Measure
@@ -39,11 +39,14 @@ def metrics(
     ]
     paragraphs = _in_all(answers, "prose")
     base_memory, tuned_memory = (_of_panel(panel, own, answered, paragraphs) for own in (base, tuned))
+    counted = {"general_questions": sum(answered), "prose_perplexity": sum(paragraphs)}
+    texts = [[row.get("answer", "") for row in own["answers"]] for own in (base, tuned)]
     result = bootstrap.compare(figures["base"], figures["tuned"], seed) | {
         "rows": len(cases),
         "errors": {name: sum("error" in row for row in own["answers"]) for name, own in answers.items()},
         "unanswered": {name: _unanswered(own) for name, own in answers.items()},
-        "forgetting": bootstrap.compare(base_memory, tuned_memory, seed),
+        "answers": answer_kinds.summary([case.reference for case in cases], texts[0], texts[1], seed),
+        "forgetting": bootstrap.compare(base_memory, tuned_memory, seed) | {"rows": counted},
         "overlap": train_test_overlap.find(contestants.pairs(train), [case.pair for case in cases]).summary(),
         "serving": _served_against_trained(recorded, tuned["reference"]),
     }

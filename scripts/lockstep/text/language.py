@@ -35,7 +35,7 @@ def use(language: str) -> None:
     os.environ["LANGUAGE"] = language
 
 
-def phrase(text: str, **values: object) -> str:
+def phrase(text: str, /, **values: object) -> str:
     """A page's text in the current language, with its placeholders filled in."""
     chosen = _phrases().get(text, text) if current() == CHINESE else text
     return chosen.format(**values) if values else chosen

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # key in metrics.jsonl → label, colour, marker. Evaluations are few: each is a point.
 LOSSES = {"loss": ("training", "#4878a8", ""), "eval_loss": ("held out", "#c44e52", "o")}
+RATE, STEP, LOSS = "learning rate (dashed)", "optimizer step", "loss, nats per supervised token"
+WORDS = (RATE, STEP, LOSS, *(label for label, _, _ in LOSSES.values()))  # all that stands in a picture beside its title
 
 
 def draw(log_file: Path, picture: Path, title: str) -> None:
@@ -57,10 +59,10 @@ def _figure(records: list[dict[str, Any]], title: str) -> "Figure":
     if rates:
         right = axes.twinx()
         right.plot(*zip(*rates, strict=True), color="#999999", linewidth=0.8, linestyle="--")
-        right.set_ylabel("learning rate (dashed)", color="#777777")
+        right.set_ylabel(RATE, color="#777777")
         right.set_ylim(bottom=0)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss, nats per supervised token")
+    axes.set_xlabel(STEP)
+    axes.set_ylabel(LOSS)
     axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.legend()
