@@ -31,9 +31,9 @@ from lockstep.client.batch_file import AnswerRecord
 from lockstep.data import user_files
 from lockstep.endpoint import address
 from lockstep.errors import Terminated, UserError
-from lockstep.evaluation import catalogue, contestants
+from lockstep.evaluation import contestants
 from lockstep.evaluation.contestants import Case, Contestant, Task
-from lockstep.settings import cli
+from lockstep.settings import cli, commands
 from lockstep.settings.schema import GREEDY, Sampling
 from lockstep.settings.tree import Settings
 
@@ -100,8 +100,8 @@ def on_server(who: Contestant, url: str, *names: str) -> Contestant:
     from lockstep.client.openai_client import Endpoint
 
     url = address.checked_url(url)
-    model = Endpoint(url, notice=print).model(*names)
-    print(f"{who.name}: {model} at {url}")
+    model = Endpoint(url, notice=cli.say).model(*names)
+    cli.say(f"{who.name}: {model} at {url}")
     return replace(who, url=url, model=model, identity=f"{url} {model} {who.identity}")
 
 
@@ -170,10 +170,11 @@ def evaluate(settings: Settings, work: Path) -> dict[str, Any]:
     for who in contestants_of(settings):
         tasks = common + more if who.name == "tuned" else common
         answers[who.name] = contestants.collect(
-            who, tasks, run_dir / filenames.ANSWERS, section.concurrency, print, progress_bar
+            who, tasks, run_dir / filenames.ANSWERS, section.concurrency, cli.say, progress_bar
         )
 
     metrics = verdict.metrics(cases, answers, panel, recorded, run_dir / filenames.DATA / filenames.TRAIN, section.seed)
+    metrics["asked"] = {"rows": section.rows, "max_tokens": section.max_tokens}
     metrics["sampling"] = sampling_of(settings).model_dump(exclude_none=True)
     metrics["samplings"] = [
         verdict.of_sampling(cases, sampling, answers["tuned"][f"sampling-{number}"])
@@ -189,6 +190,14 @@ def evaluate(settings: Settings, work: Path) -> dict[str, Any]:
     return metrics
 
 
+def in_this_language(folder: Path) -> bool:
+    """Whether the report is in the language that messages are in now."""
+    from lockstep.evaluation import report_page
+
+    with (folder / filenames.REPORT).open(encoding="utf-8") as page:
+        return report_page.opening_tag() in page.read(1000)
+
+
 def rebuild(settings: Settings) -> None:
     """Write the report again from what is there, with what a person has written into the sheet since."""
     from lockstep.evaluation import human_sheet, report_page
@@ -200,7 +209,10 @@ def rebuild(settings: Settings) -> None:
     Stage("evaluate", folder, {}, []).recover()
     if not (folder / filenames.MANIFEST).exists():
         report_page.write(run_dir, None, run_dir / filenames.REPORT)
-        return print(f"{paths.label(run_dir)}/report.html is written, without an evaluation: `make evaluate` makes one")
+        evaluate_it = commands.make("evaluate")
+        return cli.say(
+            f"{paths.label(run_dir)}/report.html is written, without an evaluation: `{evaluate_it}` makes one"
+        )
     record = manifest.read(folder)
     stage = Stage(
         "evaluate",
@@ -214,33 +226,28 @@ def rebuild(settings: Settings) -> None:
     if stage.inputs != record.inputs:
         raise UserError(
             f"{paths.label(folder)} was made from another model or other data than what is there now: "
-            f"run `make evaluate ARGS=--force`"
+            f"run `{commands.make('evaluate', '--force')}`"
         )
     stage.metrics = record.metrics
     with stage.writing() as work:
         shutil.copyfile(folder / filenames.PREDICTIONS, work / filenames.PREDICTIONS)
-        metrics = atomic.read_json(folder / filenames.METRICS)
+        metrics = report_page.complete(folder)
         metrics["people"] = human_sheet.read(run_dir / filenames.SHEET, work / filenames.PREDICTIONS)
         atomic.write_json(work / filenames.METRICS, metrics)
         report_page.write(run_dir, work, work / filenames.REPORT)
-    print(f"{paths.label(folder)}/report.html is written")
+    cli.say(f"{paths.label(folder)}/report.html is written")
 
 
-def show(metrics: dict[str, Any]) -> None:
-    """Print the table of measures, and warn of rows without an answer."""
-    print(
-        f"\n{metrics['rows']} held-out rows; 95 % intervals; the verdict by a 99 % interval of the paired difference\n"
-    )
-    print(f"  {'':20} {'base':>26} {'tuned':>26}   verdict")
-    for name in [name for name, entry in catalogue.ANSWERS.items() if entry.in_terminal and name in metrics["base"]]:
-        base, tuned = cell(metrics["base"][name]), cell(metrics["tuned"][name])
-        verdict = metrics["verdict"].get(name) or ""
-        needed = metrics["difference"][name].get("rows_needed")
-        more = f" (about {needed} rows would decide)" if verdict == "undecided" and needed else ""
-        print(f"  {name:20} {base:>26} {tuned:>26}   {verdict}{more}")
+def show(metrics: dict[str, Any], run_dir: Path) -> None:
+    """Print the headline, the table of measures and what to do next, and warn of rows without an answer."""
+    from lockstep.evaluation import report_page, terminal
+
+    sheet = paths.label(run_dir / filenames.SHEET)
+    for line in terminal.lines(metrics, sheet, report_page.steps(run_dir, metrics)):
+        print(line)
     for name, counts in metrics["unanswered"].items():
         for kind, count in counts.items():
-            print(f"warning: {unanswered(name, kind, count)}", file=sys.stderr)
+            cli.say(f"warning: {unanswered(name, kind, count)}", to_stderr=True)
 
 
 def unanswered(name: str, kind: str, count: int) -> str:
@@ -249,14 +256,6 @@ def unanswered(name: str, kind: str, count: int) -> str:
         return f"{count} rows of {name} ({kind}) were refused by its server and are left out"
     consequence = "count as wrong" if kind == "answers" else "are left out"
     return f"{count} rows of {name} have no answer ({kind}) and {consequence}: --force asks all of them again"
-
-
-def cell(figure: dict[str, Any]) -> str:
-    """A value with its interval."""
-    if figure["value"] is None:
-        return "–"
-    ends = figure["ci95"]
-    return f"{figure['value']:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
 
 
 def terminate(number: int, _: Any) -> None:
@@ -312,11 +311,12 @@ def main() -> None:
     settings, _ = lineage.require(settings, run_dir / filenames.MERGED, "merge")
     lineage.require(settings, run_dir / filenames.ADAPTER, "train")
     if newer := lineage.newer_rows(run_dir):
-        print(f"note: {newer}")
+        cli.say(f"note: {newer}")
     sections = settings.sections("model", "data", "method", "evaluate", "sampling") | {"engine": engine_of(settings)}
     stage = Stage("evaluate", folder, sections, inputs_of(settings), chosen.force, config_file=settings.config_file)
     if record := stage.finished():
-        return print(f"{paths.label(folder)} is up to date ({manifest.short(record.digest)})")
+        cli.say(f"{paths.label(folder)} is up to date ({manifest.short(record.digest)})")
+        return None if in_this_language(folder) else rebuild(settings)
 
     # --- work, save, manifest last ---
     signal.signal(signal.SIGTERM, terminate)
@@ -331,9 +331,10 @@ def main() -> None:
             side: {name: metrics[side][name]["value"] for name in metrics[side]} for side in ("base", "tuned")
         }
     (run_dir / filenames.ANSWERS / FORCED).unlink(missing_ok=True)
-    show(metrics)
-    print(f"\n{paths.label(folder)} is complete; look at {paths.label(folder)}/report.html")
-    print(f"{paths.label(run_dir)}/sheet.csv holds answers for you to judge; `make report` reads them back")
+    show(metrics, run_dir)
+    cli.say(f"\n{paths.label(folder)} is complete; look at {paths.label(folder)}/report.html")
+    again = commands.make("report")
+    cli.say(f"{paths.label(run_dir)}/sheet.csv holds answers for you to judge; `{again}` reads them back")
 
 
 if __name__ == "__main__":

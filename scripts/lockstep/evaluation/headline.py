@@ -3,7 +3,7 @@
 Works on eval/metrics.json alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,20 +156,6 @@ def people(metrics: Metrics, sheet: str) -> str:
     )  # fmt: skip
 
 
-def for_terminal(metrics: Metrics, sheet: str) -> Iterator[str]:
-    """The headline as lines of text."""
-    chosen = lines(metrics)
-    yield sentence(metrics, chosen)
-    yield from _listed(chosen)
-    yield kind(metrics)
-    yield people(metrics, sheet)
-    memory, measured = forgotten(metrics)
-    yield memory
-    yield from _listed(measured)
-
-
-def _listed(chosen: list[Line]) -> Iterator[str]:
-    for line in chosen:
-        verdict = f"  {PICTOGRAM[line.verdict]} {phrase(line.verdict)}" if line.verdict else ""
-        note = phrase(" ({note})", note=line.note) if line.note else ""
-        yield f"  {line.title}: {line.base} → {line.tuned}{verdict}{note}"
+def is_for_people(metrics: Metrics) -> bool:
+    """Whether a person's judgement belongs in the headline."""
+    return metrics["answers"]["kind"] in (answer_kinds.TEXT, answer_kinds.MIXED) or bool(metrics["people"])

@@ -12,9 +12,9 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames, jsonl_log, manifest
 from lockstep.artifacts.manifest import Manifest
 from lockstep.evaluation import answer_kinds, answer_view, catalogue, headline, next_steps
-from lockstep.evaluation.next_steps import Make
 from lockstep.model import coverage
 from lockstep.serving import gate_report
+from lockstep.settings import commands
 from lockstep.text import json_text, language
 from lockstep.text.language import phrase
 from lockstep.training import loss_plot
@@ -26,24 +26,24 @@ STAGES = (filenames.DATA, filenames.ADAPTER, filenames.MERGED)  # whose commands
 HTML_LANGUAGES = {language.ENGLISH: "en", language.CHINESE: "zh-CN"}
 
 
-def write(run_dir: Path, evaluation: Path | None, file: Path, make: Make) -> None:
+def write(run_dir: Path, evaluation: Path | None, file: Path) -> None:
     """Write the page.
 
     Args:
         run_dir: the run's folder.
         evaluation: the folder with metrics.json and predictions.jsonl; None where nothing was evaluated.
         file: where the page goes.
-        make: (goal, *words of ARGS) → a command to paste.
     """
     from jinja2 import Environment
+    from markupsafe import Markup
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(PAGE.read_text(encoding="utf-8"))
-    stages = {name: manifest.read(run_dir / name) for name in STAGES if (run_dir / name / filenames.MANIFEST).exists()}
+    stages = _stages(run_dir)
     gate = gate_report.read(run_dir / filenames.SERVE)
     text = page.render(
         _=phrase,
-        html_language=HTML_LANGUAGES[language.current()],
+        opening_tag=Markup(opening_tag()),
         run=run_dir.name,
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         loss_curve=_loss_curve(run_dir / filenames.TRAINING_LOG),
@@ -54,14 +54,19 @@ def write(run_dir: Path, evaluation: Path | None, file: Path, make: Make) -> Non
         gate=gate,
         replaced=gate_report.replaced(gate) if gate else [],
         stages=stages,
-        commands=_commands(stages),
-        evaluate_command=make("evaluate"),
+        typed=_commands(stages),
+        evaluate_command=commands.make("evaluate"),
         pictogram=headline.PICTOGRAM,
         title_of=lambda name: phrase(catalogue.title(name)),
         translated=language.translated,
-        **(_evaluation(evaluation, run_dir, stages, make) if evaluation else {}),
+        **(_evaluation(evaluation, run_dir, stages) if evaluation else {}),
     )
     file.write_text(text, encoding="utf-8")
+
+
+def opening_tag() -> str:
+    """The tag that begins a page in the current language."""
+    return f'<html lang="{HTML_LANGUAGES[language.current()]}">'
 
 
 def _json(file: Path) -> Any:
@@ -73,7 +78,7 @@ def _weights(file: Path) -> list[dict[str, Any]]:
     return coverage.table(atomic.read_json(file)) if file.exists() else []
 
 
-def _evaluation(folder: Path, run_dir: Path, stages: Mapping[str, Manifest], make: Make) -> dict[str, Any]:
+def _evaluation(folder: Path, run_dir: Path, stages: Mapping[str, Manifest]) -> dict[str, Any]:
     """What the page shows of an evaluation."""
     metrics, predictions = complete(folder), folder / filenames.PREDICTIONS
     kind, sheet = metrics["answers"]["kind"], paths.label(run_dir / filenames.SHEET)
@@ -82,7 +87,7 @@ def _evaluation(folder: Path, run_dir: Path, stages: Mapping[str, Manifest], mak
     memory, measured = headline.forgotten(metrics)
     return {
         "metrics": metrics,
-        "kind": kind,
+        "for_people": headline.is_for_people(metrics),
         "outcome": headline.outcome(lines),
         "sentence": headline.sentence(metrics, lines),
         "why": headline.kind(metrics),
@@ -90,7 +95,7 @@ def _evaluation(folder: Path, run_dir: Path, stages: Mapping[str, Manifest], mak
         "people": headline.people(metrics, sheet),
         "memory": memory,
         "memory_lines": measured,
-        "steps": next_steps.steps(metrics, facts(run_dir, stages), make),
+        "steps": next_steps.steps(metrics, facts(run_dir, stages), commands.make),
         "table": _table(metrics),
         "forgotten": _table(metrics["forgetting"]),
         "verdict": _verdict(metrics),
@@ -203,10 +208,19 @@ def _final_losses(log_file: Path) -> dict[str, float]:
     return losses
 
 
+def steps(run_dir: Path, metrics: Mapping[str, Any]) -> list[next_steps.Step]:
+    """What to do next, with commands for the present program's config and run."""
+    return next_steps.steps(metrics, facts(run_dir, _stages(run_dir)), commands.make)
+
+
+def _stages(run_dir: Path) -> dict[str, Manifest]:
+    return {name: manifest.read(run_dir / name) for name in STAGES if (run_dir / name / filenames.MANIFEST).exists()}
+
+
 def _commands(stages: Mapping[str, Manifest]) -> list[str]:
     """The stages' commands, as they were given."""
-    commands = []
+    given = []
     for record in stages.values():
         script = paths.label(Path(record.argv[0]).resolve()) if record.argv else ""
-        commands.append(" ".join(["python", script, *record.argv[1:]]))
-    return commands
+        given.append(" ".join(["python", script, *record.argv[1:]]))
+    return given
