@@ -101,6 +101,12 @@ def test_figures_report_and_sheet(home: Home, references: dict[str, str]) -> Non
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "http://" not in page.replace("http://127.0.0.1", "").replace("http://www.w3.org", "") and "src=" not in page
     assert all(line["row"] in page for line in lines)
+    assert metrics["answers"]["kind"] == "mixed" and "Perplexity" in answer.stdout
+    assert "What to do next" in page and "What to do next" in answer.stdout and "make evaluate CONFIG= ARGS=" in answer.stdout
+    chinese = evaluate(home, *words, "--lang", "zh")  # up to date: only the report is written again
+    assert "outputs/r/eval 已是最新" in chinese.stdout and len(tuned.seen) == asked
+    assert '<html lang="zh-CN">' in (folder / "report.html").read_text(encoding="utf-8")
+    assert evaluate(home, "--report").returncode == 0
 
     sheet = home.run / "sheet.csv"
     text = sheet.read_text(encoding="utf-8-sig").splitlines()
