@@ -82,6 +82,7 @@ data: setup $(TOY) ## 01 rows → exactly the tensors that training sees
 
 train: setup $(TOY) ## 02 train the adapter
 	$(call parse,$(PY) scripts/02_train_qlora.py)
+	$(call need,scripts/00_download_model.py,download)
 	$(call need,scripts/01_data_collator.py,data)
 	$(PY) scripts/02_train_qlora.py $(FLAGS)
 
@@ -90,7 +91,9 @@ tensorboard: setup ## watch the curves of all runs in a browser, at http://127.0
 
 merge: setup $(TOY) ## 03 merge the adapter, and measure that nothing changed
 	$(call parse,$(PY) scripts/03_merge_lora.py)
-	$(if $(findstring --adapter.path,$(ARGS)),$(call need,scripts/01_data_collator.py,data),$(call need,scripts/02_train_qlora.py,train))
+	$(call need,scripts/00_download_model.py,download)
+	$(call need,scripts/01_data_collator.py,data)
+	$(if $(findstring --adapter.path,$(ARGS)),,$(call need,scripts/02_train_qlora.py,train))
 	$(PY) scripts/03_merge_lora.py $(FLAGS)
 
 serve: setup $(TOY) ## serve the merged model with vLLM, in the foreground
@@ -100,6 +103,7 @@ serve: setup $(TOY) ## serve the merged model with vLLM, in the foreground
 
 serve-lora: setup $(TOY) ## serve base + adapter with vLLM, in the foreground
 	$(call parse,PYTHON=$(PY) scripts/serve_vllm.sh)
+	$(call need,scripts/00_download_model.py,download)
 	$(if $(findstring --adapter.path,$(ARGS)),$(call need,scripts/01_data_collator.py,data),$(call need,scripts/02_train_qlora.py,train))
 	$(PY) scripts/03_merge_lora.py --base $(UPSTREAM)
 	PYTHON=$(PY) ACCEL=$(ACCEL) scripts/serve_vllm.sh --serve.mode lora $(FLAGS)
@@ -124,6 +128,8 @@ curl: setup ## the same with curl, in Chinese
 
 evaluate: setup $(TOY) ## 05 base and tuned model on the test rows: verdict and report
 	$(call parse,$(PY) scripts/05_evaluate.py)
+	$(call need,scripts/00_download_model.py,download)
+	$(call need,scripts/01_data_collator.py,data)
 	$(call need,scripts/03_merge_lora.py,merge)
 	ACCEL=$(ACCEL) $(PY) scripts/05_evaluate.py $(FLAGS)
 

@@ -177,7 +177,8 @@ def main() -> None:
     run_dir = settings.run_dir
     folder = run_dir / ("base" if options.base else "merged")
     if options.check:
-        sys.exit(user_files.check_exit_code(settings, "merge", folder))
+        # whoever serves or measures the merged model compares it with the adapter's record
+        sys.exit(user_files.check_exit_code(settings, "merge", folder, run_dir / filenames.ADAPTER))
     user_files.check_paths(settings, "merge")
 
     # --- inputs ---

@@ -19,18 +19,19 @@ _CURES = {
 MISSING = 3  # exit code of --check: the stage's output is not there, and make runs the stage
 
 
-def check_exit_code(settings: Settings, goal: str, folder: Path) -> int:
-    """What a stage's --check answers: 0 where its output `folder` is complete, MISSING where it is not.
+def check_exit_code(settings: Settings, goal: str, *folders: Path) -> int:
+    """What a stage's --check answers: 0 where its output is complete, MISSING where it is not.
 
     Make then runs the stages from the first incomplete one up to the goal, so the paths of all of these are checked.
 
     Args:
         goal: the stage, a key of `manifest.MAKERS`.
+        folders: its output, and what else must be there for those who ask.
 
     Raises:
         UserError: one of these stages would read a path that does not exist.
     """
-    if manifest.looks_complete(folder):
+    if all(map(manifest.looks_complete, folders)):
         return 0
     run = settings.run_dir
     outputs = {
