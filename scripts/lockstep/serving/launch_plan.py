@@ -10,9 +10,9 @@ from typing import Any
 
 from lockstep import paths
 from lockstep.data import sample_question
-from lockstep.endpoint import address, curl_line, protocol
+from lockstep.endpoint import address, curl_line, protocol, server_note
 from lockstep.errors import UserError
-from lockstep.serving import device_flags, model_flags, preflight, probe, serving_modes
+from lockstep.serving import device_flags, model_flags, preflight, probe, server_control, serving_modes
 from lockstep.serving.gate import Claim
 from lockstep.serving.gate_findings import Bounds
 from lockstep.serving.request_rules import Rules
@@ -104,6 +104,20 @@ class LaunchPlan:
     timing: Timing
     remade: dict[Path, Settings]
     example: dict[str, Any]
+
+
+def check_place(settings: Settings) -> None:
+    """Refuse, before a run is merged to be served, an address that it cannot have, or a server that is there already.
+
+    Raises:
+        UserError: see `preflight.check_address`; or the run is served.
+    """
+    if settings.serve.mode != "auto":
+        folder = address.serve_dir(settings)
+        if note := server_note.current(folder):
+            where, stop = f"at {note.url} by process {note.pid}", server_control.stop_command(folder)
+            raise UserError(f"{server_control.already(folder)} {where}: run `{stop}` first")
+    preflight.check_address(settings.serve.host, settings.serve.port)
 
 
 def plan(settings: Settings) -> LaunchPlan:

@@ -4,12 +4,15 @@ import os
 import re
 import socket
 import subprocess
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.endpoint import address, protocol
 from lockstep.errors import UserError
+from lockstep.serving import server_control
 
 SHORTEST_KEY = 16  # characters
 # Bytes beside weights and KV cache on a CPU: two Python processes with torch, and activations.
@@ -44,11 +47,16 @@ def listener(host: str, port: int) -> socket.socket:
         raise UserError(f"port {port} needs the rights of root: choose one above 1023 with --serve.port") from error
     except OSError as error:
         bound.close()
-        raise UserError(
-            f"port {port} on {host} is in use: run `make stop` if it is this run's server, "
-            f"or choose another --serve.port"
-        ) from error
+        raise UserError(f"port {port} on {host} is in use{_holder(port)} or choose another --serve.port") from error
     return bound
+
+
+def _holder(port: int) -> str:
+    """Which run's server listens at a port, and how it is stopped; to be completed with another way on."""
+    for folder, note in server_control.running():
+        if urllib.parse.urlsplit(note.url).port == port:
+            return f" by the server of {paths.label(folder.parent)}: run `{server_control.stop_command(folder)}`,"
+    return " by another program: end it,"
 
 
 def config_of(model: Path) -> dict[str, Any]:

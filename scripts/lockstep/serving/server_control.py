@@ -11,9 +11,10 @@ import psutil
 
 from lockstep import paths
 from lockstep.artifacts import filenames
-from lockstep.endpoint import protocol, server_note
+from lockstep.endpoint import address, protocol, server_note
 from lockstep.errors import UserError
 from lockstep.serving import gate_report, process_tree
+from lockstep.settings import commands
 
 NOT_RUNNING = 3  # exit code of `status`: nothing that is in lockstep is served
 RULES = "rules.json"  # for the middleware; its path marks all processes of a server
@@ -29,11 +30,38 @@ def alone(folder: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         note = server_note.read(folder)
         where = f" at {note.url} by process {note.pid}" if note else ""
-        raise UserError(f"{paths.label(folder.parent)} is already served{where}: run `make stop` first") from error
+        raise UserError(f"{already(folder)}{where}: run `{stop_command(folder)}` first") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def already(folder: Path) -> str:
+    """That a run is served; to be completed with where."""
+    return f"{paths.label(folder.parent)} is already served"
+
+
+def stop_command(folder: Path) -> str:
+    """What stops the server of a folder, whichever run the present program is about."""
+    return commands.make("stop", "--run", folder.parent.name)
+
+
+def running() -> list[tuple[Path, server_note.Note]]:
+    """(folder, note) of the servers that run now, of all runs."""
+    folders = sorted(paths.OUTPUTS.glob("*")) if paths.OUTPUTS.is_dir() else []
+    notes = [(run / name, server_note.current(run / name)) for run in folders for name in address.FOLDERS]
+    return [(folder, note) for folder, note in notes if note]
+
+
+def others(run_dir: Path) -> str:
+    """Which other runs are served, and how each is stopped; empty where none is."""
+    lines = [
+        f"{note.model} ({note.mode}) of {paths.label(folder.parent)} runs at {note.url}: `{stop_command(folder)}`"
+        for folder, note in running()
+        if folder.parent != run_dir
+    ]
+    return "; ".join(lines)
 
 
 def clear(folder: Path) -> str:
@@ -97,5 +125,5 @@ def status(folder: Path) -> tuple[int, str]:
     if not report:
         return NOT_RUNNING, f"{text}\n{paths.label(folder / filenames.GATE_REPORT)} is gone, or damaged"
     if anew := gate_report.replaced(note.served):
-        return NOT_RUNNING, f"{text}\n{', '.join(anew)} was made anew since: `make stop`, and serve again"
+        return NOT_RUNNING, f"{text}\n{', '.join(anew)} was made anew since: `{stop_command(folder)}`, and serve again"
     return 0, f"{text}\nin lockstep: {gate_report.summary(report)}"

@@ -29,7 +29,7 @@ from lockstep.serving.gate_findings import Tell
 from lockstep.serving.launch_plan import LaunchPlan
 from lockstep.serving.probe import Server, Unanswered
 from lockstep.serving.start_progress import StartProgress
-from lockstep.settings import cli
+from lockstep.settings import cli, commands
 from lockstep.settings.tree import Settings
 
 OPEN = "open"  # the file by which the middleware knows that others are let in
@@ -198,7 +198,10 @@ def _prove(plan: LaunchPlan, server: Server, prove: Prove, foreseen: dict[str, A
 
 def _show_example(plan: LaunchPlan) -> None:
     curl = curl_line.line(plan.url, plan.example)
-    print(f"serving {plan.model} at {plan.url}; Ctrl-C or `make stop` ends it. Try\n\n  {curl}\n", flush=True)
+    print(
+        f"serving {plan.model} at {plan.url}; Ctrl-C or `{commands.make('stop')}` ends it. Try\n\n  {curl}\n",
+        flush=True,
+    )
 
 
 def _watch(process: subprocess.Popen[bytes], server: Server, plan: LaunchPlan, opened: Path) -> None:
@@ -279,7 +282,9 @@ def detach(words: list[str], folder: Path) -> int:
         raise
     if note is None:
         return supervisor.wait()
-    print(f"it runs on in the background, as process {supervisor.pid}: make status, make stop")
+    print(
+        f"it runs on in the background, as process {supervisor.pid}: {commands.make('status')}, {commands.make('stop')}"
+    )
     return 0
 
 
@@ -290,15 +295,20 @@ def main() -> int:
     options = parser.parse_args()
     settings = cli.settings_from(options)
     folders = [settings.run_dir / name for name in address.FOLDERS]
-    nobody = f"no server of {paths.label(settings.run_dir)} is running"
-    if options.action == "check":  # only whether the arguments can be read
+    others = server_control.others(settings.run_dir)
+    nobody = f"no server of {paths.label(settings.run_dir)} is running" + (f"; {others}" if others else "")
+    if options.action == "check":  # before anything is merged for it
+        launch_plan.check_place(settings)
         return 0
     if options.action == "stop":
         print("\n".join(filter(None, map(server_control.stop, folders))) or nobody)
         return 0
     if options.action == "status":
+        if not others:
+            nobody += f": `{commands.make('serve')}` starts one"
         servers = [(code, text) for code, text in map(server_control.status, folders) if text]
-        print("\n".join(text for _, text in servers) or f"{nobody}: `make serve` starts one")
+        notes = [f"note: {line}" for line in lineage.notes(settings)] if servers else []
+        print("\n".join([*(text for _, text in servers), *notes]) or nobody)
         return max((code for code, _ in servers), default=server_control.NOT_RUNNING)
     if options.detach:
         return detach([word for word in sys.argv[2:] if word != "--detach"], address.serve_dir(settings))
