@@ -40,6 +40,7 @@ from lockstep.endpoint import address, curl_line, server_note
 from lockstep.errors import INTERRUPTED, UserError
 from lockstep.prompts import template_source
 from lockstep.settings import cli
+from lockstep.settings.schema import Data
 from lockstep.settings.tree import Settings
 from lockstep.text import json_text
 from lockstep.text.unicode import drop_controls, printable
@@ -129,9 +130,9 @@ def typed_lines() -> Iterator[str]:
 # ---- a file of questions ----
 
 
-def answer_batch(server: Endpoint, settings: Settings, model: str, style: str, chosen: argparse.Namespace) -> None:
+def answer_batch(server: Endpoint, settings: Settings, model: str, data: Data, chosen: argparse.Namespace) -> None:
     """Give every row its answer or its error; the file appears when it is whole."""
-    questions = list(question_file.read(chosen.batch, style, chosen.system))
+    questions = list(question_file.read(chosen.batch, data, chosen.system))
     if not questions:
         raise UserError(f"{chosen.batch} holds no rows")
     paths.make_parent(chosen.output)
@@ -225,7 +226,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--system", help="a system message")
     parser.add_argument("--stream", action="store_true", help="show the answer while it is made")
     parser.add_argument("--chat", action="store_true", help="talk, with history; /help lists its commands")
-    parser.add_argument("--batch", type=Path, metavar="FILE", help="JSONL: Alpaca fields, or messages")
+    parser.add_argument(
+        "--batch", type=Path, metavar="FILE", help="rows of any kind that training takes, with or without answers"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="where --batch writes its answers")
     parser.add_argument("--force", action="store_true", help="let --batch replace other answers in --output")
     parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests at a time in --batch [16]")
@@ -280,7 +283,7 @@ def main() -> int | None:
     url = address.checked_url(chosen.base_url or address.url(settings))
     model = chosen.model or address.model_name(settings)
     check(chosen)
-    style = question_file.style_of(settings)
+    data = question_file.reading_of(settings)
     for line in [] if chosen.base_url or chosen.curl else lineage.notes(settings):
         note(f"note: {line}")
     talk = Conversation(settings.sampling, chosen.system, chosen.stats)
@@ -289,12 +292,12 @@ def main() -> int | None:
     server = Endpoint(url, chosen.retries, chosen.timeout, seldom(note) if chosen.batch else note, wait)
 
     if chosen.batch:
-        answer_batch(server, settings, model, style, chosen)
+        answer_batch(server, settings, model, data, chosen)
         return None
     if chosen.chat:
         chat(server, talk, model, chosen.post)
         return None
-    question = template_source.fold(chosen.question, chosen.input, style)
+    question = template_source.fold(chosen.question, chosen.input, data.template)
     body = openai_client.request(settings.sampling, model, talk.ask(question))
     if chosen.curl:
         return print(curl_line.line(url, curl_line.body(settings.sampling, model, body["messages"])))

@@ -1,12 +1,14 @@
 """A file's questions, as chat requests ask them."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from lockstep.artifacts import filenames, manifest
-from lockstep.data import layouts, marks
+from lockstep.data import hints, keys, layouts, marks, readers, user_files
 from lockstep.data.records import Record, Reject
 from lockstep.errors import UserError
 from lockstep.prompts.template import Message
@@ -34,57 +36,110 @@ class Question:
     fault: str = ""
 
 
-def read(file: Path, style: str, system: str | None = None) -> Iterator[Question]:
-    """Each line's question, in any layout of training data, with or without the answer at its end.
+def read(file: Path, data: Data, system: str | None = None) -> Iterator[Question]:
+    """Each row's question, from any file of training data, with or without the answer at its end.
 
     Args:
-        style: the template that folds instruction and input, see `style_of`.
+        data: tells names of columns, and the template that folds instruction and input, see `reading_of`.
         system: a system message for conversations that have none.
 
     Raises:
-        UserError: the file cannot be read, or a line of it has no fields of a question; names the line.
+        UserError: the file cannot be read, or a row of it has no fields of a question; names the line.
     """
-    data = Data.model_validate({"template": style})
     before = [{"role": "system", "content": system}] if system else []
-    for number, value in json_text.json_lines(file):
-        whole, answered = _with_answer(value)
-        row = layouts.parse(Record(str(file), number, whole), data)
+    if not file.is_file():
+        raise UserError(f"cannot read {file}: there is no such file")
+    user_files.check_suffix(file)
+    records = readers.records(file)
+    first = list(islice(records, keys.FIRST))
+    names = _names(first, data)
+    for record in chain(first, records):
+        if isinstance(record, Reject):
+            if record.reason != "blank":
+                raise UserError(f"{record.place} cannot be read: {_reason(record)}{hints.hint(record)}")
+            continue
+        whole, answered = _with_answer(keys.renamed(record.value, data.columns), names)
+        row = layouts.parse(replace(record, value=whole), data.model_copy(update={"columns": ()}), names)
         if isinstance(row, Reject):
-            reason = f"{row.reason.replace('_', ' ')} {row.detail}".rstrip()
             if row.reason.startswith(("missing_", "not_an_object")):  # another kind of file
-                raise UserError(f"{file}:{number} is no question: {reason}")
-            yield Question([], fault=f"no question: {reason}")
+                raise UserError(f"{row.place} is no question: {_reason(row)}{_keys_of(record)}")
+            yield Question([], fault=f"no question: {_reason(row)}")
             continue
         *messages, answer = row.messages
         messages = messages if row.system else [*before, *messages]
         yield Question(messages, answer["content"] if answered else None, list(row.tools) if row.tools else None)
 
 
-def _with_answer(value: Any) -> tuple[Any, bool]:
-    """A row with an answer at its end, as the layouts of training data need it, and whether the answer is its own."""
+def _reason(reject: Reject) -> str:
+    return f"{reject.reason.replace('_', ' ')} {reject.detail}".rstrip()
+
+
+def _keys_of(record: Record) -> str:
+    """What a message adds about a row in which no question is recognized."""
+    if not isinstance(record.value, Mapping):
+        return ""
+    return f": its keys are {hints.names(tuple(record.value))}; name the question's instruction, or give messages"
+
+
+def _names(records: Iterable[Record | Reject], data: Data) -> dict[str, str]:
+    """Other names of a file's fields, as `keys.other_names` tells them from its question and its answer.
+
+    Where no record has an answer, each is looked at as if it had one.
+    """
+    rows = [record for record in records if isinstance(record, Record) and isinstance(record.value, JsonObject)]
+    if not any(name.casefold() in keys.ANSWERS for record in rows for name in record.value):
+        answered = [JsonObject([*record.value.items(), (_answer_of(record.value), UNKNOWN)]) for record in rows]
+        rows = [replace(record, value=value) for record, value in zip(rows, answered, strict=True)]
+    return keys.other_names(rows, data)
+
+
+def _answer_of(row: Mapping[str, Any]) -> str:
+    """The field that holds the answer of a row without turns."""
+    names = {name.casefold() for name in row}
+    return "completion" if "prompt" in names and "instruction" not in names else "output"
+
+
+def _with_answer(value: Any, names: Mapping[str, str]) -> tuple[Any, bool]:
+    """A row with an answer at its end, as the layouts of training data need it, and whether the answer is its own.
+
+    Args:
+        names: fields that the file has under other names: theirs → ours.
+    """
     if not isinstance(value, Mapping):
         return value, False
     # what is not to be trained may be asked all the same
     row = JsonObject([(name, field) for name, field in value.items() if name.casefold() not in marks.ROW_MARKS])
-    for name, role in (("messages", "role"), ("conversations", "from")):
-        if isinstance(turns := row.get(name), list) and turns:
+    theirs = {names.get(name, name): name for name in row}
+    for ours, role in (("messages", "role"), ("conversations", "from")):
+        name = theirs.get(ours, ours)
+        if turns := _turns(row.get(name)):
             last = turns[-1] if isinstance(turns[-1], Mapping) else {}
             if layouts.ROLES.get(str(last.get("role", last.get("from")))) == "assistant":
                 return row, True
             row[name] = [*turns, {role: "assistant", "content" if role == "role" else "value": UNKNOWN}]
             return row, False
-    answer = "completion" if "prompt" in row and "instruction" not in row else "output"
-    given = row.get(answer)
+    answer = _answer_of(theirs)
+    name = theirs.get(answer, answer)
+    given = row.get(name)
     if given.strip() if isinstance(given, str) else given:
         return row, True
-    turns = isinstance(row.get("prompt"), list)  # TRL's form
-    row[answer] = [{"role": "assistant", "content": UNKNOWN}] if turns else UNKNOWN
+    in_turns = isinstance(row.get("prompt"), list)  # TRL's form
+    row[name] = [{"role": "assistant", "content": UNKNOWN}] if in_turns else UNKNOWN
     return row, False
 
 
-def style_of(settings: Settings) -> str:
-    """The template that folds instruction and input: the run's, where its data is here."""
+def _turns(value: Any) -> list[Any]:
+    """A conversation's turns: a list, or in tables its JSON text; none where it is neither."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json_text.loads(value)
+    return value if isinstance(value, list) else []
+
+
+def reading_of(settings: Settings) -> Data:
+    """How rows are read: by the names of columns and the template of the run's data, where it is here."""
     data = settings.run_dir / filenames.DATA
     if not (data / filenames.MANIFEST).exists():
-        return settings.data.template
-    return str(manifest.read(data).config["data"]["template"])
+        return Data.model_validate({"template": settings.data.template, "columns": settings.data.columns})
+    made = manifest.read(data).config["data"]
+    return Data.model_validate({"template": made["template"], "columns": made.get("columns", ())})

@@ -20,7 +20,7 @@ class Remarks:
     Attributes:
         ignored: names of fields that hold something and that nothing reads; of turns as `messages[].name`.
         renamed: fields read under another name, as `query → instruction`.
-        noted: code → an example of it: `placeholder`, `calls_unlisted_tool`, `nulls_left_out`, `marked_turn`.
+        noted: code → an example of it: the codes of `notes.REMARKS`.
     """
 
     ignored: tuple[str, ...] = ()

@@ -132,14 +132,18 @@ def _under_our_names(fields: Mapping[str, Any], names: Mapping[str, str]) -> tup
 def _noted(messages: list[Message], tools: tuple[Any, ...] | None, notes: _Notes) -> dict[str, str]:
     """Codes of what deserves a word, each with an example."""
     noted = {}
-    if name := tool_calls.unlisted_call(messages, tools or ()):
-        noted["calls_unlisted_tool"] = name
+    if unlisted := tool_calls.unlisted_calls(messages, tools or ()):
+        noted["calls_unlisted_tool"] = unlisted[0]["name"]
+        if argument := tool_calls.null_argument(unlisted):  # no tool says whether a file format made it
+            noted["null_argument"] = argument
     if notes.nulls.count:
         noted["nulls_left_out"] = str(notes.nulls.count)
     if notes.marked:
         noted["marked_turn"] = f"turn {min(notes.marked) + 1}"
     if text := marks.placeholder(message["content"] for message in messages):
         noted["placeholder"] = text
+    if text := marks.media_placeholder(message["content"] for message in messages if message["role"] != "assistant"):
+        noted["media_placeholder"] = text
     return noted
 
 

@@ -18,6 +18,11 @@ ROW_MARKS = ("label", "kto_tag", "weight", "loss", "train", "training")
 _PLACEHOLDER = re.compile(
     r"\{\{\s*[^\W\d][\w .-]{0,40}\}\}|\$?\{[A-Z][A-Z_]{2,40}\}|\[(?i:your|insert)\b[^\[\]\n]{0,40}\](?!\()"
 )
+# What stands for a picture or a sound in LLaVA's, LLaMA-Factory's and ms-swift's rows: at an end of the text or on a
+# line of its own. <video> and <image> are also tags of HTML and SVG, which stand in sentences or have attributes.
+_MEDIUM = r"<(?:image|video|audio|image_placeholder|ImageHere|IMG_TOKEN)>"
+_MEDIA = re.compile(rf"\A\s*({_MEDIUM})|({_MEDIUM})\s*\Z|^[ \t]*({_MEDIUM})[ \t]*$|(<img>[^<>]*</img>)", re.MULTILINE)
+_CLOSED = re.compile(r"</(?:image|video|audio)>")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)  # where braces mean what they say
 
 
@@ -65,4 +70,14 @@ def placeholder(texts: Iterable[str]) -> str | None:
             continue
         if match := _PLACEHOLDER.search(_CODE.sub("", text) if "`" in text else text):
             return match.group()
+    return None
+
+
+def media_placeholder(texts: Iterable[str]) -> str | None:
+    """The first placeholder for a picture or a sound in texts that are put to a model, outside of code."""
+    for text in texts:
+        if "<" not in text or _CLOSED.search(text):
+            continue
+        if match := _MEDIA.search(_CODE.sub("", text) if "`" in text else text):
+            return match.group().strip()[:40]
     return None

@@ -11,8 +11,12 @@ from lockstep.text.unicode import drop_controls
 # Of a remark's code: what the rows do, and what to make of it. {} is an example.
 REMARKS = {
     "placeholder": "hold a placeholder such as {} ({}), which the model learns to say: fill it in, if it is one",
+    "media_placeholder": "hold {} ({}), which other programs replace by a picture or a sound: it is trained as these "
+    "letters, without any picture; leave these rows out if they need one",
     "calls_unlisted_tool": "call a tool that they do not list, such as {} ({}): no prompt tells the model of it; "
     "add it to their tools",
+    "null_argument": "call such a tool with a null, as {} ({}), which is trained as written: leave it out of the "
+    "file if only the export of a table put it there",
     "marked_turn": "have turns that are marked not to be trained (the first: {} of {}): those carry no loss",
     "nulls_left_out": "had nulls in tools or calls that their file format made ({} in {}): these were left out",
 }

@@ -131,8 +131,14 @@ def leave_out_nulls(messages: Sequence[Message], tools: Sequence[Any], nulls: Nu
             function["arguments"] = nulls.without_undeclared(function["arguments"], declared)
 
 
-def unlisted_call(messages: Sequence[Message], tools: Sequence[Any]) -> str | None:
-    """The name of the first function that is called and that the row does not list among its tools."""
+def unlisted_calls(messages: Sequence[Message], tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """The calls of functions that the row does not list among its tools: name and arguments of each."""
     listed = {tool["function"]["name"] for tool in tools}
-    names = (call["function"]["name"] for message in messages for call in message.get("tool_calls", ()))
-    return next((name for name in names if name not in listed), None)
+    calls = (call["function"] for message in messages for call in message.get("tool_calls", ()))
+    return [call for call in calls if call["name"] not in listed]
+
+
+def null_argument(calls: Sequence[dict[str, Any]]) -> str | None:
+    """The first argument of calls that is null, as `name(argument)`; None where there is none."""
+    nulls = (f"{call['name']}({name})" for call in calls for name, value in call["arguments"].items() if value is None)
+    return next(nulls, None)

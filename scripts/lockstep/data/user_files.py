@@ -116,11 +116,12 @@ def files_of(root: Path, name: str, split: str = "train") -> list[Path]:
     if not files:
         raise UserError(f"no file {paths.label(path)}: data/README.md shows what goes there")
     for file in files:
-        _check_suffix(file)
+        check_suffix(file)
     return files
 
 
-def _check_suffix(file: Path) -> None:
+def check_suffix(file: Path) -> None:
+    """Refuse a file whose name says that it holds no rows of a kind that is read. Raises UserError."""
     suffix = "".join(file.suffixes[-2:]) if file.suffix.lower() == ".gz" else file.suffix
     if not suffix or suffix.lower() == ".gz" or readers.ROWS.search(file.name):
         return

@@ -65,3 +65,26 @@ def test_placeholders(text: str) -> None:
 )
 def test_what_is_no_placeholder(text: str) -> None:
     assert marks.placeholder([text]) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<image>\nWhat is this?", "What is this?\n<image>", "<image><image>Compare.", "Look:\n <image> \nand tell me.",
+        "<video>描述一下", "<audio>", "Picture 1: <img>a/b.jpg</img>\nWhat is it?",
+    ],
+)  # fmt: skip
+def test_placeholders_of_pictures(text: str) -> None:
+    assert marks.media_placeholder(["a", text]) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What does the <video> tag of HTML do?", "Use <image> in SVG.", '<img src="a.png">', "`<image>`",
+        "```\n<image>\n```", "<video>\n<source src='a'>\n</video>\nWhy is it black?", "<images>", "a < b",
+        "Is it <img> or <image>?",
+    ],
+)  # fmt: skip
+def test_what_is_no_placeholder_of_a_picture(text: str) -> None:
+    assert marks.media_placeholder([text]) is None

@@ -55,6 +55,8 @@ def test_nulls_of_json() -> None:
     ):
         parsed = row(json_text.loads('{"y": null}'), others)
         assert arguments(parsed) == {"y": None} and "nulls_left_out" not in parsed.remarks.noted
+        unlisted = "calls_unlisted_tool" in parsed.remarks.noted
+        assert parsed.remarks.noted.get("null_argument") == ("f(y)" if unlisted else None)
 
 
 def test_a_call_of_a_tool_that_is_not_listed_is_noted() -> None:
