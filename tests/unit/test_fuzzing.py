@@ -83,7 +83,9 @@ def chat(tiny_model: Path) -> Template:
 
 @pytest.fixture(scope="module")
 def rules(tiny_model: Path) -> Rules:
-    return Rules(str(tiny_model), [], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=False, max_prompts=64)
+    return Rules(
+        str(tiny_model), [], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=False, max_prompts=64, tools=False
+    )
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ RESERVED = {
     "trust_request_chat_template", "trust_request_mm_kwargs", "enable_prompt_embeds", "enable_tokenizer_info_endpoint",
     "profiler_config", "tool_server", "logprobs_mode", "allowed_local_media_path",
     "worker_extension_cls", "worker_cls", "tokenizer_mode", "language_model_only", "tokens_only", "enable_scale_out",
-    "grpc", "grpc_port", "headless", "api_server_count",
+    "grpc", "grpc_port", "headless", "api_server_count", "tool_parser_plugin", "exclude_tools_when_tool_choice_none",
 }  # fmt: skip
 # And flags that would do nothing here, or that a setting takes the place of → what to do instead.
 INSTEAD = dict.fromkeys(
@@ -50,6 +50,8 @@ INSTEAD = dict.fromkeys(
     "host": "set serve.host",
     "port": "set serve.port",
     "served_model_name": "set serve.served_model_name",
+    "tool_call_parser": "set serve.tool_call_parser",
+    "enable_auto_tool_choice": "set serve.tool_call_parser",
 }  # fmt: skip
 PLAIN_QUESTION = [{"role": "user", "content": "你是谁？"}]  # for a model whose run has no data here
 FLAG = re.compile(r"-{0,2}[A-Za-z][\w.-]*")
@@ -138,10 +140,11 @@ def plan(settings: Settings) -> LaunchPlan:
     preflight.check_length(subject.model, serve.max_model_len)
     cuda = device_flags.has_cuda()
     model_flags.check(subject.model, cuda)
-    rules = _rules(settings, subject, loopback, cuda)
+    command = _arguments(settings, subject, cuda)
+    rules = _rules(settings, subject, loopback, cuda, tools=model_flags.TOOLS in command)
     name = address.model_name(settings)
     return LaunchPlan(
-        command=[sys.executable, "-W", "ignore", "-m", SERVER, *_arguments(settings, subject, cuda)],
+        command=[sys.executable, "-W", "ignore", "-m", SERVER, *command],
         environment=_environment(settings, cuda),
         folder=address.serve_dir(settings),
         url=address.url(settings),
@@ -169,6 +172,7 @@ def _check_origins(origins: tuple[str, ...]) -> None:
 def _arguments(settings: Settings, subject: Subject, cuda: bool) -> list[str]:
     """vLLM's command line. Raises UserError: see `device_flags.arguments` and `_more_arguments`."""
     serve = settings.serve
+    of_model = model_flags.arguments(subject.model, cuda)
     return [
         "--model", str(subject.model), *subject.arguments,
         "--host", serve.host, "--port", str(serve.port),
@@ -180,7 +184,8 @@ def _arguments(settings: Settings, subject: Subject, cuda: bool) -> list[str]:
         "--disable-access-log-for-endpoints", "/health,/metrics",
         "--shutdown-timeout", str(serve.shutdown_timeout),
         "--chat-template-content-format", "string",  # as training renders messages
-        *model_flags.arguments(subject.model, cuda),
+        *of_model,
+        *model_flags.of_tools(of_model, serve.tool_call_parser, subject.answers_with),
         *device_flags.arguments(serve, subject.model, cuda),
         *_parallel_arguments(settings),
         *_more_arguments(serve.vllm_args),
@@ -209,7 +214,7 @@ def _python_path() -> str:
     return os.pathsep.join(dict.fromkeys(filter(None, folders)))
 
 
-def _rules(settings: Settings, subject: Subject, loopback: bool, cuda: bool) -> Rules:
+def _rules(settings: Settings, subject: Subject, loopback: bool, cuda: bool, tools: bool) -> Rules:
     serve = settings.serve
     return Rules(
         tokenizer=str(subject.answers_with),
@@ -222,6 +227,7 @@ def _rules(settings: Settings, subject: Subject, loopback: bool, cuda: bool) -> 
         prompt_logprobs=cuda or serve.mode != "lora",
         max_prompts=serve.max_prompts,
         allowed_origins=list(serve.allowed_origins),
+        tools=tools,
     )
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.model import vllm_table
+from lockstep.serving import tool_parsers
 
 # What vLLM's classes of wrappers import; the CPU set leaves it out, as the general index has CUDA builds only.
 TORCHVISION = "torchvision==0.28.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # vLLM renders chats of this model_type in code of its own (harmony), and not by the template that training used.
 HARMONY = "gpt_oss"
+REASONING, TOOLS = "--reasoning-parser", "--tool-call-parser"
 
 
 def arguments(model: Path, cuda: bool) -> list[str]:
@@ -30,8 +32,24 @@ def arguments(model: Path, cuda: bool) -> list[str]:
     if config.get("model_type") == HARMONY:
         # Its class is found by the architecture; this parser leaves the answer as it is.
         flags += ["--hf-overrides", json.dumps({"model_type": f"{HARMONY}_by_template"})]
-        flags += ["--reasoning-parser", "deepseek_v3"]
+        flags += [REASONING, "deepseek_v3"]
     return flags
+
+
+def of_tools(flags: list[str], setting: str, answers_with: Path) -> list[str]:
+    """vLLM's flags about calls of tools.
+
+    Args:
+        flags: its others, of which one may name a parser of thoughts.
+        setting: serve.tool_call_parser.
+        answers_with: folder of the tokenizer and template that the server uses.
+
+    Raises:
+        UserError: see `tool_parsers.choose`.
+    """
+    reasoning = flags[flags.index(REASONING) + 1] if REASONING in flags else None
+    parser = tool_parsers.choose(setting, answers_with, reasoning)
+    return ["--enable-auto-tool-choice", TOOLS, parser] if parser else []
 
 
 def check(model: Path, cuda: bool) -> None:

@@ -41,6 +41,7 @@ class Rules:
         loopback: whether only this machine reaches the server.
         prompt_logprobs: whether it can give log-probabilities of a prompt's tokens.
         max_prompts: prompts in a request of completions; also answers to all of them, where max_n is not more.
+        tools: whether it reads calls of tools out of answers.
         allowed_origins: of web pages that may call it from a browser.
     """
 
@@ -53,6 +54,7 @@ class Rules:
     loopback: bool
     prompt_logprobs: bool
     max_prompts: int
+    tools: bool
     allowed_origins: list[str] = field(default_factory=list)
 
     @classmethod
@@ -101,7 +103,25 @@ class Rules:
             return "add_special_tokens would change the prompt that training saw"
         if not self.prompt_logprobs and (body.get("prompt_logprobs") is not None or body.get("echo")):
             return "prompt_logprobs and echo stop vLLM's engine while it serves adapters on a CPU: take logprobs"
+        if route != TOKENIZE and (reason := self._refuse_tools(body)):
+            return reason
         return self._refuse_counts(body) or self._refuse_texts(body)
+
+    def _refuse_tools(self, body: dict[str, Any]) -> str | None:
+        """For tools whose calls this server could not read out of an answer; it may always be told to call none."""
+        choice = body.get("tool_choice", "auto")
+        if isinstance(choice, dict) and choice.get("type", "function") != "function":
+            return (
+                f"tool_choice of the type {choice['type']!r:.40} is not known here: send the tools that may be called"
+            )
+        if self.tools or not body.get("tools") or choice == "none":
+            return None
+        if "tools" not in self.template.text:
+            return "the chat template of this run has no place for tools: the model would never see them"
+        return (
+            "no parser of vLLM's is known to read this run's calls of tools: send tool_choice 'none', or serve with "
+            "--serve.tool_call_parser NAME"
+        )
 
     def _refuse_counts(self, body: dict[str, Any]) -> str | None:
         """For too many answers or prompts, and for token ids that the model does not have."""

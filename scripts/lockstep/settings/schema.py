@@ -290,6 +290,12 @@ class Serve(Section):
     allowed_origins: OriginList = Field(
         (), description="web pages that may call the endpoint from a browser, such as http://localhost:5173; * for all"
     )
+    tool_call_parser: str = Field(
+        "auto",
+        pattern="^[a-z][a-z0-9_-]*$",
+        description="how calls of tools are read out of answers: a parser of vLLM's, or none; "
+        "auto: the one that reads what the run's template writes",
+    )
     adapters: NameList = Field(
         (), description="mode lora: other runs whose adapters are served as well, under their names"
     )

@@ -31,7 +31,7 @@ async def inner(scope: Any, receive: Any, send: Any) -> None:
 def made(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     def make(key: str = "", is_open: bool = True, **changes: Any) -> Guard:
         settings = {"max_n": 8, "max_body_bytes": 4096, "max_requests": 2, "loopback": True, "prompt_logprobs": True}
-        settings["max_prompts"] = 64
+        settings |= {"max_prompts": 64, "tools": False}
         Rules(str(tiny_model), [], 512, **(settings | changes)).write(tmp_path / "rules.json")
         monkeypatch.setenv(protocol.RULES, str(tmp_path / "rules.json"))
         monkeypatch.setenv(protocol.OPEN, str(tmp_path / "open"))

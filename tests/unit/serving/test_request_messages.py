@@ -15,7 +15,9 @@ HI = [{"role": "user", "content": "Hi."}]
 
 @pytest.fixture(scope="module")
 def rules(tiny_model: Any) -> Rules:
-    return Rules(str(tiny_model), [], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=False, max_prompts=64)
+    return Rules(
+        str(tiny_model), [], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=False, max_prompts=64, tools=True
+    )
 
 
 def tidied(*messages: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,9 @@ ASK = [{"role": "user", "content": "你是谁？"}]
 
 @pytest.fixture(scope="module")
 def rules(tiny_model: Path) -> Rules:
-    return Rules(str(tiny_model), [], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=False, max_prompts=64)
+    return Rules(
+        str(tiny_model), [], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=False, max_prompts=64, tools=True
+    )
 
 
 def chats() -> list[dict[str, Any]]:

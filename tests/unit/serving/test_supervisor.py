@@ -68,7 +68,7 @@ plan = launch_plan.LaunchPlan(
     command=[sys.executable, "-c", sys.argv[2], port, mode], environment={}, folder=Path(home, "outputs/r", folder),
     url=f"http://127.0.0.1:{port}/v1", model="r", route="", served={},
     claim=gate.Claim("merged", {}, None, gate_findings.Bounds(0.05, False, None, 64, 512)),
-    rules=request_rules.Rules("t", [], 1, 1, 1024, 1, True, True, 1), canary=[1],
+    rules=request_rules.Rules("t", [], 1, 1, 1024, 1, True, True, 1, False), canary=[1],
     timing=launch_plan.Timing(float(timeout), grace=1, pause=0.3, patience=0.3), remade={}, example={"model": "r"},
 )
 cli.run(lambda: supervisor.start(plan, prove=lambda server, claim, tell: report))
