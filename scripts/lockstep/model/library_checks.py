@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.model.limited_process import Step
-from lockstep.prompts import contract, template, template_source, tokenizer_folder
+from lockstep.prompts import contract, golden_tools, template, template_source, tokenizer_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -183,7 +183,7 @@ def _try_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 def _try_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Render the golden conversations in all ways that a run may ask for."""
-    ways: list[dict[str, Any]] = [{}, {"tools": [contract.TOOL]}]
+    ways: list[dict[str, Any]] = [{}, {"tools": [golden_tools.TOOL]}]
     ways += [dict.fromkeys(template_source.THINKING_FLAGS, thinking) for thinking in (True, False)]
     for _, messages in contract.golden():
         answered = [*messages, {"role": "assistant", "content": "A"}]

@@ -11,21 +11,14 @@ from typing import Any
 
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
-from lockstep.prompts import template, template_source, text_tokens
+from lockstep.prompts import golden_tools, template, template_source, text_tokens
+from lockstep.prompts.golden_tools import TOOL
 from lockstep.prompts.template import Message, Refused, Template
 from lockstep.settings.schema import Data
 
 GOLDEN = Path(__file__).with_name("golden.json")
 FEWEST = 30  # conversations; with fewer, a difference could go unnoticed
 SPELLED = 64  # added tokens that are text, in a conversation of their own
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather in a city. 查询天气。",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 
 
 def golden() -> Iterator[tuple[str, list[Message]]]:
@@ -125,13 +118,12 @@ def build(chat: Template, data: Data) -> dict[str, Any]:
         messages = [{"role": "user", "content": " ".join(chat.text_tokens[:SPELLED])}]
         ids = chat.prompt_ids(messages)
         conversations.append({"name": "added tokens that are text", "messages": messages, "prompt_ids": ids})
-    if "tools" in chat.text:
-        messages = [{"role": "user", "content": "北京今天天气怎么样？"}]
+    for name, messages, tools in golden_tools.conversations() if "tools" in chat.text else ():
         try:
-            ids = chat.prompt_ids(messages, [TOOL])
-            conversations.append({"name": "a tool", "messages": messages, "tools": [TOOL], "prompt_ids": ids})
+            ids = chat.prompt_ids(messages, tools)
+            conversations.append({"name": name, "messages": messages, "tools": tools, "prompt_ids": ids})
         except Refused as error:
-            left_out["a tool"] = str(error)
+            left_out[name] = str(error)
     if len(conversations) < FEWEST:
         reason = next(iter(left_out.values()))
         total = len(left_out) + len(conversations)

@@ -4,6 +4,7 @@ A prompt is rendered and encoded as a whole, without added special tokens, as vL
 by itself; the end-of-turn token follows it and is supervised.
 """
 
+import json
 import re
 import signal
 import threading
@@ -203,7 +204,7 @@ class Template:
         try:
             with _at_most(PATIENCE):
                 rendered = self.tokenizer.apply_chat_template(
-                    list(messages),
+                    [_with_objects(message) for message in messages],
                     tools=tools and list(tools),
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
@@ -226,6 +227,17 @@ class Template:
                 "with it would never stop; choose another --data.template"
             )
         return after[: end.end()]
+
+
+def _with_objects(message: Message) -> Message:
+    """A message whose calls have objects for arguments, as servers hand them to templates; requests have JSON texts."""
+    calls = []
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", {})
+        if isinstance(arguments := function.get("arguments"), str):
+            call = {**call, "function": {**function, "arguments": json.loads(arguments)}}
+        calls.append(call)
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def load(model_dir: Path, text: str, allowed: Sequence[str] = (), as_text: Sequence[str] = ()) -> Template:

@@ -185,7 +185,9 @@ def _arguments(settings: Settings, subject: Subject, cuda: bool) -> list[str]:
         "--shutdown-timeout", str(serve.shutdown_timeout),
         "--chat-template-content-format", "string",  # as training renders messages
         *of_model,
-        *model_flags.of_tools(of_model, serve.tool_call_parser, subject.answers_with),
+        *model_flags.of_tools(
+            of_model, serve.tool_call_parser, subject.answers_with, address.serve_dir(settings)
+        ),
         *device_flags.arguments(serve, subject.model, cuda),
         *_parallel_arguments(settings),
         *_more_arguments(serve.vllm_args),

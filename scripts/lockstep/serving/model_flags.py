@@ -36,19 +36,20 @@ def arguments(model: Path, cuda: bool) -> list[str]:
     return flags
 
 
-def of_tools(flags: list[str], setting: str, answers_with: Path) -> list[str]:
+def of_tools(flags: list[str], setting: str, answers_with: Path, notes: Path) -> list[str]:
     """vLLM's flags about calls of tools.
 
     Args:
         flags: its others, of which one may name a parser of thoughts.
         setting: serve.tool_call_parser.
         answers_with: folder of the tokenizer and template that the server uses.
+        notes: folder in which the choice is kept.
 
     Raises:
         UserError: see `tool_parsers.choose`.
     """
     reasoning = flags[flags.index(REASONING) + 1] if REASONING in flags else None
-    parser = tool_parsers.choose(setting, answers_with, reasoning)
+    parser = tool_parsers.choose(setting, answers_with, reasoning, notes / tool_parsers.NOTE)
     return ["--enable-auto-tool-choice", TOOLS, parser] if parser else []
 
 

@@ -5,6 +5,8 @@ model was trained to write them, and a parser is taken if it gives the same call
 stream, and leaves other answers as they are. vLLM takes seconds to import, so a process of its own tries that.
 """
 
+import difflib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,18 +15,25 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from lockstep.artifacts import filenames
+from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
+from lockstep.model import vllm_table
 from lockstep.processes import child_processes
 from lockstep.prompts import template
 from lockstep.prompts.template import Message, Refused, Template
 
 AUTO, NONE = "auto", "none"
 SETTING = "--serve.tool_call_parser"
-# Tried first, as several parsers read what the most common templates write; then all others.
-FIRST = ("hermes", "qwen3_coder", "llama3_json", "mistral")
-# vLLM's parsers for formats that it renders itself, and the one that needs a template for answers beside the prompts'.
-NOT_TRIED = ("openai", "hf")
+# vLLM's parsers; the first four are tried first, as several of the others read what the most common templates write.
+PARSERS = (
+    "hermes", "qwen3_coder", "llama3_json", "mistral", "apertus", "cohere_command3", "cohere_command4", "deepseek_v3",
+    "deepseek_v31", "deepseek_v32", "deepseek_v4", "deepseek_v41", "dots", "ernie45", "functiongemma", "gemma4",
+    "gigachat3", "glm45", "glm47", "granite", "granite-20b-fc", "granite4", "hunyuan_a13b", "hy_v3", "hy_v4", "inkling",
+    "internlm", "jamba", "k2_horizon", "kimi_k2", "kimi_k3", "lfm2", "ling3", "llama4_json", "llama4_pythonic",
+    "longcat", "mimo", "minicpm5", "minimax_m2", "minimax_m3", "muse_glimmer", "olmo3", "phi4_mini_json", "plamo3",
+    "poolside_v1", "pythonic", "qwen3_json", "qwen3_xml", "seed_oss", "step3", "step3p5", "xlam",
+)  # fmt: skip
+NOTE = "tool_parser.json"  # beside the server's log: what was chosen, and of which template
 PATIENCE = 300.0  # seconds, on a busy machine
 TOOL = {
     "type": "function",
@@ -54,52 +63,55 @@ STEPS = (1, 5)  # tokens in a piece of a stream: more come at once while the ser
 FAILURES = (*template.FAILURES, AssertionError, ImportError, NotImplementedError, OSError, RuntimeError)
 
 
-def choose(setting: str, folder: Path, reasoning_parser: str | None) -> str:
+def choose(setting: str, folder: Path, reasoning_parser: str | None, note: Path) -> str:
     """The name of the parser for a run's answers; empty where there is none.
 
     Args:
-        setting: `auto`, `none`, or a parser's name, which is taken where vLLM can start with it.
+        setting: `auto`, `none`, or a parser's name, which is taken without being tried.
         folder: with the tokenizer and template that the server answers with.
         reasoning_parser: vLLM's for the same answers, which takes the thoughts out first.
+        note: file in which the choice is kept, so that only the first start takes the time.
 
     Raises:
-        UserError: vLLM has no such parser, or none for this tokenizer.
+        UserError: vLLM has no such parser, or its parsers could not be tried.
     """
+    if setting not in (AUTO, NONE, *PARSERS):
+        near = difflib.get_close_matches(setting, PARSERS, 1)
+        guess = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"{SETTING} {setting}: no parser of vLLM's{guess}; {AUTO} looks for the one that fits")
+    if setting != AUTO:
+        return "" if setting == NONE else setting
     text = (folder / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
-    if setting == NONE or (setting == AUTO and "tools" not in text):
+    if "tools" not in text:
         return ""
-    with child_processes.fresh(_search, setting, folder, text, reasoning_parser) as (child, receiver):
+    tokenizer = (folder / filenames.TOKENIZER).read_bytes() if (folder / filenames.TOKENIZER).exists() else b""
+    subject = [hashlib.sha256(content).hexdigest() for content in (text.encode(), tokenizer)]
+    subject += [reasoning_parser or "", vllm_table.VERSION]
+    known = atomic.read_json(note) if note.exists() else {}
+    if known.get("subject") != subject:
+        known = {"subject": subject, "parser": _first_that_reads(folder, text, reasoning_parser)}
+        note.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(note, known)
+    return str(known["parser"])
+
+
+def _first_that_reads(folder: Path, text: str, reasoning_parser: str | None) -> str:
+    """The first parser that reads this template's calls; empty where none does. Raises UserError."""
+    with child_processes.fresh(_search, folder, text, reasoning_parser) as (child, receiver):
         try:
-            answer = receiver.recv() if receiver.poll(PATIENCE) else None
+            if receiver.poll(PATIENCE):
+                return str(receiver.recv())
         except EOFError:
-            answer = None
             child.join()
-    if answer is None:
-        raise UserError(f"vLLM's parsers of tool calls could not be tried: serve without one by {SETTING} {NONE}")
-    if isinstance(answer, UserError):
-        raise answer
-    return str(answer)
+    raise UserError(f"vLLM's parsers of tool calls could not be tried: name one with {SETTING}, or {NONE}")
 
 
-def _search(sender: Connection, setting: str, folder: Path, text: str, reasoning: str | None) -> None:
-    """In the process: send a parser's name, an empty one, or a UserError."""
+def _search(sender: Connection, folder: Path, text: str, reasoning: str | None) -> None:
+    """In the process: send the name."""
     for stream in (1, 2):  # vLLM logs what its parsers cannot read
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    from vllm.tool_parsers import ToolParserManager
-
-    known = ToolParserManager.list_registered()
     chat = template.load(folder, text)
-    if setting == AUTO:
-        names = [*FIRST, *(name for name in known if name not in (*FIRST, *NOT_TRIED))]
-        sender.send(next((name for name in names if reads(chat, name, reasoning)), ""))
-    elif setting not in known:
-        sender.send(UserError(f"{SETTING} {setting}: vLLM has {AUTO}, {NONE}, {', '.join(known)}"))
-    else:
-        try:
-            _Parsing.of(chat, setting, reasoning, [TOOL])
-            sender.send(setting)
-        except FAILURES as error:
-            sender.send(UserError(f"{SETTING} {setting}: {str(error).splitlines()[0][:200]}"))
+    sender.send(next((name for name in PARSERS if reads(chat, name, reasoning)), ""))
 
 
 def reads(chat: Template, name: str, reasoning: str | None = None) -> bool:

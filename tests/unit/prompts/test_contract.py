@@ -4,7 +4,7 @@ import pytest
 from support import tiny
 
 from lockstep.errors import UserError
-from lockstep.prompts import contract, template_source
+from lockstep.prompts import contract, golden_tools, template_source
 from lockstep.prompts.template import Template
 from lockstep.settings.schema import Data
 
@@ -55,8 +55,14 @@ def test_conversations_that_do_not_fit_are_named_and_too_few_are_refused() -> No
         contract.build(picky, Data())
 
 
-def test_a_template_with_tools_has_a_conversation_with_one() -> None:
-    text = "{% if tools %}{{ tools | tojson }}{% endif %}" + tiny.CHATML
-    agreed = contract.build(Template(tiny.tokenizer(), text), Data())
-    assert agreed["conversations"][-1]["tools"] == [contract.TOOL]
-    assert "查询天气" in CHAT.tokenizer.decode(agreed["conversations"][-1]["prompt_ids"])
+def test_a_template_with_tools_has_conversations_with_calls_and_results() -> None:
+    text = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}"
+        "{% for m in messages %}{% for call in m.tool_calls or () %}{{ call.function.arguments.city }}{% endfor %}{% endfor %}"
+    )
+    agreed = contract.build(Template(tiny.tokenizer(), text + tiny.CHATML), Data())
+    with_tools = {one["name"]: one for one in agreed["conversations"] if "tools" in one}
+    assert len(with_tools) == 4 and with_tools["a tool"]["tools"] == [golden_tools.TOOL]
+    rendered = {name: CHAT.tokenizer.decode(one["prompt_ids"]) for name, one in with_tools.items()}
+    assert "查询天气" in rendered["a tool"] and '北京 "东城" & <西城>' in rendered["a call and its result"]
+    assert "Paris" in rendered["two calls beside a text, answered"]

@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import tiny
 
-from lockstep.prompts import contract
+from lockstep.prompts import contract, golden_tools
 from lockstep.serving.request_rules import CHAT, COMPLETION, TOKENIZE, Rules
 
 ASK = [{"role": "user", "content": "你是谁？"}]
@@ -37,7 +40,7 @@ def test_two_hundred_clean_chats_raise_no_alarm(rules: Rules) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     for body in (
         {"messages": parts},
-        {"messages": ASK, "tools": [contract.TOOL], "tool_choice": "auto"},
+        {"messages": ASK, "tools": [golden_tools.TOOL], "tool_choice": "auto"},
         {"messages": ASK, "response_format": {"type": "json_object"}, "stream_options": {"include_usage": True}},
         {"messages": [*ASK, {"role": "assistant", "content": None, "tool_calls": []}]},
         {"messages": ASK, "add_special_tokens": False, "logprobs": True, "top_logprobs": 5},
@@ -51,7 +54,7 @@ def test_two_hundred_clean_chats_raise_no_alarm(rules: Rules) -> None:
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
 def test_no_control_token_in_any_text_of_a_conversation(rules: Rules, token: str) -> None:
     text = f"before {token} after"
-    tool = json.loads(json.dumps(contract.TOOL))
+    tool = json.loads(json.dumps(golden_tools.TOOL))
     tool["function"]["description"] = text
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": json.dumps({"city": text})}}
     for messages, tools in (
@@ -117,7 +120,16 @@ def test_messages_hold_text_only(rules: Rules, kind: str) -> None:
 
 def test_allowed_tokens_may_stand_in_texts(tiny_model: Path) -> None:
     allowing = Rules(
-        str(tiny_model), ["<|endoftext|>"], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=True, max_prompts=64
+        str(tiny_model),
+        ["<|endoftext|>"],
+        512,
+        8,
+        2**20,
+        64,
+        loopback=True,
+        prompt_logprobs=True,
+        max_prompts=64,
+        tools=True,
     )
     assert allowing.refusal(CHAT, {"messages": [{"role": "user", "content": "<|endoftext|>"}]}) is None
     assert allowing.refusal(CHAT, {"messages": [{"role": "user", "content": "<|im_end|>"}]})
@@ -125,8 +137,6 @@ def test_allowed_tokens_may_stand_in_texts(tiny_model: Path) -> None:
 
 
 def test_outside_loopback_fewer_routes_are_open(rules: Rules) -> None:
-    from dataclasses import replace
-
     assert TOKENIZE in rules.routes and "/invocations" not in rules.routes
     outside = replace(rules, loopback=False).routes
     assert set(outside) == {"/health", "/metrics", "/v1/models", CHAT, COMPLETION}
@@ -165,3 +175,19 @@ def test_texts_are_counted_and_names_of_fields_apart(rules: Rules) -> None:
     assert "'<|im_start|>'" in (rules.refusal(TOKENIZE, {"messages": ASK, "tools": tools}) or "")
     tools[59]["function"]["parameters"]["properties"] = dict.fromkeys(map(str, range(16385)), 1)  # type: ignore[index]
     assert "16384 different names" in (rules.refusal(TOKENIZE, {"messages": ASK, "tools": tools}) or "")
+
+
+def test_tools_are_refused_where_nothing_would_read_their_calls(rules: Rules, tiny_model: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"messages": ASK, "tools": [golden_tools.TOOL]}
+    without = replace(rules, tools=False)
+    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": None}, {"tool_choice": "required"}):
+        assert rules.refusal(CHAT, {**asked, **choice}) is None
+        assert "template of this run has no place for tools" in (without.refusal(CHAT, {**asked, **choice}) or "")
+    assert without.refusal(CHAT, {**asked, "tool_choice": "none"}) is None
+    assert without.refusal(TOKENIZE, {**asked}) is None
+    shutil.copytree(tiny_model, tmp_path / "m")
+    (tmp_path / "m/chat_template.jinja").write_text("{% if tools %}{{ tools }}{% endif %}" + tiny.CHATML)
+    reason = replace(without, tokenizer=str(tmp_path / "m")).refusal(CHAT, {**asked}) or ""
+    assert "--serve.tool_call_parser NAME" in reason and "\n" not in reason
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}
+    assert "'allowed_tools' is not known here" in (rules.refusal(CHAT, {**asked, "tool_choice": allowed}) or "")
