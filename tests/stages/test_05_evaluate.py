@@ -102,7 +102,11 @@ def test_figures_report_and_sheet(home: Home, references: dict[str, str]) -> Non
     assert "http://" not in page.replace("http://127.0.0.1", "").replace("http://www.w3.org", "") and "src=" not in page
     assert all(line["row"] in page for line in lines)
     assert metrics["answers"]["kind"] == "mixed" and "Perplexity" in answer.stdout
-    assert "What to do next" in page and "What to do next" in answer.stdout and "make evaluate CONFIG= ARGS=" in answer.stdout
+    assert (
+        "What to do next" in page
+        and "What to do next" in answer.stdout
+        and "make evaluate CONFIG= ARGS=" in answer.stdout
+    )
     chinese = evaluate(home, *words, "--lang", "zh")  # up to date: only the report is written again
     assert "outputs/r/eval 已是最新" in chinese.stdout and len(tuned.seen) == asked
     assert '<html lang="zh-CN">' in (folder / "report.html").read_text(encoding="utf-8")
@@ -116,7 +120,7 @@ def test_figures_report_and_sheet(home: Home, references: dict[str, str]) -> Non
     assert evaluate(home, "--report").returncode == 0
     people = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["people"]
     assert (people["rows"], people["accepted"]) == (2, 1)
-    assert "1 of 2 tuned answers accepted" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "A person accepted 1 of 2 tuned answers" in (folder / "report.html").read_text(encoding="utf-8")
     sheet.write_text(marked.replace(",yes,", ",perhaps,"), encoding="utf-8")
     failed = evaluate(home, "--report")
     assert failed.returncode == 2 and "accept is 'perhaps', and must be yes or no" in failed.stderr

@@ -2,7 +2,9 @@
 
 import hashlib
 import heapq
+import html
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
@@ -14,9 +16,11 @@ from lockstep.data.collator import IGNORE
 from lockstep.data.encoding import Sample
 from lockstep.data.records import Reject
 from lockstep.prompts.template import Template
+from lockstep.text import language
 
 PAGE = Path(__file__).with_name("preview_page.html")
 ROWS = 500  # samples and rejects on the page
+PHRASE = re.compile(r'\{\{ _\("([^"]+)"\) \}\}')  # on the page, outside of its script
 BYTES = 4_500_000  # of them all
 EACH = 60  # candidates of one kind
 SHOWN = 1500  # tokens of one sample; of a longer one the beginning and the end
@@ -108,7 +112,8 @@ def token_spans(ids: Sequence[int], labels: Sequence[int], chat: Template) -> It
 def page(picks: Picks, ledger: Any, quality: Any, chat: Template) -> str:
     """One self-contained page: rows as coloured tokens, rejects, the report; under 5 MB."""
     rows: list[str] = []
-    report = f'"ledger":{_json(ledger)},"quality":{_json(quality)}'
+    shown = quality | {"advice": [language.translated(line) for line in quality["advice"]]} if quality else quality
+    report = f'"ledger":{_json(ledger)},"quality":{_json(shown)},"phrases":{_json(language.phrases())}'
     size = len(report.encode())
     for pick in picks.chosen():
         row = _reject(pick, pick.shown) if isinstance(pick.shown, Reject) else _sample(pick, pick.shown, chat)
@@ -119,7 +124,14 @@ def page(picks: Picks, ledger: Any, quality: Any, chat: Template) -> str:
         size += len(text.encode())
         if len(rows) == ROWS:
             break
-    return PAGE.read_text(encoding="utf-8").replace("DATA", '{"rows":[' + ",".join(rows) + "]," + report + "}")
+    return _template().replace("DATA", '{"rows":[' + ",".join(rows) + "]," + report + "}")
+
+
+def _template() -> str:
+    """The page without its data, in the reader's language."""
+    text = PAGE.read_text(encoding="utf-8")
+    text = PHRASE.sub(lambda match: html.escape(language.phrase(match[1])), text)
+    return text.replace("LANGUAGE", language.html_code())
 
 
 def _json(value: Any) -> str:

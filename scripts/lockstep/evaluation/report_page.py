@@ -23,7 +23,6 @@ PAGE = Path(__file__).with_name("report_page.html")
 SIDES = ("base", "tuned")
 CURVE = "loss by step"
 STAGES = (filenames.DATA, filenames.ADAPTER, filenames.MERGED)  # whose commands and versions the page shows
-HTML_LANGUAGES = {language.ENGLISH: "en", language.CHINESE: "zh-CN"}
 
 
 def write(run_dir: Path, evaluation: Path | None, file: Path) -> None:
@@ -66,7 +65,7 @@ def write(run_dir: Path, evaluation: Path | None, file: Path) -> None:
 
 def opening_tag() -> str:
     """The tag that begins a page in the current language."""
-    return f'<html lang="{HTML_LANGUAGES[language.current()]}">'
+    return f'<html lang="{language.html_code()}">'
 
 
 def _json(file: Path) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ENGLISH, CHINESE = LANGUAGES = ("en", "zh")
+HTML = {ENGLISH: "en", CHINESE: "zh-CN"}
 CATALOGUES = Path(__file__).parent
 PAGES = "pages.json"  # phrases of pages; all other catalogues hold messages
 VARIABLES = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")  # gettext's, the first that is set decides
@@ -39,6 +40,11 @@ def phrase(text: str, /, **values: object) -> str:
     """A page's text in the current language, with its placeholders filled in."""
     chosen = _phrases().get(text, text) if current() == CHINESE else text
     return chosen.format(**values) if values else chosen
+
+
+def html_code() -> str:
+    """The current language as the attribute `lang` of a page names it."""
+    return HTML[current()]
 
 
 def phrases() -> Mapping[str, str]:
