@@ -9,10 +9,11 @@ from typing import Any
 
 import psutil
 import pytest
-from support import files_page
+from support import door, files_page, tiny
 from support.serving import Home, ask, finished_run, free_port, launch, refused, report, reseal, served
 
 from lockstep.endpoint import server_note
+from lockstep.prompts import template
 from lockstep.serving import gate_tokens, probe
 from lockstep.serving.gate_findings import Findings
 
@@ -25,7 +26,9 @@ PROMISE = "Only this machine is let in, elsewhere nobody without the key, and to
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return finished_run(tmp_path_factory.mktemp("home"), "--data.system_prompt", "你是 'x'.")
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "chat.jinja").write_text(tiny.CHATML_TOOLS)
+    return finished_run(folder, "--data.system_prompt", "你是 'x'.", "--data.template", str(folder / "chat.jinja"))
 
 
 @pytest.mark.promise(PROMISE)
@@ -48,6 +51,12 @@ def test_merged(home: Home) -> None:
             small = asked | {"max_tokens": 2, "tool_choice": "none"} if "tools" in one else asked | {"max_tokens": 2}
             fits = len(one["prompt_ids"]) + 2 <= 512
             assert ask(server.url + CHAT, small)[0] == (200 if fits else 400), one["name"]
+
+        text = (home.run / "merged/chat_template.jinja").read_text(encoding="utf-8")
+        assert sum("tool_calls" in message for one in contract["conversations"] for message in one["messages"]) == 2
+        door.check_fields(server.url)
+        door.check_messages(server.url, template.load(home.run / "merged", text).prompt_ids)
+        door.check_calls(server.url)
 
         assert found["ordinary_tokens"] > 10
         judged = Findings()  # had training another end, the gate would see it in this server
