@@ -10,11 +10,12 @@ from typing import Any
 import psutil
 import pytest
 from support import door, files_page, tiny
+from support.edits import edit_json
 from support.serving import Home, ask, finished_run, free_port, launch, refused, report, reseal, served
 
 from lockstep.endpoint import server_note
 from lockstep.prompts import template
-from lockstep.serving import gate_tokens, probe
+from lockstep.serving import gate_tokens, gate_vocabulary, probe
 from lockstep.serving.gate_findings import Findings
 
 pytestmark = pytest.mark.e2e
@@ -31,8 +32,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return finished_run(folder, "--data.system_prompt", "你是 'x'.", "--data.template", str(folder / "chat.jinja"))
 
 
+def swap_the_last_two(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    words = tokenizer["model"]["vocab"]
+    (first, one), (second, two) = list(words.items())[-2:]
+    words |= {first: two, second: one}
+    return tokenizer
+
+
 @pytest.mark.promise(PROMISE)
-def test_merged(home: Home) -> None:
+def test_merged(home: Home, tmp_path: Path) -> None:
     """All of one server's life: what it says, what it takes, where it listens, and that its end cuts nothing off."""
     with served(home) as server:
         found = report(home)
@@ -63,6 +71,22 @@ def test_merged(home: Home) -> None:
         other, asker = contract | {"stop_ids": [300]}, probe.Server(server.url + "/v1", "")
         gate_tokens.check_stops(asker, "r", other, contract["stop_ids"], judged)
         assert [reason.split(" ", 2)[:2] for reason in judged.reasons] == [["stop", "token"], ["token", "2"]]
+
+        size = contract["vocabulary"]["size"]
+        assert found["vocabulary"] == size > 300 and found["vocabulary_mismatches"] == 0
+        assert found["row_prompts"] >= 3 and found["row_prompt_mismatches"] == 0
+        spoilt = home.copy(tmp_path / "spoilt").run / "adapter"
+        edit_json(spoilt / "tokenizer.json", swap_the_last_two)
+        gate_vocabulary.check(asker, "r", spoilt, 512, judged := Findings())
+        assert judged.report == {"vocabulary": size, "vocabulary_mismatches": 1}
+        assert judged.reasons == [
+            f"the server has another tokenizer than training: ids from 0 to {size - 1} become another text"
+        ]
+        rows = json.loads((home.run / "adapter/reference.json").read_text(encoding="utf-8"))["rows"]
+        rows[1]["messages"][0]["content"] += "?"
+        rows[0]["input_ids"][4] = rows[0]["input_ids"][5]
+        gate_tokens.check_row_prompts(asker, "r", home.run / "adapter", rows, judged := Findings())
+        assert judged.report["row_prompts"] == found["row_prompts"] - 2  # what was cut in training is no fault
 
         assert only_loopback(server.family)
         with_media = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]

@@ -11,7 +11,7 @@ from typing import Any
 
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
-from lockstep.prompts import golden_tools, template, template_source, text_tokens
+from lockstep.prompts import golden_tools, template, template_source, text_tokens, vocabulary
 from lockstep.prompts.golden_tools import TOOL
 from lockstep.prompts.template import Message, Refused, Template
 from lockstep.settings.schema import Data
@@ -136,6 +136,7 @@ def build(chat: Template, data: Data) -> dict[str, Any]:
         "thinking": data.thinking,
         "system_prompt": data.system_prompt,
         "date": data.date.isoformat() if "strftime_now" in chat.text else None,
+        "vocabulary": vocabulary.digests(chat),
         "conversations": conversations,
         "left_out": left_out,
     }

@@ -1,6 +1,7 @@
 """The gate: before anyone else is let in, the live server proves that it serves the model that was trained.
 
-1. It tokenizes the golden conversations of the contract to the ids that training rendered.
+1. It tokenizes the golden conversations of the contract, and the messages of held-out rows, to the ids that training
+   rendered, and all ids of the vocabulary become the texts of training and these the same ids again.
 2. Every stop token of the contract ends an answer, and none of the tokens that answers consist of does.
 3. Its log-probabilities are those that training put on record, nearer to the trained model than to the base.
 4. After whole answers it gives the end-of-turn token the log-probability that the trained model gave.
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.artifacts import atomic, filenames
-from lockstep.serving import gate_log_probs, gate_modules, gate_tokens
+from lockstep.serving import gate_log_probs, gate_modules, gate_tokens, gate_vocabulary
 from lockstep.serving.gate_findings import Bounds, Findings, Tell
 from lockstep.serving.probe import Server
 
@@ -94,6 +95,8 @@ def _findings(server: Server, claim: Claim, name: str, tell: Tell) -> Findings:
     recorded = atomic.read_json(adapter / filenames.REFERENCE)
     findings = Findings(tell=tell)
     gate_tokens.check_prompts(server, name, folder, agreed, findings)
+    gate_tokens.check_row_prompts(server, name, adapter, recorded["rows"], findings)
+    gate_vocabulary.check(server, name, adapter, bounds.vocabulary, findings)
     has_other_prompts = bool(findings.reasons)
     if claim.mode == "lora":
         gate_modules.check(server, name, adapter, findings)

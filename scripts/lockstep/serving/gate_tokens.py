@@ -5,8 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from lockstep import paths
 from lockstep.artifacts import atomic, filenames
-from lockstep.prompts import contract, template
+from lockstep.prompts import contract, template, vocabulary
 from lockstep.serving.gate_findings import Findings
 from lockstep.serving.probe import Server
 
@@ -24,10 +25,13 @@ def foresee(folder: Path, adapter: Path) -> dict[str, Any]:
         fields of the report, `reasons` among them.
     """
     agreed = atomic.read_json(adapter / filenames.CONTRACT)
-    chat = template.load(folder, (folder / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8"))
+    chat = template_of(folder)
     conversations = agreed["conversations"]
     wrong = [c["name"] for c in conversations if chat.prompt_ids(c["messages"], c.get("tools")) != c["prompt_ids"]]
-    reasons = [_other_tokens(folder, agreed, wrong)] if wrong else _other_ends(folder, agreed, chat)
+    if wrong:
+        reasons = [_other_tokens(folder, agreed, wrong)]
+    else:
+        reasons = _other_ends(folder, agreed, chat) + _other_texts(folder, adapter, agreed)
     return {"prompts": len(conversations), "token_mismatches": len(wrong), "reasons": reasons}
 
 
@@ -51,6 +55,41 @@ def check_prompts(server: Server, name: str, folder: Path, agreed: dict[str, Any
         findings.reasons.append(f"{filenames.CONTRACT} holds only {len(conversations)} conversations: it was cut")
     if wrong:
         findings.reasons.append(_other_tokens(folder, agreed, wrong))
+
+
+def check_row_prompts(server: Server, name: str, adapter: Path, rows: list[Any], findings: Findings) -> None:
+    """Proof 1 once more, on held-out rows: their messages become the ids that the rows begin with.
+
+    Rows whose prompt was cut in training are left out.
+
+    Args:
+        adapter: with the template of training.
+        rows: of the reference.
+    """
+    chat = template_of(adapter)
+    asked = [
+        row
+        for row in rows
+        if row.get("messages") and chat.prompt_ids(row["messages"], row["tools"]) == row["input_ids"][: row["start"]]
+    ]
+
+    def is_same(row: dict[str, Any]) -> bool:
+        body = {"model": name, "messages": row["messages"]} | ({"tools": row["tools"]} if row["tools"] else {})
+        return bool(server.ask("/tokenize", body)["tokens"] == row["input_ids"][: row["start"]])
+
+    wrong = [
+        row["row"] for row, same in zip(asked, findings.ask_all("prompts", is_same, asked), strict=True) if not same
+    ]
+    findings.report |= {"row_prompts": len(asked), "row_prompt_mismatches": len(wrong)}
+    if wrong:
+        findings.reasons.append(
+            f"{len(wrong)} of {len(asked)} held-out rows become other tokens than in training (first {wrong[0]})"
+        )
+
+
+def template_of(folder: Path) -> template.Template:
+    """The tokenizer and chat template of a folder."""
+    return template.load(folder, (folder / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8"))
 
 
 def check_stops(server: Server, name: str, agreed: dict[str, Any], ordinary: list[int], findings: Findings) -> None:
@@ -111,6 +150,18 @@ def _other_tokens(folder: Path, agreed: dict[str, Any], wrong: list[str]) -> str
         f"{len(wrong)} of {len(agreed['conversations'])} golden conversations become other tokens than in training "
         f"(first {wrong[0]!r}): the {'tokenizer' if same_text else 'chat template'} differs"
     )
+
+
+def _other_texts(folder: Path, adapter: Path, agreed: dict[str, Any]) -> list[str]:
+    """The reasons where a template or a vocabulary is another one, though the conversations come out the same."""
+    reasons = []
+    for place in dict.fromkeys([adapter, folder]):
+        label, chat = paths.label(place), template_of(place)
+        if hashlib.sha256(chat.text.encode()).hexdigest() != agreed["template_sha256"]:
+            reasons.append(f"{label}: the chat template is another text than in training")
+        if difference := vocabulary.difference(agreed.get("vocabulary"), chat):
+            reasons.append(f"{label}: the tokenizer differs: {difference}")
+    return reasons
 
 
 def _other_ends(folder: Path, agreed: dict[str, Any], chat: template.Template) -> list[str]:

@@ -7,7 +7,7 @@
                tokens, of the trained model and of its base without the adapter (null after full training)
     rows       for at most 64 held-out rows: `input_ids`, the places in it that are supervised, and the
                log-probability of each token there, trained and base; `end` is the last of them, the
-               end-of-turn token after the whole answer
+               end-of-turn token after the whole answer; `messages` and `tools` that its last answer was given to
     experts    for each stack of experts that has an adapter: how many of them it changes
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
+from lockstep.data import conversation_row
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError
 from lockstep.model import experts_adapter, networks
@@ -99,8 +100,11 @@ def record(
 
 def _row(row: dict[str, Any], trained: list[float], base: list[float] | None) -> dict[str, Any]:
     places = [place for place, label in enumerate(row["labels"]) if label != IGNORE and place > 0]
+    messages, tools = conversation_row.unpacked(row) if "messages" in row else ([], None)
     return {
         "row": row.get("row"),
+        "messages": messages[:-1],
+        "tools": tools,
         "input_ids": list(row["input_ids"]),
         "places": places,
         "start": len(row["input_ids"]) - row["answer"],  # of the last answer

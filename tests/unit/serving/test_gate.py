@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 
-from lockstep.serving import gate, gate_log_probs, gate_tokens
+from lockstep.serving import gate, gate_log_probs, gate_tokens, gate_vocabulary
 from lockstep.serving.gate import Claim
 from lockstep.serving.gate_findings import Bounds
 from lockstep.serving.probe import Server
@@ -14,8 +14,9 @@ from lockstep.serving.probe import Server
 
 def leave_to_the_real_server(monkeypatch: pytest.MonkeyPatch, *proofs: str) -> None:
     """Proofs that need a server's answers, where those are not at stake."""
-    for proof in proofs:
-        module = gate_tokens if proof in ("check_prompts", "check_stops") else gate_log_probs
+    monkeypatch.setattr(gate_vocabulary, "check", lambda *_: None)
+    for proof in ("check_row_prompts", *proofs):
+        module = gate_log_probs if proof in ("check_rows", "check_chats") else gate_tokens
         monkeypatch.setattr(module, proof, lambda *_: None)
 
 

@@ -1,13 +1,20 @@
 """The gate's proof that answers end where they must; the real vLLM is asked in tests/e2e and tests/faults."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import tiny
+from support.edits import edit_json
 
+from lockstep.artifacts import filenames
+from lockstep.prompts import contract, template
 from lockstep.serving import gate_tokens
 from lockstep.serving.gate_findings import Findings
 from lockstep.serving.probe import Server
+from lockstep.settings.schema import Data
 
 
 @pytest.mark.parametrize(
@@ -36,3 +43,60 @@ def test_stop_tokens_end_an_answer_and_what_answers_consist_of_does_not(
     gate_tokens.check_stops(Server("http://127.0.0.1:9/v1", "s"), "r", agreed, within, found := Findings())
     assert found.report == {"ordinary_tokens": 3}
     assert (found.reasons == []) if says is None else (len(found.reasons) == 1 and says in found.reasons[0])
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tokenizer, template and contract."""
+    folder = tmp_path_factory.mktemp("adapter")
+    tiny.tokenizer().save_pretrained(folder)
+    chat = template.load(folder, tiny.CHATML)
+    (folder / filenames.CONTRACT).write_text(json.dumps(contract.build(chat, Data(train_file="rows.jsonl"))))
+    return folder
+
+
+def a_word_in_the_template(folder: Path) -> None:
+    (folder / filenames.CHAT_TEMPLATE).write_text(
+        "{% if 'zebra' in messages[0]['content'] %}!{% endif %}" + tiny.CHATML
+    )
+
+
+def two_words_swapped(folder: Path) -> None:
+    conversations = json.loads((folder / filenames.CONTRACT).read_text())["conversations"]
+    used = {token for conversation in conversations for token in conversation["prompt_ids"]}
+
+    def swap(tokenizer: dict) -> dict:
+        words = tokenizer["model"]["vocab"]
+        (first, one), (second, two) = [entry for entry in words.items() if entry[1] not in used][-2:]
+        words |= {first: two, second: one}
+        return tokenizer
+
+    edit_json(folder / filenames.TOKENIZER, swap)
+
+
+def other_digits(folder: Path) -> None:
+    seven = {"type": "Replace", "pattern": {"String": "7"}, "content": "1"}
+    edit_json(
+        folder / filenames.TOKENIZER,
+        lambda one: one | {"decoder": {"type": "Sequence", "decoders": [one["decoder"], seven]}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (a_word_in_the_template, "the chat template is another text than in training"),
+        (two_words_swapped, "the tokenizer differs: tokens have other ids than in training"),
+        (other_digits, "the tokenizer differs: ids become other texts than in training"),
+    ],
+)
+@pytest.mark.parametrize("where", ["served", "adapter"])
+def test_what_no_golden_conversation_shows_is_seen_in_the_files(
+    adapter: Path, tmp_path: Path, spoil: Callable[[Path], None], reason: str, where: str
+) -> None:
+    folders = {name: Path(shutil.copytree(adapter, tmp_path / name)) for name in ("served", "adapter")}
+    assert gate_tokens.foresee(folders["served"], folders["adapter"])["reasons"] == []
+    spoil(folders[where])
+    report = gate_tokens.foresee(folders["served"], folders["adapter"])
+    assert report["token_mismatches"] == 0
+    assert len(report["reasons"]) == 1 and report["reasons"][0].endswith(reason) and where in report["reasons"][0]

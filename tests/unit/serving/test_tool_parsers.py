@@ -26,7 +26,9 @@ def test_a_parser_that_is_named_is_taken_and_a_wrong_name_is_guessed(tmp_path: P
 def test_the_choice_is_kept_with_what_it_was_made_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ tools }}")
     tried: list[str | None] = []
-    monkeypatch.setattr(tool_parsers, "_first_that_reads", lambda folder, text, reasoning: tried.append(reasoning) or "hermes")
+    monkeypatch.setattr(
+        tool_parsers, "_first_that_reads", lambda folder, text, reasoning: tried.append(reasoning) or "hermes"
+    )
 
     def choice(reasoning: str | None) -> str:
         return tool_parsers.choose("auto", tmp_path, reasoning, tmp_path / "serve/note.json")
