@@ -82,3 +82,45 @@ def unigram() -> Any:
     )
     core.train_from_iterator(CORPUS, trainer)
     return _wrapped(core, WORDS, ["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>", unk_token="<unk>")
+
+
+MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+THINKING = (  # as Qwen3's: thoughts of the last turn alone, in the text or beside it; calls; what tools answered
+    "{%- for message in messages %}"
+    "{%- if message.role == 'tool' %}"
+    "{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}"
+    "{%- elif message.role == 'assistant' %}"
+    "{%- set text = message.content or '' %}{%- set thought = message.reasoning_content or '' %}"
+    "{%- if '</think>' in text %}"
+    "{%- set thought = text.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{%- set text = text.split('</think>')[-1].lstrip('\n') %}"
+    "{%- endif %}"
+    "{{- '<|im_start|>assistant\n' }}"
+    "{%- if loop.last %}{{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{%- endif %}"
+    "{{- text }}"
+    "{%- for call in message.tool_calls or [] %}"
+    "{{- '\n<tool_call>\n' + call.function.name + ' ' + (call.function.arguments | tojson) + '\n</tool_call>' }}"
+    "{%- endfor %}"
+    "{{- '<|im_end|>\n' }}"
+    "{%- else %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+OPENING = (  # as DeepSeek-R1's: each prompt opens a thought, and no answer is written with one
+    "{%- for message in messages %}{%- set text = message.content %}"
+    "{%- if '</think>' in text %}{%- set text = text.split('</think>')[-1] %}{%- endif %}"
+    "{{- '<|im_start|>' + message.role + '\n' + text + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
+)
+
+
+def thinking() -> Any:
+    """Byte-level BPE with ChatML's tokens and the marks of thoughts, calls and tools' answers."""
+    from support import tiny
+    from transformers import PreTrainedTokenizerFast
+
+    core = tiny.tokenizer().backend_tokenizer
+    core.add_tokens(MARKS)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")

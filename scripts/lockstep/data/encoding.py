@@ -10,6 +10,7 @@ from lockstep.data.collator import IGNORE
 from lockstep.data.conversation_row import ConversationRow, strings
 from lockstep.data.records import Reject
 from lockstep.errors import UserError
+from lockstep.prompts import answer_tokens
 from lockstep.prompts.template import Dropped, Message, Refused, Template
 from lockstep.settings.schema import Data
 
@@ -129,11 +130,14 @@ class Sampler:
 
     def _fault(self, row: ConversationRow) -> tuple[str, str] | None:
         """Why a row cannot be rendered as its texts mean it: the reason's code and the detail; or None."""
-        size, texts = 0, list(strings([row.messages, row.tools or ()]))
-        for text in texts:
-            size += len(text.strip())
-            if token := self.chat.control_token(text):
+        answers, rest = answer_tokens.apart(row.messages)
+        texts = list(strings([rest, row.tools or ()]))
+        by_whom = [*((text, False) for text in texts), *((text, True) for text in answers)]
+        for text, by_assistant in by_whom:
+            if token := self.chat.control_token(text, by_assistant):
                 return "control_token", token
+        texts += answers
+        size = sum(len(text.strip()) for text in texts)
         if token := self.chat.seam_token(texts):
             return "control_token", f"{token} where two texts meet"
         for key, word in NEEDS.items():

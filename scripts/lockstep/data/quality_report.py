@@ -47,14 +47,16 @@ class Quality:
         self.answers, self.prompts = array("Q"), array("Q")
         self.languages: Counter[str] = Counter()
         self.sample: list[tuple[int, str]] = []  # a heap of the SAMPLE answers with the smallest hashes
-        self.thoughts = 0  # rows with reasoning_content
+        self.thoughts = 0  # rows with a block of thought
 
     def add(self, row: ConversationRow, split: str, place: int) -> None:
         """Take a kept row into account, whose sample is number `place` of its split."""
         answer = "\n".join(row.messages[place]["content"] for place in row.answers)
         if self.signatures:
             self.signatures.add(row.dialogue)
-        self.thoughts += any("reasoning_content" in message for message in row.messages)
+        self.thoughts += any(
+            "reasoning_content" in message or "</think" in message["content"] for message in row.messages
+        )
         self.split.append(self.splits.index(split))
         self.place.append(place)
         self.answers.append(_number(answer))

@@ -85,9 +85,23 @@ def _repeated(text: str) -> str:
 
 def _control_token(chat: Template, messages: list[Message]) -> str | None:
     for message in messages:
-        if token := chat.control_token(message["content"]):
+        if token := chat.control_token(message["content"], message["role"] == "assistant"):
             return token
     return None
+
+
+def _with_thoughts(chat: Template) -> Iterator[tuple[str, list[Message]]]:
+    """(name, messages) of conversations with a thought in an answer: in its text, and apart from it."""
+    if chat.thought_marks is None:
+        return
+    begin, end = chat.thought_marks
+    ask, again = {"role": "user", "content": "2+2 等于几？"}, {"role": "user", "content": "And 3+3?"}
+    thought, answer = "两个二。\nFour.", "4"
+    inside = {"role": "assistant", "content": f"{begin}\n{thought}\n{end}\n\n{answer}"}
+    beside = {"role": "assistant", "content": answer, "reasoning_content": thought, "reasoning": thought}
+    yield "a thought in an earlier answer", [ask, inside, again]
+    yield "a thought beside an earlier answer", [ask, beside, again]
+    yield "thoughts in two earlier answers", [ask, inside, again, beside, ask]
 
 
 def text_tokens_of(folder: Path) -> list[str]:
@@ -106,7 +120,7 @@ def build(chat: Template, data: Data) -> dict[str, Any]:
         UserError: fewer than FEWEST conversations are left.
     """
     conversations, left_out = [], {}
-    for name, messages in golden():
+    for name, messages in (*golden(), *_with_thoughts(chat)):
         if token := _control_token(chat, messages):
             left_out[name] = f"holds {token}"
             continue

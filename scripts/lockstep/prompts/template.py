@@ -8,15 +8,16 @@ import json
 import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 
 from lockstep.errors import UserError
-from lockstep.prompts import text_tokens, tokenizer_folder
+from lockstep.prompts import answer_tokens, text_tokens, tokenizer_folder
 from lockstep.prompts.token_seams import Seams
 from lockstep.text.unicode import printable
 
@@ -94,7 +95,8 @@ class Template:
             )
         # Runs of spaces (▁ in some tokenizers) are added tokens, too, but control nothing.
         controls = {token for token in added if token.strip().strip("▁")} - set(allowed)
-        self._control = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
+        self._controls = controls
+        self._control = _any_of(controls)
         self._seams = Seams(controls, text)
         self.end_text = self._find_end()
         self.end_ids = self.encode([self.end_text])[0]
@@ -128,6 +130,10 @@ class Template:
         """The text of the prompt for the next answer. Raises Refused."""
         return self._apply(messages, tools, add_generation_prompt=True)
 
+    def whole(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
+        """The text of a conversation as it is, without the beginning of another answer. Raises Refused."""
+        return self._apply(messages, tools, add_generation_prompt=False)
+
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
         """The token ids of the prompt, equal to those of the server for the same messages. Raises Refused."""
         return self.encode([self.render(messages, tools)])[0]
@@ -135,26 +141,43 @@ class Template:
     def answer_text(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: str) -> str:
         """What a model must generate to give the last message, without the end of the turn.
 
-        For an answer that is plain text it is that text, byte for byte. For tool calls and reasoning it is what the
-        template adds to the prompt.
+        For an answer that is plain text it is that text, byte for byte. For tool calls and thoughts, which may stand
+        apart or in the text, it is what the template adds to the prompt. Some templates leave thoughts out of every
+        answer that they write, and open one in their prompts: there it is the text, after what opens it.
 
         Raises:
             Refused: the template writes the answer in a form that no model can generate.
             Dropped: it omits a part of the answer.
         """
         message = messages[-1]
-        if not (message.get("tool_calls") or message.get("reasoning_content")):
+        marks = self._control.findall(message["content"])
+        if not (marks or message.get("tool_calls") or message.get("reasoning_content")):
             return str(message["content"])
-        whole = self._apply(messages, tools, add_generation_prompt=False)
+        try:
+            return self._answer_as_written(messages, tools, prompt, marks)
+        except Refused:
+            if not self.opens_a_thought(prompt) or message.get("tool_calls") or message.get("reasoning_content"):
+                raise
+            assert self.thought_marks
+            text = str(message["content"])
+            opened = text.lstrip().startswith(self.thought_marks[0])
+            return text.lstrip().removeprefix(self.thought_marks[0]).lstrip("\n") if opened else text
+
+    def _answer_as_written(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: str, marks: Sequence[str]
+    ) -> str:
+        """What the template adds to the prompt for the last message. Raises Refused, Dropped."""
+        message, whole = messages[-1], self.whole(messages, tools)
         answer, end, rest = whole.removeprefix(prompt).rpartition(self.end_text)
         if not whole.startswith(prompt) or not end or rest.strip():
             raise Refused("the chat template does not write this answer after its own prompt")
         calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
-        for part in (message["content"], message.get("reasoning_content", ""), *calls):
+        for part in (*self._control.split(message["content"]), message.get("reasoning_content", ""), *calls):
             if part.strip() not in answer:
                 raise Dropped(f"of the answer: {part:.80}")
-        if any(answer.count(name) < calls.count(name) for name in calls):
-            raise Dropped(f"one of {len(calls)} calls")
+        for kind, parts in (("calls", calls), ("control tokens", list(marks))):
+            if any((prompt + answer).count(part) < parts.count(part) for part in parts):
+                raise Dropped(f"one of {len(parts)} {kind}")
         return answer
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
@@ -184,12 +207,41 @@ class Template:
         texts = self.decode([[*self.end_ids, *ids[: -len(self.end_ids)]] for ids in answers])
         return [text[len(self.end_text) :] for text in texts]
 
-    def control_token(self, text: str) -> str | None:
-        """The first added token of the tokenizer in a text, where it would act as a control token; or None."""
-        match = self._control.search(text)
+    def control_token(self, text: str, by_assistant: bool = False) -> str | None:
+        """The first added token of the tokenizer in a text, where it would act as a control token; or None.
+
+        Args:
+            by_assistant: whether the text is an assistant's own words, see `answer_tokens`.
+        """
+        pattern = self._not_in_answers if by_assistant else self._control
+        match = pattern.search(text)
         if match is None and not text.isascii():
-            match = self._control.search(self._normalized(text))
+            match = pattern.search(self._normalized(text))
         return match.group() if match else None
+
+    @cached_property
+    def answer_tokens(self) -> set[str]:
+        """Control tokens that an assistant's own words may hold."""
+        return answer_tokens.of(self, sorted(self._controls))
+
+    def has_meaning(self, token: str) -> bool:
+        """Whether a control token is one by the template or by its name, and not only because it was added."""
+        added = {other.content: other.special for other in self.tokenizer.added_tokens_decoder.values()}
+        roles = {str(name) for name in self.tokenizer.special_tokens_map.values()}
+        return token in self.text or token in roles or text_tokens.opens_or_ends_a_turn(token, added[token])
+
+    @cached_property
+    def thought_marks(self) -> tuple[str, str] | None:
+        """The tokens that begin and end a thought in answers; None where the template has none."""
+        return answer_tokens.thought_marks(self.answer_tokens)
+
+    def opens_a_thought(self, prompt: str) -> bool:
+        """Whether a prompt ends in a thought that the answer goes on with."""
+        return self.thought_marks is not None and prompt.rstrip().endswith(self.thought_marks[0])
+
+    @cached_property
+    def _not_in_answers(self) -> re.Pattern[str]:
+        return _any_of(self._controls - self.answer_tokens)
 
     def seam_token(self, texts: Sequence[str]) -> str | None:
         """A control token that could arise where two texts of a conversation meet, though neither contains it."""
@@ -238,6 +290,10 @@ def _with_objects(message: Message) -> Message:
             call = {**call, "function": {**function, "arguments": json.loads(arguments)}}
         calls.append(call)
     return {**message, "tool_calls": calls} if calls else message
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
 def load(model_dir: Path, text: str, allowed: Sequence[str] = (), as_text: Sequence[str] = ()) -> Template:

@@ -36,16 +36,17 @@ _MARKS = re.compile(r"[|｜\[\]]")
 _SURROUNDINGS = ("{}", "a{}b", " {} a", "{}{}", "\n{}\n", "<{}>", "你{}好", "1{}1", "({})")
 
 
-def opens_or_ends_a_turn(token: str, special: bool) -> bool:
+def opens_or_ends_a_turn(token: str, special: bool, by_sign: bool = True) -> bool:
     """Whether a token, by its name, opens or ends a turn, a role or a text in some family of models.
 
     Args:
         special: whether the tokenizer calls it so: <s> begins a text in Llama 2, and strikes one out in Gemma's HTML.
+        by_sign: whether names count that mean something only in signs such as <|…|> or [ … ].
     """
     name = re.sub(r"[\W_▁]+", "_", token.casefold()).strip("_")
     if _TURN.fullmatch(name) or (name == "s" and special):
         return True
-    return bool(_MARKS.search(token)) and (token.startswith(("[", "]")) or bool(_SIGN.fullmatch(name)))
+    return by_sign and bool(_MARKS.search(token)) and (token.startswith(("[", "]")) or bool(_SIGN.fullmatch(name)))
 
 
 def candidates(tokenizer: "PreTrainedTokenizerBase", used: Iterable[str], sources: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lockstep.artifacts import atomic, filenames
+from lockstep.prompts import answer_tokens
 from lockstep.serving import request_fields, request_messages, request_thinking
 from lockstep.serving.request_fields import CHAT, COMPLETION, TOKENIZE
 
@@ -72,7 +73,10 @@ class Rules:
         from lockstep.prompts import template
 
         folder = Path(self.tokenizer)
-        return template.load(folder, (folder / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8"), self.allow_tokens)
+        text = (folder / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
+        chat = template.load(folder, text, self.allow_tokens)
+        chat.control_token("", by_assistant=True)  # finds these tokens now, and not while the first client waits
+        return chat
 
     @cached_property
     def thinking(self) -> bool:
@@ -147,18 +151,27 @@ class Rules:
 
     def _refuse_texts(self, body: dict[str, Any]) -> str | None:
         """For what is no text, and for texts that would act as control tokens, alone or where two of them meet."""
-        texts, names = _texts([body.get("messages"), body.get("tools")])
-        if len(texts) > MOST_TEXTS:
+        answers, rest = answer_tokens.apart(body.get("messages"))
+        texts, names = _texts([rest, body.get("tools")])
+        if len(texts) + len(answers) > MOST_TEXTS:
             return f"messages and tools hold more than {MOST_TEXTS} texts"
         if len(names) > MOST_NAMES:
             return f"messages and tools hold more than {MOST_NAMES} different names of fields"
         texts += names
-        for text in texts:
-            if token := self.template.control_token(text):
-                return f"a message holds {token!r}, which would act as a control token: leave it out"
-        if token := self.template.seam_token(texts):
+        by_whom = [*((text, False) for text in texts), *((text, True) for text in answers)]
+        for text, by_assistant in by_whom:
+            if token := self.template.control_token(text, by_assistant):
+                return f"a message holds {token!r}, which would act as a control token: {self._cure(token)}"
+        if token := self.template.seam_token([*texts, *answers]):
             return f"two texts of this request would become {token!r} where they meet, a control token: change one"
         return None
+
+    def _cure(self, token: str) -> str:
+        if token in self.template.answer_tokens:
+            return "only the assistant's messages may hold it"
+        if self.template.has_meaning(token):
+            return "leave it out"
+        return "leave it out, or train with --data.allow_tokens, as this tokenizer cannot encode it as text"
 
 
 def _texts(value: Any) -> tuple[list[str], list[str]]:

@@ -1,0 +1,107 @@
+"""Control tokens that an answer may hold: marks of thoughts and calls, which the model itself writes there.
+
+A thinking model's answer comes back in the next request, with its `<think>`. Inside of an assistant's turn that is
+harmless: only what opens or ends a turn or a role could make the rest of the text somebody else's. Such tokens are
+the stop tokens, the tokenizer's own (bos, eos …), those whose names say so in any family, and all that the template
+writes around messages of others.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from lockstep.errors import UserError
+from lockstep.prompts import text_tokens
+
+if TYPE_CHECKING:
+    from lockstep.prompts.template import Message, Template
+
+FIELDS = ("content", "reasoning", "reasoning_content")  # of an assistant's message: its own words
+_MARKS = re.compile(
+    r"think|thought|reason|(?:tool|function)[\W_▁]*calls?(?![a-z])|python_tag|arg_(?:key|value)|tool[\W_▁]*sep",
+    re.IGNORECASE,
+)
+_THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
+_CALLED = "LockstepCalled"
+_TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "description": "a", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def of(chat: "Template", controls: Sequence[str]) -> set[str]:
+    """Those of a template's control tokens that an assistant's own words may hold."""
+    added = chat.tokenizer.added_tokens_decoder
+    special = {token.content: token.special for token in added.values()}
+    others = {
+        *(str(token) for token in chat.tokenizer.special_tokens_map.values()),
+        *(added[number].content for number in chat.stop_ids if number in added),
+    }
+    around = list(_around_others(chat))
+    own = list(_own(chat))
+    return {
+        token
+        for token in controls
+        if token not in others
+        and not any(token in text for text in around)
+        and not text_tokens.opens_or_ends_a_turn(token, special[token], by_sign=not _MARKS.search(token))
+        and (_MARKS.search(token) or any(token in text for text in own))
+    }
+
+
+def thought_marks(tokens: set[str]) -> tuple[str, str] | None:
+    """The tokens that begin and end a thought: <think> and </think>, [THINK] and [/THINK], …; None without such two."""
+    for first in sorted(tokens):
+        if not _THOUGHT.search(first):
+            continue
+        for begin, end in (("<", "</"), ("[", "[/"), ("START", "END"), ("start", "end"), ("begin", "end")):
+            last = first.replace(begin, end, 1)
+            if last != first and last in tokens:
+                return first, last
+    return None
+
+
+def apart(messages: Any) -> tuple[list[str], Any]:
+    """The assistants' own words, and all the rest of the messages."""
+    words: list[str] = []
+    rest: list[Any] = []
+    for message in messages if isinstance(messages, list | tuple) else ():
+        if isinstance(message, dict) and message.get("role") == "assistant":
+            own = {name for name in FIELDS if isinstance(message.get(name), str)}
+            words += [message[name] for name in FIELDS if name in own]
+            message = {name: value for name, value in message.items() if name not in own}
+        rest.append(message)
+    return words, rest if isinstance(messages, list | tuple) else messages
+
+
+def _around_others(chat: "Template") -> Iterator[str]:
+    """What the template writes for messages of users, systems and tools."""
+    user, system = {"role": "user", "content": "a"}, {"role": "system", "content": "a"}
+    for messages in ([user], [system, user]):
+        with suppress(UserError):
+            yield chat.whole(messages)
+    with suppress(UserError):
+        text = chat.whole([user, _call(), {"role": "tool", "content": "a", "tool_call_id": "1", "name": "weather"}])
+        after = text.rpartition(_CALLED)[2]
+        yield after.partition(chat.end_text)[2] or after
+
+
+def _own(chat: "Template") -> Iterator[str]:
+    """What it writes within an answer."""
+    user: Message = {"role": "user", "content": "a"}
+    answers: list[Message] = [
+        _call(),
+        {"role": "assistant", "content": "a", "reasoning_content": "b", "reasoning": "b"},
+    ]
+    for answer in answers:
+        with suppress(UserError):
+            prompt = chat.render([user], [_TOOL])
+            text = chat.whole([user, answer], [_TOOL])
+            if text.startswith(prompt):
+                yield text.removeprefix(prompt).rpartition(chat.end_text)[0]
+
+
+def _call() -> "Message":
+    function = {"name": "weather", "arguments": {"city": _CALLED}}
+    return {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
