@@ -9,13 +9,15 @@ writes around messages of others.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lockstep.errors import UserError
 from lockstep.prompts import text_tokens
 
 if TYPE_CHECKING:
-    from lockstep.prompts.template import Message, Template
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
 
 FIELDS = ("content", "reasoning", "reasoning_content")  # of an assistant's message: its own words
 _MARKS = re.compile(
@@ -30,7 +32,21 @@ _TOOL = {
 }
 
 
-def of(chat: "Template", controls: Sequence[str]) -> set[str]:
+class Renderer(Protocol):
+    """What is asked of `template.Template`."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    end_text: str
+
+    @property
+    def stop_ids(self) -> list[int]: ...
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str: ...
+
+    def whole(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str: ...
+
+
+def of(chat: Renderer, controls: Sequence[str]) -> set[str]:
     """Those of a template's control tokens that an assistant's own words may hold."""
     added = chat.tokenizer.added_tokens_decoder
     special = {token.content: token.special for token in added.values()}
@@ -75,7 +91,7 @@ def apart(messages: Any) -> tuple[list[str], Any]:
     return words, rest if isinstance(messages, list | tuple) else messages
 
 
-def _around_others(chat: "Template") -> Iterator[str]:
+def _around_others(chat: Renderer) -> Iterator[str]:
     """What the template writes for messages of users, systems and tools."""
     user, system = {"role": "user", "content": "a"}, {"role": "system", "content": "a"}
     for messages in ([user], [system, user]):
@@ -87,7 +103,7 @@ def _around_others(chat: "Template") -> Iterator[str]:
         yield after.partition(chat.end_text)[2] or after
 
 
-def _own(chat: "Template") -> Iterator[str]:
+def _own(chat: Renderer) -> Iterator[str]:
     """What it writes within an answer."""
     user: Message = {"role": "user", "content": "a"}
     answers: list[Message] = [
@@ -102,6 +118,6 @@ def _own(chat: "Template") -> Iterator[str]:
                 yield text.removeprefix(prompt).rpartition(chat.end_text)[0]
 
 
-def _call() -> "Message":
+def _call() -> Message:
     function = {"name": "weather", "arguments": {"city": _CALLED}}
     return {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
