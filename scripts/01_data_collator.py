@@ -79,7 +79,7 @@ def main() -> None:
     user_files.check_paths(settings, "data")
     settings, _ = lineage.require(settings, settings.model.folder, "download")
     chat_template = load_chat_template(settings)  # before a data set is downloaded: there may be none
-    settings, files, inputs = sources.resolve(settings, say=print)
+    settings, files, inputs = sources.resolve(settings, say=cli.say)
     inputs = [settings.model.folder, *inputs]
     if settings.data.template.endswith(".jinja"):
         inputs.append(paths.data_file(settings.data.template))
@@ -88,7 +88,7 @@ def main() -> None:
     )
     if finished := stage.finished():
         show_samples(folder, settings, options.preview)
-        return print(f"{paths.label(folder)} is up to date ({manifest.short(finished.digest)})")
+        return cli.say(f"{paths.label(folder)} is up to date ({manifest.short(finished.digest)})")
 
     # --- records → rows → samples, manifest last ---
     with stage.writing() as work:
@@ -102,10 +102,10 @@ def main() -> None:
     for split, counts in stage.metrics.items():
         samples = f" ({counts['samples']} samples)" if counts["samples"] != counts["rows"] else ""
         figures = f"{counts['tokens']} tokens, {counts['supervised_tokens']} supervised"
-        print(f"{split}: {counts['rows']} rows{samples}, {figures}")
+        cli.say(f"{split}: {counts['rows']} rows{samples}, {figures}")
     for line in advice:
-        print(f"note: {line}")
-    print(f"{books.ledger.summary()}; {paths.label(folder)} is complete, see preview.html in it")
+        cli.say(f"note: {line}")
+    cli.say(f"{books.ledger.summary()}; {paths.label(folder)} is complete, see preview.html in it")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -40,7 +40,7 @@ from lockstep.training import arguments, checkpoints
 if TYPE_CHECKING:
     from lockstep.training.setup import Training
 
-say: Callable[..., None] = print if distributed.FIRST else lambda *_: None
+say: Callable[..., None] = cli.say if distributed.FIRST else lambda *_: None
 
 
 def check(settings: Settings) -> None:
@@ -182,7 +182,7 @@ def main() -> None:
         checkpoints.close(folder, task, manifest.identity(stage.folder))
         loss = f", held-out loss {stage.metrics['eval_loss']:.4f}" if "eval_loss" in stage.metrics else ""
         seconds = stage.metrics["train_seconds"]
-        print(f"{paths.label(stage.folder)} is complete: {stage.metrics['steps']} steps in {seconds:.0f} s{loss}")
+        cli.say(f"{paths.label(stage.folder)} is complete: {stage.metrics['steps']} steps in {seconds:.0f} s{loss}")
 
 
 if __name__ == "__main__":

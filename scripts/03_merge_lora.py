@@ -71,7 +71,7 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
         measured = certificate.in_fresh_process(certificate.measure, out, sums, data, pad, hand_over)
         candidates[name] = measured
         values = "  ".join(f"{key} {value:.5f}" for key, value in measured.items())
-        print(f"{'in bfloat16' if full else f'onto {name} weights'}: {values}")
+        cli.say(f"{'in bfloat16' if full else f'onto {name} weights'}: {values}")
     best = min(strategies, key=lambda name: candidates[name]["kl_mean"])
     for file in (work / best).iterdir():
         file.rename(work / file.name)
@@ -126,7 +126,7 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
     shutil.rmtree(failed, ignore_errors=True)
     how = "all weights in bfloat16" if full else f"merged onto the {report['strategy']} weights"
     kl = stage.metrics["kl_mean"]
-    print(f"{paths.label(stage.folder)} is complete: {how}, mean KL to the trained model {kl:.5f} nats")
+    cli.say(f"{paths.label(stage.folder)} is complete: {how}, mean KL to the trained model {kl:.5f} nats")
 
 
 def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
@@ -140,7 +140,7 @@ def write_base(stage: Stage, settings: Settings, adapter: Path) -> None:
         sums = merge.write_weights(settings.model.folder, work, adapter_delta.AdapterDelta(), dequantizer)
         certificate.in_fresh_process(safetensors_stream.verify, work, sums)
         merged_folder.write_rest(settings.model.folder, adapter, work)
-    print(f"{paths.label(stage.folder)} is complete: {len(dequantizer.hashes)} tensors as the adapter saw them")
+    cli.say(f"{paths.label(stage.folder)} is complete: {len(dequantizer.hashes)} tensors as the adapter saw them")
 
 
 def take_in(settings: Settings, force: bool) -> None:
@@ -158,14 +158,14 @@ def take_in(settings: Settings, force: bool) -> None:
     )
     stage.origin = "external"
     if earlier := stage.finished():
-        return print(f"{paths.label(stage.folder)} is up to date ({manifest.short(earlier.digest)})")
+        return cli.say(f"{paths.label(stage.folder)} is up to date ({manifest.short(earlier.digest)})")
     manifest.check_seal(folder)
     inspection.check_adapter(files, settings.model.folder)
     if note := external_adapter.check(settings, folder):
-        print(f"note: {note}")
+        cli.say(f"note: {note}")
     with stage.writing() as work:
         stage.metrics = certificate.in_fresh_process(external_adapter.take_in, settings, folder, work)
-    print(f"{paths.label(stage.folder)} is complete: taken in from {paths.label(folder)}")
+    cli.say(f"{paths.label(stage.folder)} is complete: taken in from {paths.label(folder)}")
 
 
 def main() -> None:
@@ -190,14 +190,14 @@ def main() -> None:
         take_in(trained, options.force)
     settings, _ = lineage.require(settings, run_dir / filenames.ADAPTER, "train")
     if newer := lineage.newer_rows(run_dir):
-        print(f"note: {newer}")
+        cli.say(f"note: {newer}")
     inputs = [run_dir / filenames.ADAPTER]
     if settings.method != "full":
         manifest.require(settings.model.folder, "download")
         inputs.insert(0, settings.model.folder)
     if options.base and settings.method != "qlora":
         why = "there is no adapter" if settings.method == "full" else "the adapter was trained on the base as it is"
-        return print(f"{why}: no other base is needed")
+        return cli.say(f"{why}: no other base is needed")
     if options.base:
         name, sections = "base", settings.sections("model", "quantization")
     else:
@@ -207,7 +207,7 @@ def main() -> None:
     stage = Stage(name, folder, sections, inputs, options.force, config_file=settings.config_file)
     if earlier := stage.finished():
         disk_check.require(settings, folder)  # that nobody changed it since does not say that it was right
-        return print(f"{paths.label(folder)} is up to date ({manifest.short(earlier.digest)})")
+        return cli.say(f"{paths.label(folder)} is up to date ({manifest.short(earlier.digest)})")
 
     # --- work, save, manifest last ---
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -45,7 +45,7 @@ from lockstep.settings.tree import Settings
 from lockstep.text import json_text
 from lockstep.text.unicode import drop_controls, printable
 
-note = partial(print, file=sys.stderr, flush=True)  # everything that is no answer
+note = partial(cli.say, to_stderr=True, flush=True)  # everything that is no answer
 POST: dict[str, Callable[[str], str]] = {"dedupe": loop_removal.remove}
 
 

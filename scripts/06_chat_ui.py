@@ -19,7 +19,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -174,7 +173,7 @@ def main() -> None:
     settings = cli.settings_from(chosen)
     auth = login(settings)
     for line in [] if chosen.base_url else lineage.notes(settings):
-        print(f"note: {line}", file=sys.stderr)
+        cli.say(f"note: {line}", to_stderr=True)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
     given = [chosen.base_url or address.url(settings), chosen.compare_url]
     urls = [address.checked_url(url) for url in given if url]
@@ -194,11 +193,11 @@ def main() -> None:
     page = Page(settings, endpoints, watch, address.model_name(settings), built_in).build()
     host, port = at.getsockname()[:2]
     if port != settings.ui.port:
-        print(f"port {settings.ui.port} is taken")
+        cli.say(f"port {settings.ui.port} is taken")
     path = urlsplit(settings.ui.root_path).path
-    print(f"chat page at http://{f'[{host}]' if ':' in host else host}:{port}{path} (Ctrl-C ends it)")
+    cli.say(f"chat page at http://{f'[{host}]' if ':' in host else host}:{port}{path} (Ctrl-C ends it)")
     if auth:
-        print(f"log in as {auth[0]} with the password in {PASSWORD}")
+        cli.say(f"log in as {auth[0]} with the password in {PASSWORD}")
     serve(application(page, auth, settings.ui.root_path), at)
 
 

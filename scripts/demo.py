@@ -65,7 +65,7 @@ def training_words(settings: Settings) -> list[str]:
     if epochs == configured:
         return []
     words = ["--train.num_train_epochs", f"{epochs:g}"]
-    print(
+    cli.say(
         f"\nnote: {epochs:g} epoch of training in place of the {configured:g} of {CONFIG}, because float32 is slow on "
         f'this CPU; by hand, the same training is make train ARGS="{shlex.join(words)}"'
     )
@@ -150,7 +150,9 @@ def run_stages(settings: Settings) -> dict[str, float]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.language_option(parser)
+    parser.parse_args()
     settings = yaml_file.load(paths.ROOT / CONFIG, {})
     run("data/build_toy_dataset.py")
     seconds = run_stages(settings)
@@ -161,12 +163,12 @@ def main() -> None:
     summary = settings.run_dir / filenames.DEMO
     atomic.write_json(summary, result)
     show(rows)
-    print(f"\n{len(rows)} held-out questions, greedy, the same server settings and template for both models")
+    cli.say(f"\n{len(rows)} held-out questions, greedy, the same server settings and template for both models")
     match = result["exact_match"]
-    print(f"  orders answered exactly      base {match['base']:6.1%}   tuned {match['tuned']:6.1%}")
-    print(f"  answers that end themselves  base {result['base_stop_rate']:6.1%}   tuned {result['stop_rate']:6.1%}")
+    cli.say(f"  orders answered exactly      base {match['base']:6.1%}   tuned {match['tuned']:6.1%}")
+    cli.say(f"  answers that end themselves  base {result['base_stop_rate']:6.1%}   tuned {result['stop_rate']:6.1%}")
     print("  seconds  " + "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()))
-    print(
+    cli.say(
         f"{paths.label(summary)} is written, and the report {paths.label(evaluation)}/{filenames.REPORT}. "
         f"Now try `make serve`, and in a second terminal `make client`, `make curl` or `make chat`."
     )

@@ -61,7 +61,7 @@ def start(plan: LaunchPlan, prove: Prove = gate.prove) -> int:
         try:
             _serve(plan, server, opened, prove, states)
         except _Signalled as signalled:
-            print("stopping …")
+            cli.say("stopping …")
             if signalled.args[0] != signal.SIGTERM:
                 return 128 + int(signalled.args[0])
             if "open" not in states:  # who waits for it must not take it for served
@@ -89,9 +89,9 @@ def _serve(plan: LaunchPlan, server: Server, opened: Path, prove: Prove, states:
     log = plan.folder / filenames.SERVER_LOG
     progress = StartProgress(lambda text: _note(plan, states[-1], text), partial(print, end="", flush=True))
     if plan.route:
-        print(plan.route)
+        cli.say(plan.route)
     print(f"$ {launch.command_line(plan)}")
-    print(f"starting vLLM, which takes a minute; its log is {paths.label(log)}", flush=True)
+    cli.say(f"starting vLLM, which takes a minute; its log is {paths.label(log)}", flush=True)
     with launch.launched(plan, server.secret, opened, log, lambda: progress.text) as launched:
         loading = partial(progress.tell, "vLLM loads the model")
         launch.wait_until_healthy(server, launched, log, plan.timing.startup, loading)
@@ -167,7 +167,7 @@ def _check_disk(remade: dict[Path, Settings]) -> dict[str, Any]:
     for folder, settings in remade.items():
         label = paths.label(folder)
         if not disk_check.is_remembered(settings, folder):
-            print(f"comparing every tensor and file of {label} with what base and adapter give …", flush=True)
+            cli.say(f"comparing every tensor and file of {label} with what base and adapter give …", flush=True)
         compared[label] = disk_check.require(settings, folder)
     return compared
 
@@ -178,7 +178,7 @@ def _prove(plan: LaunchPlan, server: Server, prove: Prove, foreseen: dict[str, A
     Args:
         foreseen: fields of the report that are known already.
     """
-    print("checking that this is the model that was trained …", flush=True)
+    cli.say("checking that this is the model that was trained …", flush=True)
     started = time.monotonic()
     try:
         report = prove(server, plan.claim, progress.tell)
@@ -190,15 +190,15 @@ def _prove(plan: LaunchPlan, server: Server, prove: Prove, foreseen: dict[str, A
     report |= {**foreseen, "served": plan.served, "seconds": round(time.monotonic() - started, 1)}
     label = gate_report.write(plan.folder, report)
     for warning in report["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+        cli.say(f"warning: {warning}", to_stderr=True)
     if not report["passed"]:
         raise UserError(f"the gate stays shut: {report['reasons'][0]}; see {label}")
-    print(gate_report.outcome(plan.folder))
+    cli.say(gate_report.outcome(plan.folder))
 
 
 def _show_example(plan: LaunchPlan) -> None:
     curl = curl_line.line(plan.url, plan.example)
-    print(
+    cli.say(
         f"serving {plan.model} at {plan.url}; Ctrl-C or `{commands.make('stop')}` ends it. Try\n\n  {curl}\n",
         flush=True,
     )
@@ -219,12 +219,12 @@ def _watch(process: subprocess.Popen[bytes], server: Server, plan: LaunchPlan, o
             alive = now is not None and now != before  # a full server lets a canary wait, and works all the same
         if alive and not opened.exists():
             opened.touch()
-            print("the server answers again: open", flush=True)
+            cli.say("the server answers again: open", flush=True)
             with contextlib.suppress(OSError):  # a full disk: what serves goes on
                 _note(plan, "open")
         elif not alive and opened.exists() and process.poll() is None:
             opened.unlink()
-            print("the server does not answer: closed until it does", file=sys.stderr, flush=True)
+            cli.say("the server does not answer: closed until it does", to_stderr=True, flush=True)
             with contextlib.suppress(OSError):
                 _note(plan, "not answering")
 
@@ -282,7 +282,7 @@ def detach(words: list[str], folder: Path) -> int:
         raise
     if note is None:
         return supervisor.wait()
-    print(
+    cli.say(
         f"it runs on in the background, as process {supervisor.pid}: {commands.make('status')}, {commands.make('stop')}"
     )
     return 0
@@ -301,22 +301,22 @@ def main() -> int:
         launch_plan.check_place(settings)
         return 0
     if options.action == "stop":
-        print("\n".join(filter(None, map(server_control.stop, folders))) or nobody)
+        cli.say("\n".join(filter(None, map(server_control.stop, folders))) or nobody)
         return 0
     if options.action == "status":
         if not others:
             nobody += f": `{commands.make('serve')}` starts one"
         servers = [(code, text) for code, text in map(server_control.status, folders) if text]
         notes = [f"note: {line}" for line in lineage.notes(settings)] if servers else []
-        print("\n".join([*(text for _, text in servers), *notes]) or nobody)
+        cli.say("\n".join([*(text for _, text in servers), *notes]) or nobody)
         return max((code for code, _ in servers), default=server_control.NOT_RUNNING)
     if options.detach:
         return detach([word for word in sys.argv[2:] if word != "--detach"], address.serve_dir(settings))
     if leftovers := server_control.clear(address.serve_dir(settings)):  # before the look at what memory there is
-        print(leftovers)
+        cli.say(leftovers)
     plan = launch_plan.plan(settings)
     if newer := lineage.newer_rows(settings.run_dir):
-        print(f"note: {newer}", flush=True)
+        cli.say(f"note: {newer}", flush=True)
     return start(plan)
 
 

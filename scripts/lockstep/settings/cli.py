@@ -78,7 +78,7 @@ def language_option(arguments: argparse.ArgumentParser) -> None:
     )
 
 
-def say(message: str, *, to_stderr: bool = False, flush: bool = False) -> None:
+def say(message: str = "", *, to_stderr: bool = False, flush: bool = False) -> None:
     """Print a message for the user, in the user's language; a message without a translation is printed in English."""
     print(language.translated(message), file=sys.stderr if to_stderr else sys.stdout, flush=flush)
 

@@ -20,8 +20,10 @@ CATALOGUES = Path(__file__).parent
 PAGES = "pages.json"  # phrases of pages; all other catalogues hold messages
 VARIABLES = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")  # gettext's, the first that is set decides
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
+REMARK = re.compile(r"(?P<message>.+) (?P<remark>\([^()]+\))", re.DOTALL)
 LONGEST = 4_000  # characters of a message that is looked up
 SPECIFIC = 8  # letters from which an entry stands for one message; one with fewer only joins others
+SEPARATORS = {"; ": "；", ", ": "，"}  # between messages that make up one
 DEPTH = 4  # messages inside messages
 
 
@@ -89,12 +91,30 @@ def _line(text: str, depth: int) -> str | None:
         values, whole = {}, True
         for name, value in match.groupdict().items():
             inner = _line(value, depth + 1)
-            values[name] = value if inner is None else inner
+            values[name] = value if inner is None else inner.strip()
             whole = whole and (inner is not None or " " not in value.strip())
         if entry.weight < SPECIFIC and not whole:
             continue  # half English, half Chinese reads worse than English
         return text.replace(core, entry.translation.format(**values), 1)
+    return _listed(core, depth) or _with_remark(core, depth)
+
+
+def _listed(text: str, depth: int) -> str | None:
+    """The translation of messages in a row; None where one of them has none."""
+    for between, joined in SEPARATORS.items():
+        parts = text.split(between)
+        if len(parts) > 1:
+            translations = [_line(part, depth + 1) for part in parts]
+            if all(translations):
+                return joined.join(filter(None, translations))
     return None
+
+
+def _with_remark(text: str, depth: int) -> str | None:
+    """The translation of a message and of the remark in parentheses at its end; None where that has none."""
+    match = REMARK.fullmatch(text)
+    remark = match and _line(match["remark"], depth + 1)
+    return match and remark and (_line(match["message"], depth + 1) or match["message"]) + remark
 
 
 @lru_cache(maxsize=1)
@@ -110,7 +130,7 @@ def _entries() -> list[_Entry]:
 def _entry(text: str, translation: str) -> _Entry:
     pieces = PLACEHOLDER.split(text)  # literal, name, literal, …
     literals = pieces[::2]
-    pattern = "".join(f"(?P<{piece}>.+?)" if number % 2 else re.escape(piece) for number, piece in enumerate(pieces))
+    pattern = "".join(f"(?P<{piece}>.*?)" if number % 2 else re.escape(piece) for number, piece in enumerate(pieces))
     weight = sum(char.isalpha() for char in "".join(literals))
     introduces = weight < SPECIFIC and text.endswith(": {message}")
     return _Entry(weight, introduces, max(literals, key=len), re.compile(pattern, re.DOTALL), translation)

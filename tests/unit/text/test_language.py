@@ -31,6 +31,11 @@ def entries(file: Path) -> dict[str, str]:
     return catalogue
 
 
+def joined(text: str) -> str:
+    """A text whose placeholders that stand side by side are one, as what is filled into them cannot be told apart."""
+    return re.sub(r"(\{\})+", "{}", text).strip()
+
+
 @functools.cache
 def texts_of_code() -> frozenset[str]:
     """Every text that stands in the code, with {} for what is filled in."""
@@ -39,9 +44,9 @@ def texts_of_code() -> frozenset[str]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values]
-                texts.add("".join(parts).strip())
+                texts.add(joined("".join(parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                texts.add(re.sub(r"\{[^{}]*\}", "{}", node.value).strip())
+                texts.add(joined(re.sub(r"\{[^{}]*\}", "{}", node.value)))
     return frozenset(texts)
 
 
