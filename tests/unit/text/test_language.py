@@ -62,14 +62,14 @@ def chinese(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("file", MESSAGES, ids=lambda file: file.name)
 def test_every_message_of_a_catalogue_stands_in_the_code(file: Path) -> None:
     texts = texts_of_code()
-    assert [key for key in entries(file) if language.PLACEHOLDER.sub("{}", key) not in texts] == []
+    assert [key for key in entries(file) if joined(language.PLACEHOLDER.sub("{}", key)) not in texts] == []
 
 
 def test_every_phrase_of_the_pages_is_translated_and_no_other() -> None:
     known, python = entries(FOLDER / language.PAGES), texts_of_code()
     assert sorted(phrases_of_pages() - known.keys()) == []
     unused = [key for key in known if key not in phrases_of_pages()]
-    assert [key for key in unused if language.PLACEHOLDER.sub("{}", key).strip() not in python] == []
+    assert [key for key in unused if joined(language.PLACEHOLDER.sub("{}", key)) not in python] == []
 
 
 @pytest.mark.parametrize("file", CATALOGUES, ids=lambda file: file.name)
