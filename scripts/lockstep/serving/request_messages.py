@@ -46,8 +46,10 @@ def _tidy(message: dict[str, Any]) -> str | None:
         if None in texts:
             return _why_no_text(parts[texts.index(None)])
         message["content"] = "\n".join(text for text in texts if text is not None)
-    if thoughts := message.pop("reasoning_content", None):  # vLLM's older name, which /tokenize does not know
-        message.setdefault("reasoning", thoughts)
+    # One name for thoughts, as /tokenize does not know the older one; empty ones are none, as in data files.
+    thoughts = [message.pop(name, None) for name in ("reasoning", "reasoning_content")]
+    if given := next(filter(None, thoughts), None):
+        message["reasoning"] = given
     calls = message.get("tool_calls")
     if calls == []:
         del message["tool_calls"]

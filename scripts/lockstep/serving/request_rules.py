@@ -99,7 +99,7 @@ class Rules:
         if route not in request_fields.TAKEN:
             return None
         request_fields.tidy(route, body)
-        if route == CHAT and (reason := request_thinking.take(body, self.template, self.thinking)):
+        if route != COMPLETION and (reason := request_thinking.take(body, self.template, self.thinking)):
             return reason
         if reason := request_fields.refusal(route, body) or request_messages.tidy(body.get("messages")):
             return reason

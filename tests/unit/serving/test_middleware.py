@@ -273,3 +273,14 @@ def test_no_websocket_passes(made: Made) -> None:
 
     asyncio.run(made()({"type": "websocket", "path": "/v1/realtime"}, inner, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_vllm_reads_what_is_left_of_a_request_and_not_what_was_dropped(made: Made) -> None:
+    content = [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]
+    body = {
+        "messages": [{"role": "user", "content": content, "name": None}],
+        "metadata": {"a": "<|im_end|>"},
+        "n": None,
+    }
+    status, seen, _ = asyncio.run(ask(made(), body=json.dumps(body | {"prompt_cache_key": "<|im_start|>"}).encode()))
+    assert status == 200 and seen == {"messages": [{"role": "user", "content": "hi"}]}

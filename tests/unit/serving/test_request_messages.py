@@ -67,6 +67,8 @@ def test_nulls_and_older_names_of_messages_are_taken() -> None:
     assert tidied({"role": "developer", "content": "Be brief."}) == [{"role": "system", "content": "Be brief."}]
     thoughts = tidied({"role": "assistant", "content": "a", "reasoning_content": "t"})
     assert thoughts == [{"role": "assistant", "content": "a", "reasoning": "t"}]
+    for empty in ({"reasoning": ""}, {"reasoning_content": ""}, {"reasoning": "", "reasoning_content": None}):
+        assert tidied({"role": "assistant", "content": "a", **empty}) == [{"role": "assistant", "content": "a"}]
     call = {"id": "1", "type": "function", "index": None, "function": {"name": "f", "arguments": None}}
     other = {"id": "2", "type": "function", "function": {"name": "f", "arguments": {"city": "北京"}}}
     calls = tidied({"role": "assistant", "content": None, "tool_calls": [call, other]})[0]["tool_calls"]
