@@ -23,7 +23,7 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 REMARK = re.compile(r"(?P<message>.+) (?P<remark>\([^()]+\))", re.DOTALL)
 LONGEST = 4_000  # characters of a message that is looked up
 SPECIFIC = 8  # letters from which an entry stands for one message; one with fewer only joins others
-SEPARATORS = {"; ": "；", ", ": "，"}  # between messages that make up one
+SEPARATORS = {"; ": "；", ", ": "，", ": ": "："}  # between messages that make up one
 DEPTH = 4  # messages inside messages
 
 

@@ -32,8 +32,8 @@ def entries(file: Path) -> dict[str, str]:
 
 
 def joined(text: str) -> str:
-    """A text whose placeholders that stand side by side are one, as what is filled into them cannot be told apart."""
-    return re.sub(r"(\{\})+", "{}", text).strip()
+    """A text as it is compared: placeholders side by side are one, and what joins it to the text before is left out."""
+    return re.sub(r"(\{\})+", "{}", text).strip(" :;,")
 
 
 @functools.cache
@@ -44,10 +44,10 @@ def texts_of_code() -> frozenset[str]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values]
-                texts.add(joined("".join(parts)))
+                texts.add("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                texts.add(joined(re.sub(r"\{[^{}]*\}", "{}", node.value)))
-    return frozenset(texts)
+                texts.add(re.sub(r"\{[^{}]*\}", "{}", node.value))
+    return frozenset(joined(line) for text in texts for line in (text, *text.split("\n")))
 
 
 def phrases_of_pages() -> set[str]:
