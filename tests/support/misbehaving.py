@@ -105,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
         answer = self.server.answer(body["model"], question)
         if fault == "429":
             return self.send({"error": {"message": "too many requests wait"}}, 429, Retry_After=self.server.wait)
+        if fault == "loading":
+            return self.send({"error": CLOSED["error"] | {"reason": "loading"}}, 503)
         if fault == "503":
             return self.send(CLOSED, 503, Retry_After="0.1")
         if fault == "500":

@@ -71,6 +71,7 @@ WORDS = {
 # The errors of a request in Chinese, by their codes; those that only the server can word stay as it said them.
 ERRORS = {
     "no_server": "服务端没有响应，可能已经停止（make serve 启动）",
+    "loading": "服务端还在加载模型，请稍候再试",
     "being_checked": "服务端还在核验，通过后才开放，请稍候再试",
     "flooded": "请求太多，服务端忙不过来，请稍候再试（429）",
     "key_wanted": "服务端需要密钥：设置 LOCKSTEP_API_KEY 后重启本页面",

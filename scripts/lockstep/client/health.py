@@ -46,6 +46,8 @@ def kind_of(url: str, path: str, folder: Path | None = None) -> tuple[Kind, str]
         return "locked", ""
     if response.status == 503 and protocol.reason_of(response.text) == protocol.BEING_CHECKED:
         return "checked", ""
+    if response.status == 503 and protocol.reason_of(response.text) == protocol.LOADING:
+        return "starting", ""
     return ("starting" if folder and server_note.is_starting(folder) else "down"), ""
 
 

@@ -11,8 +11,8 @@ PATIENCE = 60.0  # seconds: a server that asks to wait longer is not waited for
 
 Scope = Literal["request", "moment", "silence", "always"]
 Code = Literal[
-    "no_server", "silent", "broke_off", "incomplete", "given_up", "being_checked", "not_ready", "flooded", "key_wanted",
-    "unknown_model", "not_openai", "no_log_probs", "not_sendable", "refused",
+    "no_server", "silent", "broke_off", "incomplete", "given_up", "loading", "being_checked", "not_ready",
+    "flooded", "key_wanted",    "unknown_model", "not_openai", "no_log_probs", "not_sendable", "refused",
 ]  # fmt: skip
 
 
@@ -64,6 +64,8 @@ def of_status(error: Any) -> NoAnswer:
     if status == 503 and protocol.reason_of(body) == protocol.BEING_CHECKED:
         message = f"the server is still being checked and opens when it has passed: {reason}"
         return NoAnswer(message, "moment", "being_checked", pause)
+    if status == 503 and protocol.reason_of(body) == protocol.LOADING:
+        return NoAnswer(f"the server is still starting: {reason}", "moment", "loading", pause)
     if pause and pause > PATIENCE:
         reason += f" (it asks to wait {pause:.0f} s)"
     if 300 <= status < 400:

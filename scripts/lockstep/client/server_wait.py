@@ -23,7 +23,7 @@ class ServerWait:
         seconds: that are waited for at most, from the first request on that met a closed server; 0: none.
         folders: where the supervisors of this run keep their notes; none where the endpoint is somebody else's, of
             which is known only what it answers.
-        notice: is told once, in one line, that a server is waited for.
+        notice: is told in one line that a server is waited for, and once more where it goes from loading to the gate.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class ServerWait:
         self.url, self.seconds, self.folders, self.notice = url, seconds, folders, notice
         self._lock = threading.Lock()
         self._since: float | None = None
+        self._told = ""
         self._answered = False
 
     def pause(self, error: NoAnswer) -> bool:
@@ -50,8 +51,9 @@ class ServerWait:
         if not reason or not self.seconds:
             return False
         with self._lock:
-            if self._since is None:
-                self._since = time.monotonic()
+            self._since = self._since or time.monotonic()
+            if reason != self._told:
+                self._told = reason
                 self.notice(f"{reason} and opens when it has passed the gate: waiting up to {self.seconds:g} s")
             waited = time.monotonic() - self._since
         if waited >= self.seconds:
@@ -62,12 +64,14 @@ class ServerWait:
 
     def answered(self) -> None:
         """An answer came: from now on a closed server is waited for anew."""
-        self._since, self._answered = None, True
+        self._since, self._told, self._answered = None, "", True
 
     def _reason(self, error: NoAnswer) -> str:
         """Why the server is not open yet; empty where it is not on its way."""
         if error.code == "being_checked":
             return CHECKED
+        if error.code == "loading":
+            return STARTING
         notes = [note for folder in self.folders if (note := server_note.current(folder))]
         starting = any(note.url == self.url and note.state == "starting" for note in notes)
         return STARTING if error.code == "no_server" and starting else ""

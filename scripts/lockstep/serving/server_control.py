@@ -65,18 +65,22 @@ def others(run_dir: Path) -> str:
 
 
 def clear(folder: Path) -> str:
+    """`end_leftovers`, for who does not hold the folder. Raises UserError where a server runs there."""
+    if not folder.exists():
+        return ""
+    with alone(folder):
+        return end_leftovers(folder)
+
+
+def end_leftovers(folder: Path) -> str:
     """Kill what a server of this folder has left behind; returns what to tell the user, nothing where nothing was left.
 
     A server whose supervisor and API server were both killed leaves an engine that waits for ever and holds its memory.
     That is known by its environment.
-
-    Raises:
-        UserError: a server runs there.
     """
-    if not folder.exists() or sys.platform != "linux":
+    if sys.platform != "linux":
         return ""
-    with alone(folder):
-        count = process_tree.kill_marked(protocol.RULES, str(folder / RULES))
+    count = process_tree.kill_marked(protocol.RULES, str(folder / RULES))
     return f"ended {count} processes that a server of {paths.label(folder.parent)} left behind" if count else ""
 
 

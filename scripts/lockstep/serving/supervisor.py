@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import os
 import secrets
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from lockstep import paths
 from lockstep.artifacts import filenames, lineage
 from lockstep.endpoint import address, curl_line, server_note
 from lockstep.endpoint.server_note import State
-from lockstep.errors import Terminated, UserError
+from lockstep.errors import TERMINATED, Terminated, UserError
 from lockstep.merging import disk_check
 from lockstep.processes import child_processes
 from lockstep.serving import gate, gate_report, launch, launch_plan, probe, process_tree, server_control
@@ -32,6 +33,7 @@ from lockstep.serving.start_progress import StartProgress
 from lockstep.settings import cli, commands
 from lockstep.settings.tree import Settings
 
+STOPPED = "the server was stopped before it had opened"
 OPEN = "open"  # the file by which the middleware knows that others are let in
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
@@ -52,7 +54,13 @@ def start(plan: LaunchPlan, prove: Prove = gate.prove) -> int:
         UserError: already served, not healthy in time, not proved, or the server ended by itself.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with server_control.alone(plan.folder), _signals() as numbers:
+    with server_control.alone(plan.folder):
+        return _run(plan, prove)
+
+
+def _run(plan: LaunchPlan, prove: Prove) -> int:
+    """`start`, for who holds the folder."""
+    with _signals() as numbers:
         child_processes.become_subreaper()
         opened = plan.folder / OPEN
         opened.unlink(missing_ok=True)  # of a supervisor that was killed
@@ -65,7 +73,7 @@ def start(plan: LaunchPlan, prove: Prove = gate.prove) -> int:
             if signalled.args[0] != signal.SIGTERM:
                 return 128 + int(signalled.args[0])
             if "open" not in states:  # who waits for it must not take it for served
-                raise Terminated(f"the server was stopped before it had opened (it was {states[-1]})") from None
+                raise Terminated(STOPPED) from None
             return 0
         finally:
             for number in numbers:
@@ -281,7 +289,9 @@ def detach(words: list[str], folder: Path) -> int:
         supervisor.terminate()
         raise
     if note is None:
-        return supervisor.wait()
+        if (code := supervisor.wait()) < 0:  # a signal ended it, and it could not say so
+            raise Terminated(STOPPED)
+        return code
     cli.say(
         f"it runs on in the background, as process {supervisor.pid}: {commands.make('status')}, {commands.make('stop')}"
     )
@@ -312,12 +322,37 @@ def main() -> int:
         return max((code for code, _ in servers), default=server_control.NOT_RUNNING)
     if options.detach:
         return detach([word for word in sys.argv[2:] if word != "--detach"], address.serve_dir(settings))
-    if leftovers := server_control.clear(address.serve_dir(settings)):  # before the look at what memory there is
-        cli.say(leftovers)
-    plan = launch_plan.plan(settings)
-    if newer := lineage.newer_rows(settings.run_dir):
-        cli.say(f"note: {newer}", flush=True)
-    return start(plan)
+    return _plan_and_start(settings)
+
+
+def _plan_and_start(settings: Settings) -> int:
+    """Look at what is to be served, which may take minutes, and serve it; `make stop` ends that, too."""
+    folder = address.serve_dir(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / filenames.SERVER_NOTE
+
+    def end_at_once(number: int, _: FrameType | None) -> NoReturn:
+        note.unlink(missing_ok=True)
+        os.write(sys.stderr.fileno(), f"error: {STOPPED}\n".encode())
+        os._exit(TERMINATED)  # packages that are being imported break down over an exception
+
+    with server_control.alone(folder):
+        server_note.write(
+            folder, "starting", url=address.url(settings), model=address.model_name(settings),
+            mode=settings.serve.mode, served={}, grace=0.0, progress="looking at what is to be served",
+        )  # fmt: skip
+        before = signal.signal(signal.SIGTERM, end_at_once)
+        try:
+            if leftovers := server_control.end_leftovers(folder):  # before the look at what memory there is
+                cli.say(leftovers)
+            plan = launch_plan.plan(settings)
+            if newer := lineage.newer_rows(settings.run_dir):
+                cli.say(f"note: {newer}", flush=True)
+        except BaseException:
+            note.unlink(missing_ok=True)
+            raise
+        signal.signal(signal.SIGTERM, before)
+        return _run(plan, gate.prove)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_a_server_says_how_long_to_wait(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "code"),
-    [("503", "being_checked"), ("429", "flooded"), ("500", "refused"), ("reset", "broke_off"), ("number for a text", "not_openai"),
+    [("503", "being_checked"), ("loading", "loading"), ("429", "flooded"), ("500", "refused"), ("reset", "broke_off"), ("number for a text", "not_openai"),
      ("not json", "broke_off"), ("abort", "given_up"), ("error event", "given_up"), ("hang", "silent"),
      ("only pings", "silent"), ("accepted", "not_openai"), ("redirect", "refused")],
 )  # fmt: skip

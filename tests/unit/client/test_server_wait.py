@@ -35,6 +35,13 @@ def test_a_server_that_is_being_checked_is_waited_for_and_that_is_said_once(serv
     assert "still being checked" in line and "waiting up to 60 s" in line and server.tries["olleh"] == 3
 
 
+def test_from_loading_to_the_gate_each_is_said_once(server: Server) -> None:
+    server.fault = lambda question, attempt: ("loading", "loading", "503", "503", "")[min(attempt, 4)]
+    notices: list[str] = []
+    assert endpoint(server.url, 60, notices).ask(BODY).text == "hello"
+    assert ["still starting" in line for line in notices] == [True, False] and "being checked" in notices[1]
+
+
 def test_a_server_that_loads_its_model_is_waited_for(tmp_path: Path) -> None:
     port = free_port()
     url, notices, answers = f"http://127.0.0.1:{port}/v1", list[str](), list[str]()

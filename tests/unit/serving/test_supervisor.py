@@ -318,3 +318,22 @@ def eventually(true: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+@pytest.mark.parametrize("words", [[], ["--detach"]], ids=["foreground", "detached"])
+def test_a_stop_reaches_a_start_that_still_looks_at_its_files(tmp_path: Path, words: list[str]) -> None:
+    """Before vLLM is launched, too: here the look at the files waits for a pipe in the merged model's place."""
+    merged = tmp_path / "outputs/r/merged"
+    merged.mkdir(parents=True)
+    os.mkfifo(merged / "manifest.json")
+    command = [sys.executable, "-m", "lockstep.serving.supervisor", "start", "--run", "r", *words]
+    starting = subprocess.Popen(
+        command, cwd=tmp_path, env=script_environment(tmp_path, PYTHONPATH=str(ROOT / "scripts")), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert eventually(lambda: (tmp_path / "outputs/r/serve/server.json").exists())
+    assert "looking at what is to be served" in supervisor_says(tmp_path, "status")[1]
+    assert "stopped the server at" in stop(tmp_path)
+    said = "".join(starting.communicate(timeout=15))
+    assert starting.returncode == 75 and "stopped before it had opened" in said
+    assert not (tmp_path / "outputs/r/serve/server.json").exists()
