@@ -331,8 +331,9 @@ def test_a_stop_reaches_a_start_that_still_looks_at_its_files(tmp_path: Path, wo
         command, cwd=tmp_path, env=script_environment(tmp_path, PYTHONPATH=str(ROOT / "scripts")), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert eventually(lambda: (tmp_path / "outputs/r/serve/server.json").exists())
-    assert "looking at what is to be served" in supervisor_says(tmp_path, "status")[1]
+    assert eventually(lambda: server_note.current(tmp_path / "outputs/r/serve") is not None)
+    note = server_note.current(tmp_path / "outputs/r/serve")
+    assert note and note.progress == "looking at what is to be served"
     assert "stopped the server at" in stop(tmp_path)
     said = "".join(starting.communicate(timeout=15))
     assert starting.returncode == 75 and "stopped before it had opened" in said
