@@ -25,7 +25,7 @@ LOCK  := $(if $(filter cuda,$(ACCEL)),requirements.lock,requirements-cpu.lock)
 FLAGS := $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 # Earlier stages that a goal needs get its config, and of its arguments those that they read.
 VALUE := ("[^"]*"|'[^']*'|\\.|[^ "'\\])+
-RUN   := $(shell grep -oE -- $(call quoted,--(run|method|serve\.mode|(model|data|lora|quantization|train|adapter|merge)\.[a-z_0-9]+)[= ]+$(VALUE)) <<<$(call quoted,$(ARGS)))
+RUN   := $(shell grep -oE -- $(call quoted,--(run|lang|method|serve\.mode|(model|data|lora|quantization|train|adapter|merge)\.[a-z_0-9]+)[= ]+$(VALUE)) <<<$(call quoted,$(ARGS)))
 UPSTREAM := $(if $(CONFIG),--config $(CONFIG)) $(RUN)
 TORCH_CPU := $(shell grep -E '^torch==' requirements-cpu.txt)
 

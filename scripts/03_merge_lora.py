@@ -71,7 +71,7 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
         measured = certificate.in_fresh_process(certificate.measure, out, sums, data, pad, hand_over)
         candidates[name] = measured
         values = "  ".join(f"{key} {value:.5f}" for key, value in measured.items())
-        cli.say(f"{'in bfloat16' if full else f'onto {name} weights'}: {values}")
+        cli.say(f"in bfloat16: {values}" if full else f"onto {name} weights: {values}")
     best = min(strategies, key=lambda name: candidates[name]["kl_mean"])
     for file in (work / best).iterdir():
         file.rename(work / file.name)

@@ -24,6 +24,7 @@ REMARK = re.compile(r"(?P<message>.+) (?P<remark>\([^()]+\))", re.DOTALL)
 LONGEST = 4_000  # characters of a message that is looked up
 SPECIFIC = 8  # letters from which an entry stands for one message; one with fewer only joins others
 SEPARATORS = {"; ": "；", ", ": "，", ": ": "："}  # between messages that make up one
+WORD = "_word"  # ends the placeholders whose values are words of ours, such as `dequantized`, as the pages say them
 DEPTH = 4  # messages inside messages
 
 
@@ -69,6 +70,7 @@ class _Entry(NamedTuple):
         introduces: whether it is a word before another message, such as "note: ".
         anchor: its longest piece without a placeholder, by which most messages are told apart at once.
         pattern: matches the whole message.
+        commands: placeholders in backticks, whose values are to be pasted and belong to no language.
         translation: with the same placeholders.
     """
 
@@ -76,6 +78,7 @@ class _Entry(NamedTuple):
     introduces: bool
     anchor: str
     pattern: re.Pattern[str]
+    commands: frozenset[str]
     translation: str
 
 
@@ -90,6 +93,9 @@ def _line(text: str, depth: int) -> str | None:
             continue
         values, whole = {}, True
         for name, value in match.groupdict().items():
+            if name in entry.commands or name.endswith(WORD):
+                values[name] = value if name in entry.commands else _phrases().get(value, value)
+                continue
             inner = _line(value, depth + 1)
             values[name] = value if inner is None else inner.strip()
             whole = whole and (inner is not None or " " not in value.strip())
@@ -133,7 +139,8 @@ def _entry(text: str, translation: str) -> _Entry:
     pattern = "".join(f"(?P<{piece}>.*?)" if number % 2 else re.escape(piece) for number, piece in enumerate(pieces))
     weight = sum(char.isalpha() for char in "".join(literals))
     introduces = weight < SPECIFIC and text.endswith(": {message}")
-    return _Entry(weight, introduces, max(literals, key=len), re.compile(pattern, re.DOTALL), translation)
+    commands = frozenset(re.findall(r"`\{(\w+)\}`", text))
+    return _Entry(weight, introduces, max(literals, key=len), re.compile(pattern, re.DOTALL), commands, translation)
 
 
 @lru_cache(maxsize=1)
