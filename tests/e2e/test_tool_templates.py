@@ -1,15 +1,19 @@
 """vLLM's own parsers of tool calls, against the templates of families as TRL carries them."""
 
+import copy
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trl
 from support import tiny
 from tokenizers import AddedToken
 
+from lockstep.prompts import contract
 from lockstep.prompts.template import Template
 from lockstep.serving import tool_parsers
+from lockstep.settings.schema import Data
 
 pytestmark = pytest.mark.e2e
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -70,3 +74,31 @@ def test_the_search_in_its_own_process_gives_the_name(tmp_path: Path) -> None:
     template.tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template.text, encoding="utf-8")
     assert tool_parsers.choose("auto", tmp_path, None, tmp_path / "note.json") == "hermes"
+
+
+FAMILIES = (
+    "qwen2_5", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "llama3_1", "llama3_2", "lfm2_2_5", "gptoss",
+    "nemotron_3_nano",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_golden_conversations_with_calls_render_as_vllm_renders_the_request(family: str) -> None:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.renderers.chat_utils import parse_chat_messages
+
+    template = chat(family)
+    agreed = contract.build(template, Data())
+    config = SimpleNamespace(multimodal_config=None, enable_prompt_embeds=False)
+    for conversation in agreed["conversations"]:
+        asked = {key: copy.deepcopy(conversation[key]) for key in ("messages", "tools") if key in conversation}
+        request = ChatCompletionRequest.model_validate(asked)
+        messages, _, _ = parse_chat_messages(request.messages, config, "string")
+        tools = [tool.model_dump() for tool in request.tools] if request.tools else None
+        ids = template.tokenizer.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=True, return_dict=False
+        )
+        assert ids == conversation["prompt_ids"], conversation["name"]
+    assert {"a tool", "a call and its result"} <= {one["name"] for one in agreed["conversations"]} | {
+        *agreed["left_out"]
+    }

@@ -3,15 +3,17 @@
 import json
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from support.serving import ask
 
-from lockstep.prompts import golden_tools
+from lockstep.artifacts import filenames
+from lockstep.prompts import golden_tools, template
 
 CHAT, COMPLETION, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 ASK = [{"role": "user", "content": "你是谁？ 🙂"}]
-TOOLS = {"messages": ASK, "tools": [golden_tools.TOOL]}
+TOOLS = {"model": "r", "messages": ASK, "tools": [golden_tools.TOOL]}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "北京 \\"x\\""}}\n</tool_call>'
 # Fields that OpenAI's clients send and that change nothing here.
 STANDARD = {
@@ -21,6 +23,18 @@ STANDARD = {
     "tools": None, "tool_choice": "auto", "functions": None, "service_tier": "auto", "logprobs": None,
 }  # fmt: skip
 MARKED = [{"type": "text", "text": "Say hi.", "cache_control": {"type": "ephemeral"}, "id": "1"}]
+
+
+def check(url: str, merged: Path) -> None:
+    """All that follows.
+
+    Args:
+        merged: folder of the model that is served.
+    """
+    text = (merged / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
+    check_fields(url)
+    check_messages(url, template.load(merged, text).prompt_ids)
+    check_calls(url)
 
 
 def check_fields(url: str) -> None:
@@ -83,7 +97,7 @@ def check_calls(url: str) -> None:
                 name += call["function"].get("name") or ""
                 arguments += call["function"].get("arguments") or ""
     assert name == "weather" and json.loads(arguments) == {"city": '北京 "x"'}
-    for body in ({"messages": ASK}, TOOLS | {"tool_choice": "none"}):
+    for body in ({"model": "r", "messages": ASK}, TOOLS | {"tool_choice": "none"}):
         assert _text(url, body | forced) == CALL
     status, answer = ask(url + CHAT, TOOLS | {"tool_choice": "required", "max_tokens": 100, "temperature": 0})
     assert status == 200, answer
