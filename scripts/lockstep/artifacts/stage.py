@@ -20,6 +20,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames, lineage, manifest
 from lockstep.artifacts.manifest import FileRecord, Manifest
 from lockstep.errors import UserError
+from lockstep.processes import busy
 from lockstep.settings import commands
 from lockstep.settings.tree import ConfigFile
 from lockstep.text.unicode import printable
@@ -159,10 +160,14 @@ class Stage:
         return {paths.label(path): manifest.fingerprint(path) for path in self.input_paths}
 
     def _verify_inputs(self) -> None:
+        with busy.waiting("checking every byte of the inputs"):
+            self._check_hashes()
+        self._require_same_inputs()
+
+    def _check_hashes(self) -> None:
         for path in self.input_paths:
             if path.is_dir():
                 manifest.check_hashes(path, manifest.read(path))
-        self._require_same_inputs()
 
     def _require_same_inputs(self) -> None:
         """Refuse to publish what was made from inputs that have been replaced in the meantime."""
@@ -176,7 +181,8 @@ class Stage:
         for path in manifest.payload(work).values():
             path.chmod(path.stat().st_mode | readable)  # safetensors makes files that only their owner can read
             atomic.fsync(path)
-        record = self._manifest(manifest.hash_files(work), seconds)
+        with busy.waiting(f"hashing {paths.label(self.folder)}"):
+            record = self._manifest(manifest.hash_files(work), seconds)
         atomic.write_json(work / filenames.MANIFEST, record.model_dump(by_alias=True))
         for folder in (work, *(path for path in work.rglob("*") if path.is_dir())):
             atomic.fsync(folder)

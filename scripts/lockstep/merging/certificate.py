@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from lockstep.artifacts import filenames
+from lockstep.artifacts import filenames, manifest
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError, disk_errors, is_out_of_memory
 from lockstep.merging import dequantizer, safetensors_stream
 from lockstep.model import adapter_files, merge_plan, networks
-from lockstep.processes import child_processes
+from lockstep.processes import busy, child_processes
 from lockstep.settings.tree import Settings
 from lockstep.training import reference
 
@@ -71,7 +71,7 @@ def probes(data: Path, pad: int) -> list[reference.Batch]:
     """
     batches: list[list[dict[str, Any]]] = []
     together = 0
-    for row in reference.probe_rows(data):
+    for row in reference.by_length(reference.probe_rows(data)):
         positions = len(row["labels"]) - row["labels"].count(IGNORE)
         if not batches or len(batches[-1]) == 8 or together + positions > TOGETHER:
             batches.append([])
@@ -125,25 +125,27 @@ def measure_trained(settings: Settings, adapter: Path, pad: int, work: Path) -> 
     """
     batches = probes(settings.run_dir / filenames.DATA, pad)
     dtype = dequantizer.trained_dtype(adapter)
-    network, of_targets = load_trained(settings, adapter, dtype), []
+    with busy.waiting("loading the trained model"):
+        network, of_targets = load_trained(settings, adapter, dtype), []
     with (work / LOG_PROBS).open("wb") as stream:
-        for log_probs, targets in reference.log_probs(network, batches, dtype):
+        for log_probs, targets in reference.log_probs(network, batches, dtype, "measuring the trained model"):
             stream.write(log_probs.numpy().data)
             of_targets.append(log_probs.gather(1, targets[:, None])[:, 0])
     measured = torch.cat(of_targets)
     reference.check_experts(adapter, network)
-    gap = reference.gap(adapter, measured)
+    rows = sum(len(batch["input_ids"]) for batch in batches)
+    gap = reference.gap(adapter, measured, rows)
     if gap > MAX_GAP:
         raise UserError(
             f"the adapter, read back, is {gap:.3f} nats per token from the model that was trained, by its "
             f"{filenames.REFERENCE}: it was changed, or this machine computes otherwise; "
-            f"run `make train ARGS=--force` here"
+            f"here, {manifest.again(adapter)}"
         )
     return {
         "eval_loss": -measured.mean().item(),
         "reference_gap": gap,
         "positions": len(measured),
-        "rows": sum(len(batch["input_ids"]) for batch in batches),
+        "rows": rows,
     }
 
 
@@ -159,15 +161,17 @@ def measure(folder: Path, sums: safetensors_stream.Sums, data: Path, pad: int, w
     Raises:
         UserError: the files do not hold what was written.
     """
-    safetensors_stream.verify(folder, sums)
-    on = networks.device()
-    dtype = networks.compute_dtype("auto", on)
-    network = networks.load(folder, dtype, on)
+    what = f"the merge onto {folder.name} weights"
+    with busy.waiting(f"reading {what} back"):
+        safetensors_stream.verify(folder, sums)
+        on = networks.device()
+        dtype = networks.compute_dtype("auto", on)
+        network = networks.load(folder, dtype, on)
     if all(weight.dtype == dtype for weight in network.parameters()):
         dtype = torch.float32  # no autocast: it computes in its own dtype
     start = 0
     divergences, agreements, losses = [], [], []
-    for merged, targets in reference.log_probs(network, probes(data, pad), dtype):
+    for merged, targets in reference.log_probs(network, probes(data, pad), dtype, f"measuring {what}"):
         end = start + merged.numel()
         trained = torch.from_file(str(work / LOG_PROBS), size=end, dtype=torch.float32)[start:].view(merged.shape)
         start = end

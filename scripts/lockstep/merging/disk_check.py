@@ -12,6 +12,7 @@ from typing import Any
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.errors import UserError
+from lockstep.processes import busy
 from lockstep.settings.tree import Settings
 
 # Keys that may differ without a change of what the model does: where → key → why.
@@ -44,7 +45,8 @@ def require(settings: Settings, folder: Path) -> dict[str, Any]:
 
     if remembered := _remembered(settings, folder):
         return remembered
-    compared = certificate.in_fresh_process(compare, settings, folder)
+    with busy.waiting(f"comparing {paths.label(folder)} with what base and adapter give"):
+        compared = certificate.in_fresh_process(compare, settings, folder)
     _remember(settings, folder, compared)
     return compared
 

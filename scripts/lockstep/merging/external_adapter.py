@@ -132,7 +132,7 @@ def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
         reference.probe_rows(data),
         dtype,
         without_adapter=network.disable_adapter(),
-        longest=networks.longest(network.config),
+        longest=reference.longest_prompt(settings, network),
     )
     atomic.write_json(work / filenames.REFERENCE, record)
     log_probs = [value for row in record["rows"] for value in row["trained"]]

@@ -24,6 +24,7 @@ from lockstep.model import merged_dtypes
 from lockstep.model.adapter_delta import BLOCK, AdapterDelta
 from lockstep.model.checkpoint_names import Group
 from lockstep.model.merge_plan import MergePlan, plan_merge
+from lockstep.processes import busy
 
 DTYPE = torch.bfloat16  # of merged models, but for what `merged_dtypes` keeps
 
@@ -168,7 +169,9 @@ def write_weights(
     sums: safetensors_stream.Sums = {}
     with ThreadPoolExecutor(1) as disk, _one_thread():
         synced = []
-        for shard, members in groupby(merge.pieces(), key=itemgetter(0)):
+        count = sum(map(len, merge.files.values()))
+        pieces = busy.steps(merge.pieces(), f"writing {out.name} weights", count, "tensors")
+        for shard, members in groupby(pieces, key=itemgetter(0)):
             with safetensors_stream.Writer(out / shard.name, merge.files[shard]) as writer:
                 for _, name, blocks in members:
                     writer.write(name, blocks, finite=name not in merge.unbounded)

@@ -14,7 +14,7 @@ from lockstep import paths
 from lockstep.endpoint import address, server_note
 from lockstep.endpoint.server_note import Note
 from lockstep.errors import UserError
-from lockstep.processes import child_processes
+from lockstep.processes import busy, child_processes
 from lockstep.serving import gate_report
 from lockstep.settings import cli
 
@@ -49,7 +49,8 @@ def served(words: Sequence[str], mode: str, say: Callable[[str], None]) -> Itera
         start_new_session=True, preexec_fn=partial(child_processes.die_with_parent, os.getpid()),
     )  # fmt: skip
     try:
-        note = server_note.wait_until_open(folder, server)
+        with busy.waiting(f"starting and checking the server for mode {mode}"):
+            note = server_note.wait_until_open(folder, server)
         if note is None:
             raise UserError(f"the server for mode {mode} did not start: its own message stands above")
         say(gate_report.outcome(folder))

@@ -105,6 +105,6 @@ def remember(trainer: "SupervisedTrainer", settings: Settings, dtype: torch.dtyp
         reference.probe_rows(data),
         dtype,
         without_adapter=None if full else model.disable_adapter(),
-        longest=networks.longest(trainer.network.config),
+        longest=reference.longest_prompt(settings, trainer.network),
     )
     atomic.write_json(work / filenames.REFERENCE, record)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lockstep.data.collator import IGNORE
+from lockstep.processes import busy
 from lockstep.settings.schema import Train
 from lockstep.training import packed_attention
 
@@ -51,7 +52,7 @@ class SampleAnswers:
         self.network.eval()
         own = packed_attention.plain(self.network)  # generation needs a cache, which packed attention does not have
         with torch.no_grad(), self.autocast(), packed_attention.implementation(self.network, own):
-            records = [self._record(row) for row in self.rows]
+            records = [self._record(row) for row in busy.steps(self.rows, "sample answers", unit="answers")]
         self.network.train(training)
         return records
 

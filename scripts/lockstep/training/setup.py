@@ -24,7 +24,7 @@ from lockstep.model import (
     vllm_support,
     weight_account,
 )
-from lockstep.processes import distributed
+from lockstep.processes import busy, distributed
 from lockstep.settings.tree import Settings
 from lockstep.training import (
     arguments,
@@ -216,14 +216,16 @@ def build(
         UserError: a setting that transformers, PEFT or an optimizer's library cannot do.
     """
     trainer_arguments = arguments.build(settings, on, dtype, evaluate=held_out is not None)
-    model, network = load_model(settings, on, dtype)
+    into = " in 4 bits" if settings.method == "qlora" else ""
+    with busy.waiting(f"loading {paths.label(settings.model.folder)}{into}"):
+        model, network = load_model(settings, on, dtype)
     names = checkpoint_names.of_folder(settings.model.folder)
     account = weight_account.of_network(network, names)
     was_fast = checkpoints.note_of(checkpoint)["fast"] if checkpoint else None
     fast = fast_lora.FastPass(model, was_fast) if on != "mps" and not distributed.MAY_BE_SHARDED else None
     if settings.method != "full":
         dry_run.check_plan(settings, model, names)
-    with torch.autocast(on, dtype, enabled=dtype != torch.float32):
+    with busy.waiting("dry run"), torch.autocast(on, dtype, enabled=dtype != torch.float32):
         findings = None
         if not distributed.MAY_BE_SHARDED:
             fast, findings = dry_run.check_passes(settings, model, network, fast, train)

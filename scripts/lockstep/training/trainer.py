@@ -17,6 +17,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError, disk_errors, is_out_of_memory
 from lockstep.model import peft_adapter
+from lockstep.processes import busy
 from lockstep.settings.schema import Lora, Train
 from lockstep.training import checkpoints, loss
 from lockstep.training.batching import TokenRow, Window, WindowCollator, WindowLoader, WindowSampler
@@ -238,7 +239,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         total = torch.zeros(2, dtype=torch.float64)
         training = self.model.training
         self.model.eval()
-        for start in range(0, len(rows), EVALUATED_AT_ONCE):
+        for start in busy.steps(range(0, len(rows), EVALUATED_AT_ONCE), "held-out loss", unit="chunks"):
             chunk = [rows[place] for place in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))]
             for part in self.lanes.each(self._nats_and_tokens, collate(chunk).lanes):
                 total += part

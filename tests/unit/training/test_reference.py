@@ -53,7 +53,7 @@ def test_what_is_recorded_is_what_the_model_says(tiny_model: Path, tmp_path: Pat
     )
     assert row["end"] == {"id": 24, "trained": row["trained"][-1], "base": None}
     (tmp_path / filenames.REFERENCE).write_text(json.dumps(found))
-    assert reference.gap(tmp_path, said(network)) < 1e-5
+    assert reference.gap(tmp_path, said(network), len(ROWS)) < 1e-5
 
 
 def test_a_model_without_a_bound_leaves_no_conversation_out(tiny_model: Path) -> None:
@@ -70,4 +70,18 @@ def test_another_model_is_far_from_the_record(tiny_model: Path, tmp_path: Path) 
     )
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=1.0)
-    assert reference.gap(tmp_path, said(network)) > 0.5
+    assert reference.gap(tmp_path, said(network), len(ROWS)) > 0.5
+
+
+def test_rows_are_measured_by_length_and_recorded_in_their_order(tiny_model: Path, tmp_path: Path) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    rows = [*reversed(ROWS), {**ROWS[0], "row": "again"}]
+    found = reference.record(network, [], rows, torch.float32, None, None)
+    in_order = reference.record(network, [], ROWS, torch.float32, None, None)["rows"]
+    assert [row["row"] for row in found["rows"]] == ["f:15", "f:7", "again"]
+    for row, other in zip(found["rows"], [in_order[1], in_order[0], in_order[0]], strict=True):
+        torch.testing.assert_close(torch.tensor(row["trained"]), torch.tensor(other["trained"]), atol=1e-5, rtol=0)
+    # a record of an earlier version holds more rows than are measured now
+    (tmp_path / filenames.REFERENCE).write_text(json.dumps(found))
+    ((log_probs, targets),) = reference.log_probs(network, [Collator(0)(reference.by_length(rows[:2]))], torch.float32)
+    assert reference.gap(tmp_path, log_probs.gather(1, targets[:, None])[:, 0], 2) < 1e-5
