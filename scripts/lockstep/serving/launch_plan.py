@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import paths
+from lockstep.artifacts import filenames
 from lockstep.data import sample_question
 from lockstep.endpoint import address, curl_line, protocol, server_note
 from lockstep.errors import UserError
@@ -186,7 +187,7 @@ def _arguments(settings: Settings, subject: Subject, cuda: bool) -> list[str]:
         "--chat-template-content-format", "string",  # as training renders messages
         *of_model,
         *model_flags.of_tools(
-            of_model, serve.tool_call_parser, subject.answers_with, address.serve_dir(settings)
+            of_model, serve.tool_call_parser, subject.answers_with, settings.run_dir / filenames.SERVE
         ),
         *device_flags.arguments(serve, subject.model, cuda),
         *_parallel_arguments(settings),

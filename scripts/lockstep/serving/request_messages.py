@@ -18,11 +18,16 @@ TEXT_ONLY = "messages here hold text only: no images, audio, video or files"
 DEVELOPER = "developer"  # a system message by OpenAI's newer name; in data files, too
 
 
-def tidy(messages: Any) -> str | None:
+def tidy(messages: Any, most: int) -> str | None:
     """Rewrite messages, in place; returns why they are refused, or None.
 
     A content in parts becomes one text, as vLLM joins them. Messages of a wrong form are left to vLLM to refuse.
+
+    Args:
+        most: of them that are looked at.
     """
+    if isinstance(messages, list) and len(messages) > most:
+        return f"more than {most} messages"
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict) and (reason := _tidy(message)):
             return reason
@@ -42,10 +47,12 @@ def _tidy(message: dict[str, Any]) -> str | None:
     if refused := message.pop("refusal", None):  # an answer that was no answer: its text stands beside the content
         parts = [*(part for part in parts if part != ""), refused]
     if isinstance(message.get("content"), list) or refused:
-        texts = [_text_of(part) for part in parts]
-        if None in texts:
-            return _why_no_text(parts[texts.index(None)])
-        message["content"] = "\n".join(text for text in texts if text is not None)
+        texts = []
+        for part in parts:
+            if (text := _text_of(part)) is None:
+                return _why_no_text(part)
+            texts.append(text)
+        message["content"] = "\n".join(texts)
     # One name for thoughts, as /tokenize does not know the older one; empty ones are none, as in data files.
     thoughts = [message.pop(name, None) for name in ("reasoning", "reasoning_content")]
     if given := next(filter(None, thoughts), None):

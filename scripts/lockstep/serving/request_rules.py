@@ -101,7 +101,7 @@ class Rules:
         request_fields.tidy(route, body)
         if route != COMPLETION and (reason := request_thinking.take(body, self.template, self.thinking)):
             return reason
-        if reason := request_fields.refusal(route, body) or request_messages.tidy(body.get("messages")):
+        if reason := request_fields.refusal(route, body) or request_messages.tidy(body.get("messages"), MOST_TEXTS):
             return reason
         if body.get("add_special_tokens"):
             return "add_special_tokens would change the prompt that training saw"

@@ -60,8 +60,9 @@ def _wishes(name: str, value: Any, chat: Template) -> Iterator[bool]:
     if value is None or value in ("", {}):
         return
     if name == "chat_template_kwargs" and isinstance(value, dict):
+        words = {*RENDERER, *re.findall(r"\w+", chat.text)}
         for key, inner in value.items():
-            yield from _wishes_of_argument(key, inner, chat)
+            yield from _wishes_of_argument(key, inner, chat, words)
     elif name == "reasoning_effort" and isinstance(value, str):
         yield from _wishes_of_effort(value, chat)
     elif name == "reasoning" and isinstance(value, dict) and not value.keys() - {"effort", "enabled", "exclude"}:
@@ -77,13 +78,17 @@ def _wishes(name: str, value: Any, chat: Template) -> Iterator[bool]:
         raise Refused(f"{name} is {value!r:.60}: thinking is fixed at training, and this field is no switch for it")
 
 
-def _wishes_of_argument(key: str, value: Any, chat: Template) -> Iterator[bool]:
-    """The same of an argument for the template: what that does not read has no effect, and is taken."""
+def _wishes_of_argument(key: str, value: Any, chat: Template, words: set[str]) -> Iterator[bool]:
+    """The same of an argument for the template: what that does not read has no effect, and is taken.
+
+    Args:
+        words: of the template, and those that act without it.
+    """
     if value is None:
         return
     if key in template_source.THINKING_FLAGS or key == "reasoning_effort":
         yield from _wishes(key, value, chat)
-    elif key in RENDERER or re.search(rf"\b{re.escape(key)}\b", chat.text):
+    elif key in words:
         raise Refused(f"chat_template_kwargs: {key!r:.60} would change the prompt that training saw")
 
 

@@ -21,7 +21,7 @@ def rules(tiny_model: Any) -> Rules:
 
 
 def tidied(*messages: dict[str, Any]) -> list[dict[str, Any]]:
-    assert request_messages.tidy(list(messages)) is None
+    assert request_messages.tidy(list(messages), 9) is None
     return list(messages)
 
 
@@ -57,7 +57,7 @@ def test_parts_that_are_texts_become_the_text_that_data_files_give(given: Any, p
     ],
 )
 def test_what_is_no_text_is_refused_for_its_true_reason(part: Any, why: str) -> None:
-    assert why in (request_messages.tidy([{"role": "user", "content": ["a", part]}]) or "")
+    assert why in (request_messages.tidy([{"role": "user", "content": ["a", part]}], 9) or "")
 
 
 def test_nulls_and_older_names_of_messages_are_taken() -> None:
@@ -79,11 +79,15 @@ def test_nulls_and_older_names_of_messages_are_taken() -> None:
     "message", [{"role": "function", "name": "f"}, {"role": "assistant", "function_call": {"name": "f"}}]
 )
 def test_the_older_form_of_calls_is_named(message: dict[str, Any]) -> None:
-    assert "older form: send tool_calls" in (request_messages.tidy([message | {"content": ""}]) or "")
+    assert "older form: send tool_calls" in (request_messages.tidy([message | {"content": ""}], 9) or "")
+
+
+def test_messages_are_bounded() -> None:
+    assert request_messages.tidy([{}] * 10, 9) == "more than 9 messages"
 
 
 def test_the_model_is_never_shown_a_sound() -> None:
-    assert "text only" in (request_messages.tidy([{"role": "assistant", "content": "", "audio": {"id": "1"}}]) or "")
+    assert "text only" in (request_messages.tidy([{"role": "assistant", "content": "", "audio": {"id": "1"}}], 9) or "")
 
 
 def test_a_developer_message_is_a_system_message_in_training_too() -> None:
