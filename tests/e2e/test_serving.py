@@ -93,7 +93,7 @@ def test_merged(home: Home, tmp_path: Path) -> None:
         ):  # fmt: skip
             status, answer = ask(server.url + CHAT, body)
             assert status in (400, 404) and answer["error"]["message"], body
-        for path in ("/docs", "/openapi.json", "/invocations", "/v1/load_lora_adapter", "/v1/responses", "/ping"):
+        for path in ("/docs", "/openapi.json", "/invocations", "/v1/load_lora_adapter", "/v1/embeddings", "/ping"):
             assert ask(server.url + path, {"messages": ASK})[0] == 404
         assert ask(server.url + CHAT, {"messages": ASK, "max_tokens": 4})[1]["usage"]["completion_tokens"] <= 4
 
@@ -271,7 +271,7 @@ def test_the_port_is_free_again(home: Home) -> None:
     port = free_port()
     supervisor = launch(home, port=port)
     deadline = time.monotonic() + 60
-    while not (note := server_note.current(home.run / "serve")) or not note.progress:
+    while not (note := server_note.current(home.run / "serve")) or "loads the model" not in note.progress:
         assert supervisor.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     status, answer = ask(f"http://127.0.0.1:{port}/v1/models")

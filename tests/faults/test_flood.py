@@ -250,6 +250,50 @@ def test_whoever_sends_a_byte_a_second_holds_nothing_up(server: tuple[Home, Serv
         sending.join()
 
 
+def test_heads_without_end_slow_heads_and_idle_connections_hold_nothing_up(
+    server: tuple[Home, Served], record_property: Any
+) -> None:
+    """What uvicorn would otherwise hold in memory, and for as long as the client likes."""
+    _, served_ = server
+    record_property("cases", 240)
+    place = urlsplit(served_.url)
+    before = memory(served_)
+
+    def connect(begin: bytes = b"") -> socket.socket:
+        connection = socket.create_connection((place.hostname or "", place.port or 0), timeout=120)
+        connection.sendall(begin)
+        return connection
+
+    def endless(_: int) -> str:
+        connection = connect(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n")
+        sent = 0
+        with suppress(OSError):
+            while sent < 2**26 and not select.select([connection], [], [], 0)[0]:
+                sent += connection.send(b"X-Padding: " + b"a" * 60_000)
+        return "refused" if sent < 2**22 else "held"
+
+    slow = [connect(b"GET /v1/models HTTP/1.1\r\nX: ") for _ in range(100)] + [connect() for _ in range(100)]
+    began = time.monotonic()
+    with ThreadPoolExecutor(40) as pool:
+        heads = Counter(pool.map(endless, range(40)))
+    assert heads == {"refused": 40}
+    assert [plain(served_.url, random.Random(n)) for n in range(5)] == ["whole"] * 5
+    assert time.monotonic() - began < 30
+    assert memory(served_) - before < 200 * 2**20
+    ended = [judged(raw) if (raw := all_of(connection)) else "closed" for connection in slow]
+    assert Counter(ended) == {"refused 408": 100, "closed": 100} and time.monotonic() - began < 60
+    assert (server[0].run / "serve/open").exists()  # nobody else was shut out
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """All that comes until the end."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while data := connection.recv(65536):
+            received += data
+    return received
+
+
 def test_after_all_this_sigterm_loses_nothing(server: tuple[Home, Served], record_property: Any) -> None:
     home, served_ = server
     record_property("cases", 20)

@@ -19,7 +19,15 @@ HEAD_SECONDS = 20.0  # for a head to arrive, counted from the connection or from
 STALL_SECONDS = 60.0  # that a client may take nothing of an answer
 CLOSING_SECONDS = 1.0  # for a refused client to read why: closed on unread bytes, the connection would be reset
 MOST_CONNECTIONS = 1024  # above it, whoever keeps us waiting the longest goes
-ONLY_ONCE = {b"host", b"authorization", b"content-type", b"content-encoding", b"origin", b"x-lockstep-secret"}
+ONLY_ONCE = {
+    b"host",
+    b"authorization",
+    b"x-api-key",
+    b"content-type",
+    b"content-encoding",
+    b"origin",
+    b"x-lockstep-secret",
+}
 
 
 class Connection(h11.Connection):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.artifacts import atomic, filenames
-from lockstep.serving import gate_log_probs, gate_modules, gate_tokens, gate_vocabulary
+from lockstep.serving import gate_log_probs, gate_modules, gate_protocols, gate_tokens, gate_vocabulary
 from lockstep.serving.gate_findings import Bounds, Findings, Tell
 from lockstep.serving.probe import Server
 
@@ -97,6 +97,7 @@ def _findings(server: Server, claim: Claim, name: str, tell: Tell) -> Findings:
     gate_tokens.check_prompts(server, name, folder, agreed, findings)
     gate_tokens.check_row_prompts(server, name, adapter, recorded["rows"], findings)
     gate_vocabulary.check(server, name, adapter, bounds.vocabulary, findings)
+    gate_protocols.check(server, name, agreed, bounds.max_model_len, findings)
     has_other_prompts = bool(findings.reasons)
     if claim.mode == "lora":
         gate_modules.check(server, name, adapter, findings)

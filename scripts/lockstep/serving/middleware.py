@@ -10,19 +10,27 @@ import hmac
 import json
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from lockstep.artifacts import filenames
 from lockstep.endpoint import protocol, server_note
 from lockstep.serving import routes
-from lockstep.serving.answers import App, Receive, Refusal, Scope, Send, answer, body_of, drain_body, refuse
+from lockstep.serving.answers import App, Headers, Receive, Refusal, Scope, Send, answer, body_of, drain_body, refuse
 from lockstep.serving.cross_origin import CrossOrigin, is_preflight
+from lockstep.serving.messages_route import MESSAGES, MessagesTranslation
 from lockstep.serving.request_body import json_text
+from lockstep.serving.request_fields import CHAT
 from lockstep.serving.request_rules import GENERATING, Rules
+from lockstep.serving.responses_route import RESPONSES, ResponsesTranslation
+from lockstep.serving.translation import TranslatedSend, Translation
 
 BODY_SECONDS = 30.0  # for a body to arrive: a client that sends more slowly must not occupy a place
+TRANSLATED: dict[str, Callable[[dict[str, Any]], Translation]] = {
+    RESPONSES: ResponsesTranslation,
+    MESSAGES: MessagesTranslation,
+}
 HERE = re.compile(rb"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)  # this machine, as clients call it
 
 
@@ -54,7 +62,8 @@ class Guard:
         try:
             route = self._admit(scope, headers)
             if scope["method"] == "POST":
-                receive = await self._checked(route, headers, receive)
+                receive, translation = await self._checked(route, headers, receive)
+                send = TranslatedSend(translation, send) if translation else send
                 self._admit(scope, headers)  # while the body came, others may have come too, or the endpoint closed
             await self._serve(route, scope, receive, send)
         except Refusal as refusal:
@@ -68,7 +77,14 @@ class Guard:
             return await answer(200, {"requests": self.running}, [], send)
         if scope["path"] == protocol.MODULES:
             return await answer(200, {"adapters": await _adapter_blocks(scope["app"].state)}, [], send)
-        await self.app(scope, receive, send)
+        if scope["path"] not in TRANSLATED:
+            return await self.app(scope, receive, send)
+        # The gate asks for the ids of the prompt, which these protocols have no place for.
+        value = json.loads(await body_of({}, receive, self.rules.max_body_bytes))
+        chat = TRANSLATED[scope["path"]](value).chat
+        self.rules.refusal(CHAT, chat)  # brings it into the form that vLLM reads
+        body = json.dumps({**chat, "return_token_ids": True}).encode()
+        await self.app({**scope, "path": CHAT, "raw_path": CHAT.encode()}, _whole(body, receive), send)
 
     async def _serve(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that is admitted. Raises Refusal where it names a model that there is not."""
@@ -77,6 +93,8 @@ class Guard:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]  # of which uvicorn sends the head alone
         if model := routes.model_of(route):
             return await self._show_model(model, {**scope, "method": method}, receive, send)
+        if route in TRANSLATED:
+            scope, route = {**scope, "headers": self._with_key(scope["headers"])}, CHAT
         scope = {**scope, "method": method, "path": route, "raw_path": route.encode()}
         if route not in GENERATING:
             return await self.app(scope, receive, send)
@@ -85,6 +103,11 @@ class Guard:
             await self.app(scope, receive, send)
         finally:
             self.running -= 1
+
+    def _with_key(self, headers: Headers) -> Headers:
+        """A request's headers, with the key where vLLM, behind this, looks for it."""
+        kept = [(name, value) for name, value in headers if name not in (b"authorization", b"x-api-key")]
+        return [*kept, (b"authorization", b"Bearer " + self.key)] if self.key else kept
 
     async def _show_model(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         """GET /v1/models/{model}, which OpenAI has and vLLM has not: its entry in vLLM's list."""
@@ -113,6 +136,8 @@ class Guard:
         if scope["method"] != listed and (scope["method"], listed) != ("HEAD", "GET"):
             raise routes.not_served(scope["method"], route, self.rules.routes)
         given = headers.get(b"authorization", b"").partition(b" ")[2].strip()
+        if route == MESSAGES and b"authorization" not in headers:  # as Anthropic's clients send it
+            given = headers.get(b"x-api-key", b"").strip()
         if self.key and route != "/health" and not hmac.compare_digest(given, self.key):
             raise Refusal(401, "a key is needed: Authorization: Bearer …", protocol.KEY_WANTED)
         if route in GENERATING and self.running >= self.rules.max_requests:
@@ -126,33 +151,59 @@ class Guard:
         note = server_note.read(self.open.parent)
         return f"{message}; {note.progress}" if note and note.progress else message
 
-    async def _checked(self, route: str, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """Read and check the body; returns what gives it to the server. Raises Refusal."""
+    async def _checked(
+        self, route: str, headers: dict[bytes, bytes], receive: Receive
+    ) -> tuple[Receive, Translation | None]:
+        """Read and check the body.
+
+        Returns:
+            what gives it to the server, and what translates the answer where the request is of another protocol.
+
+        Raises:
+            Refusal
+        """
         try:
             body = await asyncio.wait_for(body_of(headers, receive, self.rules.max_body_bytes), BODY_SECONDS)
         except TimeoutError as error:
             raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
         text = json_text(headers, body)
         async with self.checking:  # in a thread, one at a time: a large body must not hold up the streams of others
-            pending = [await asyncio.to_thread(self._rewritten, route, text)]
+            again, translation = await asyncio.to_thread(self._rewritten, route, text)
+        return _whole(again, receive), translation
 
-        async def replay() -> MutableMapping[str, Any]:
-            if pending:
-                return {"type": "http.request", "body": pending.pop(), "more_body": False}
-            return await receive()  # which tells the server when the client has gone
+    def _rewritten(self, route: str, body: str) -> tuple[bytes, Translation | None]:
+        """The body, serialised again: the server reads what was checked, whatever it would see in the original.
 
-        return replay
-
-    def _rewritten(self, route: str, body: str) -> bytes:
-        """The body, serialised again: the server reads what was checked, whatever it would see in the original."""
+        A request of another protocol is checked as the chat request that it becomes.
+        """
         try:
             value = json.loads(body)
             json.dumps(value, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:  # half a character, too, which no tokenizer takes
             raise Refusal(400, f"the body is not JSON: {error}") from error
+        translation = None
+        if route in TRANSLATED:
+            if not isinstance(value, dict):
+                raise Refusal(400, "the body must be a JSON object")
+            translation = TRANSLATED[route](value)
+            value, route = translation.chat, CHAT
         if reason := self.rules.refusal(route, value):
             raise Refusal(400, reason)
-        return json.dumps(value, ensure_ascii=False).encode()  # which the check may have changed: see `Rules.refusal`
+        return json.dumps(
+            value, ensure_ascii=False
+        ).encode(), translation  # which the check may have changed: see `Rules.refusal`
+
+
+def _whole(body: bytes, receive: Receive) -> Receive:
+    """What gives the server a body, and then tells it when the client has gone."""
+    pending = [body]
+
+    async def replay() -> MutableMapping[str, Any]:
+        if pending:
+            return {"type": "http.request", "body": pending.pop(), "more_body": False}
+        return await receive()
+
+    return replay
 
 
 async def _adapter_blocks(state: Any) -> dict[str, list[Any]]:

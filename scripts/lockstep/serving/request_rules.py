@@ -15,16 +15,26 @@ from typing import TYPE_CHECKING, Any
 from lockstep.artifacts import atomic, filenames
 from lockstep.prompts import answer_tokens
 from lockstep.serving import request_fields, request_messages, request_thinking
+from lockstep.serving.messages_route import MESSAGES
 from lockstep.serving.request_fields import CHAT, COMPLETION, TOKENIZE
+from lockstep.serving.responses_route import RESPONSES
 
 if TYPE_CHECKING:
     from lockstep.prompts.template import Template
 
-GENERATING = (CHAT, COMPLETION)
+GENERATING = (CHAT, COMPLETION, RESPONSES, MESSAGES)
 # In the messages and tools of one request: each is searched for control tokens, 0.2 s in all.
 MOST_TEXTS, MOST_NAMES = 16384, 16384
 # Outside loopback only ROUTES are served, and all but /health need the key.
-ROUTES = {"/health": "GET", "/metrics": "GET", "/v1/models": "GET", CHAT: "POST", COMPLETION: "POST"}
+ROUTES = {
+    "/health": "GET",
+    "/metrics": "GET",
+    "/v1/models": "GET",
+    CHAT: "POST",
+    COMPLETION: "POST",
+    RESPONSES: "POST",
+    MESSAGES: "POST",
+}
 LOCAL_ROUTES = {"/version": "GET", TOKENIZE: "POST", "/detokenize": "POST"}
 
 

@@ -89,7 +89,7 @@ def test_closed_until_opened_to_all_but_who_knows_the_secret(made: Made, tmp_pat
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/invocations"), ("POST", "/v1/load_lora_adapter"),
-     ("POST", "/v1/responses"), ("POST", "/pause"), ("POST", "/v1/../v1/chat/completions"), ("POST", "/v1/chat%2Fcompletions"),
+     ("POST", "/v1/embeddings"), ("POST", "/pause"), ("POST", "/v1/../v1/chat/completions"), ("POST", "/v1/chat%2Fcompletions"),
      ("POST", "/V1/chat/completions"), ("POST", "/tokenize"), ("OPTIONS", "/x"), ("GET", "/"), ("GET", "/v1"),
      ("GET", "/v1/models/../../metrics")],
 )  # fmt: skip
