@@ -141,5 +141,5 @@ def reading_of(settings: Settings) -> Data:
     data = settings.run_dir / filenames.DATA
     if not (data / filenames.MANIFEST).exists():
         return Data.model_validate({"template": settings.data.template, "columns": settings.data.columns})
-    made = manifest.read(data).config["data"]
-    return Data.model_validate({"template": made["template"], "columns": made.get("columns", ())})
+    settled = manifest.read(data).config["data"]
+    return Data.model_validate({"template": settled["template"], "columns": settled.get("columns", ())})
