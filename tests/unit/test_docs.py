@@ -214,7 +214,7 @@ def test_the_makefile_shows_each_stages_plain_line() -> None:
 
 
 def test_the_makefile_hands_earlier_stages_the_settings_that_they_read() -> None:
-    """Its pattern RUN repeats names of sections: all but those that no stage before the server reads. --lang is no setting."""
+    """Its pattern RUN repeats names of sections, all but those that no stage before the server reads, and --lang."""
     later = {"serve", "sampling", "evaluate", "ui"}
     top = {name for name, _ in tree.leaves() if "." not in name}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

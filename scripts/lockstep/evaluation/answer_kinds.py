@@ -46,9 +46,9 @@ def kind_of(reference: str) -> str:
 
 def kind_of_split(references: Sequence[str]) -> str:
     """LABELS, or the kind of most references, or MIXED. JSON and short answers together are SHORT."""
-    if label_answers.labels(references):
-        return LABELS
     counts, enough = Counter(map(kind_of, references)), MOST * len(references)
+    if label_answers.labels(references) and counts[TEXT] < enough:  # sentences that recur are no labels
+        return LABELS
     if counts[JSON] >= enough:
         return JSON
     if counts[JSON] + counts[SHORT] >= enough:

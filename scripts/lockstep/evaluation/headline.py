@@ -71,8 +71,11 @@ def _rows_needed(difference: Metrics, verdict: str | None) -> str:
 
 
 def outcome(chosen: list[Line]) -> str:
-    """better, worse, mixed or undecided: what the headline's measures say together."""
-    verdicts = {line.verdict for line in chosen}
+    """better, worse, mixed or undecided: what the headline's measures say together.
+
+    That answers end makes none of them right, so this alone is not better.
+    """
+    verdicts = {line.verdict for line in chosen if line.name != "stop_rate" or line.verdict != "better"}
     if {"better", "worse"} <= verdicts:
         return "mixed"
     return "better" if "better" in verdicts else "worse" if "worse" in verdicts else "undecided"
@@ -137,7 +140,7 @@ def _of_panel(name: str, table: Metrics) -> str:
         parts += [phrase("few")] if rows < FEW else []
         needed = table["difference"][name].get("rows_needed")
         parts += [phrase("about {rows} would decide", rows=needed)] if needed else []
-    return phrase(", ").join(parts)
+    return phrase("; ").join(parts)
 
 
 def people(metrics: Metrics, sheet: str) -> str:

@@ -48,19 +48,19 @@ class Step:
 
 def steps(metrics: Mapping[str, Any], facts: Facts, make: Make) -> list[Step]:
     """Advice, what is wrong first."""
-    verdicts = {line.verdict for line in headline.lines(metrics)}
+    outcome = headline.outcome(headline.lines(metrics))
     result = [*_faults(metrics, make)]
-    if "worse" in verdicts:
+    if outcome in ("worse", "mixed"):
         result.append(_worse(facts, make))
     result += [*_endings(metrics, make), *_forgetting(metrics, facts, make)]
-    if "better" not in verdicts and "worse" not in verdicts:
+    if outcome == "undecided":
         result.append(_undecided(metrics, facts, make))
     if metrics["answers"]["kind"] in (answer_kinds.TEXT, answer_kinds.MIXED) and not metrics["people"]:
         text = phrase(
             "Judge a few answers yourself: write yes or no into the column accept of {sheet}, then", sheet=facts.sheet
         )
         result.append(Step(text, (make("report"),)))
-    if "better" in verdicts and "worse" not in verdicts:
+    if outcome == "better":
         text = phrase("Serve the tuned model, and talk to it in a browser from a second terminal:")
         result.append(Step(text, (make("serve"), make("chat"))))
     return result

@@ -30,6 +30,7 @@ def test_a_reference_is_json_a_few_words_or_text(reference: str, kind: str) -> N
         (SHORT_ROWS, SHORT),
         (JSON_ROWS + SHORT_ROWS, SHORT),
         (["good", "bad"] * 5, LABELS),
+        (["I am a lady of the court.", "Good night to you."] * 5, TEXT),
         (JSON_ROWS + PERSONA, MIXED),
         ([*PERSONA, "嗯。"], TEXT),  # a few short ones change nothing
     ],

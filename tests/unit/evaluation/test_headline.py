@@ -29,7 +29,7 @@ def test_json_is_headed_by_its_fields_and_mixed_rows_by_those_that_can_be_checke
     ("remembered", "sentence", "note"),
     [
         (0, "It forgot something that has nothing to do with the training rows.", "20 questions"),
-        (18, "Whether it forgot anything is undecided; the questions and texts are few.", "20 questions, few"),
+        (18, "Whether it forgot anything is undecided; the questions and texts are few.", "20 questions; few"),
     ],
 )
 def test_what_was_forgotten_is_said_where_rows_are_few_too(remembered: int, sentence: str, note: str) -> None:
@@ -45,3 +45,11 @@ def test_what_was_forgotten_is_said_where_rows_are_few_too(remembered: int, sent
 )  # fmt: skip
 def test_values_are_written_as_people_say_them(name: str, value: float | None, text: str) -> None:
     assert headline.value_text(name, value) == text
+
+
+def test_that_answers_end_makes_them_no_better() -> None:
+    figures = metrics(PERSONA, ["不知道"] * 30, ["不知道"] * 30)
+    figures["verdict"] |= {"perplexity": "undecided", "stop_rate": "better"}
+    assert headline.sentence(figures, headline.lines(figures)).startswith("That is undecided: 30 test rows")
+    figures["verdict"]["perplexity"] = "worse"
+    assert headline.sentence(figures, headline.lines(figures)) == "No, it got worse."
