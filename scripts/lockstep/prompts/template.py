@@ -239,9 +239,14 @@ class Template:
         """Whether a prompt ends in a thought that the answer goes on with."""
         return self.thought_marks is not None and prompt.rstrip().endswith(self.thought_marks[0])
 
+    @property
+    def turn_tokens(self) -> set[str]:
+        """Control tokens that nobody's words may hold."""
+        return self._controls - self.answer_tokens
+
     @cached_property
     def _not_in_answers(self) -> re.Pattern[str]:
-        return _any_of(self._controls - self.answer_tokens)
+        return _any_of(self.turn_tokens)
 
     def seam_token(self, texts: Sequence[str]) -> str | None:
         """A control token that could arise where two texts of a conversation meet, though neither contains it."""
