@@ -129,11 +129,13 @@ def write_output(settings: Settings, chat_template: str, files: Files, work: Pat
     chat = contract.training_template(settings.model.folder, chat_template, data.allow_tokens)
     if data.system_prompt and (token := chat.control_token(data.system_prompt)):
         raise UserError(f"--data.system_prompt holds {token}, which would act as a control token")
-    atomic.write_json(work / filenames.CONTRACT, contract.build(chat, data))
+    agreed = contract.build(chat, data)
     books = Books(work, data)
     collect(files, data, chat, books)
     ledger = books.ledger.as_json()
     atomic.write_json(work / filenames.LEDGER, ledger)
+    agreed["rows_with_thoughts"] = books.quality.thoughts
+    atomic.write_json(work / filenames.CONTRACT, agreed)
     quality = books.quality.report(books.ledger, books.line, progress_bar)
     quality["advice"] += template_advice(chat, data, books.quality.thoughts)
     quality["advice"] += [*shape_notes(files), *user_files.unused_splits(data), *notes.lines(books.ledger, data)]

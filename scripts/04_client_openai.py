@@ -22,7 +22,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def show(piece: str) -> None:
 
 
 def answer(server: Endpoint, body: dict[str, Any], stream: bool, post: str | None, stats: bool) -> str:
-    """Ask, print the answer and the notes on it; returns its text."""
+    """Ask, print the answer and the notes on it; returns its text, after its thought if it has one."""
     try:
         reply = server.ask(body, stream, show if stream and not post else None)
     except NoAnswer as error:
@@ -76,7 +76,7 @@ def answer(server: Endpoint, body: dict[str, Any], stream: bool, post: str | Non
         note(f"[cut off at {body['max_tokens']} tokens: raise --sampling.max_tokens]")
     if stats:
         note(f"[{statistics_of(reply)}]")
-    return text
+    return replace(reply, text=text).whole
 
 
 def statistics_of(reply: Answer) -> str:

@@ -63,7 +63,13 @@ def report(home: Home) -> Any:
 TRAIN = ("--train.max_steps", "6", "--train.learning_rate", "2e-2", "--lora.r", "8")
 
 
-def finished_run(folder: Path, *extra: str, base: bool = True, model: Callable[[Path], object] = tiny.model) -> Home:
+def finished_run(
+    folder: Path,
+    *extra: str,
+    base: bool = True,
+    model: Callable[[Path], object] = tiny.model,
+    rows: Callable[[Path, int], object] = tiny.rows,
+) -> Home:
     """All stages, and the dequantized base if it is wanted; forked from one process, as their imports take longest.
 
     A run that stands there finished is taken as it is.
@@ -71,12 +77,13 @@ def finished_run(folder: Path, *extra: str, base: bool = True, model: Callable[[
     Args:
         extra: settings of the stages that have them.
         model: writes the base.
+        rows: writes so many rows.
     """
     home = Home(folder)
     if (home.run / ("base" if base else "merged")).exists():
         return home
     model(folder / "tiny")
-    tiny.rows(folder / "rows.jsonl", 40)
+    rows(folder / "rows.jsonl", 40)
     with Nursery(folder) as nursery:
         nursery.finish("00_download_model.py", *home.words)
         nursery.finish("01_data_collator.py", *home.words, *extra)

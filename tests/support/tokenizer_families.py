@@ -122,5 +122,5 @@ def thinking() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     core = tiny.tokenizer().backend_tokenizer
-    core.add_tokens(MARKS)
+    core.add_tokens([*MARKS, *WORDS])
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")

@@ -17,6 +17,7 @@ COMMANDS = {
     "/stats [on|off]": "tokens and seconds after each answer",
     "/help": "show this list",
 }
+THINK, ANSWER = "<think>\n", "\n</think>\n\n"  # around a thought, in a text that shows it with its answer
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 
 
@@ -48,7 +49,7 @@ class Conversation:
         return self._messages(*self._asked)
 
     def add(self, answer: str) -> None:
-        """Add the whole answer to the question that was asked last."""
+        """Add the whole answer to the question that was asked last, after its thought if it has one."""
         assert self._asked
         question, before = self._asked
         self.turns[before:] = [(question, answer)]
@@ -56,7 +57,7 @@ class Conversation:
     def _messages(self, question: str, before: int) -> list[Message]:
         messages = [{"role": "system", "content": self.system}] if self.system else []
         for earlier, answer in self.turns[:before]:
-            messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": answer}]
+            messages += [{"role": "user", "content": earlier}, _answered(answer)]
         return [*messages, {"role": "user", "content": question}]
 
     def command(self, line: str) -> str | None:
@@ -104,3 +105,11 @@ class Conversation:
                 raise UserError(f"{name}: {message[0].lower()}{message[1:]} (got {value!r})") from error
         shown = self.sampling.model_dump()
         return "  ".join(f"{key} {shown[key]}" for key in ([name] if name else shown))
+
+
+def _answered(text: str) -> Message:
+    """An answer as it is sent back: its thought apart, as the server gave it."""
+    thought, end, answer = text.removeprefix(THINK).partition(ANSWER)
+    if not text.startswith(THINK) or not end:
+        return {"role": "assistant", "content": text}
+    return {"role": "assistant", "content": answer, "reasoning_content": thought}

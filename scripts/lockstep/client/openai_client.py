@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lockstep.client import request_errors
+from lockstep.client import conversation, request_errors
 from lockstep.client.request_errors import PATIENCE, NoAnswer
 from lockstep.client.server_wait import ServerWait
 from lockstep.client.stream_silence import Silence
@@ -38,6 +38,12 @@ class Answer:
     completion_tokens: int | None
     seconds: float  # of the try that succeeded
     first_token_seconds: float | None  # None where the answer came in one piece
+    reasoning: str = ""  # the thought before it, where the server tells that apart
+
+    @property
+    def whole(self) -> str:
+        """Thought and answer as one text, as a stream shows them."""
+        return f"{conversation.THINK}{self.reasoning}{conversation.ANSWER}{self.text}" if self.reasoning else self.text
 
 
 def request(sampling: Sampling, model: str, messages: list[Message]) -> dict[str, Any]:
@@ -198,12 +204,13 @@ class Endpoint:
             if error := (response.model_extra or {}).get("error"):
                 raise NoAnswer(f"the server failed in its answer: {_line(error)}", "moment", "given_up")
             choice = next(choice for choice in response.choices if not choice.index)
-            text = _text(choice.message.content or "")
-            return _answer(text, choice.finish_reason, response.usage, started, None)
+            text, thought = _text(choice.message.content or ""), _thought(choice.message)
+            return _answer(text, thought, choice.finish_reason, response.usage, started, None)
 
     def _stream(self, body: dict[str, Any], show: Callable[[str], None] | None) -> Answer:
         started, first = time.monotonic(), None
         pieces: list[str] = []
+        thoughts: list[str] = []
         reason = usage = None
         try:
             with (
@@ -216,18 +223,22 @@ class Endpoint:
                     for choice in event.choices:
                         if choice.index:  # another answer than the one that was asked for
                             continue
-                        if piece := _text(choice.delta.content or ""):
+                        piece, thought = _text(choice.delta.content or ""), _thought(choice.delta)
+                        if piece or thought:
                             first = first or time.monotonic() - started
                             self._silence.broken()
-                            pieces.append(piece)
                             if show:
-                                show(piece)
+                                show(_shown(thought, piece, bool(thoughts), bool(pieces)))
+                            thoughts += [thought] if thought else []
+                            pieces += [piece] if piece else []
                         reason = choice.finish_reason or reason
                     if reason and reason not in ENDS:  # whatever comes after it
                         break
-            return _answer("".join(pieces), reason, usage, started, first)
+            if show and thoughts and not pieces:
+                show(conversation.ANSWER)
+            return _answer("".join(pieces), "".join(thoughts), reason, usage, started, first)
         except NoAnswer as error:
-            if show and pieces:
+            if show and (pieces or thoughts):
                 error.shown, error.code = True, "incomplete"
                 error.args = (f"the answer above is incomplete: {error}",)
             raise
@@ -306,7 +317,20 @@ def _text(value: Any) -> str:
     return value
 
 
-def _answer(text: str, reason: str | None, usage: Any, started: float, first: float | None) -> Answer:
+def _thought(message: Any) -> str:
+    """What a message or a piece of one holds of the model's thought, by the names that servers have for it."""
+    more = message.model_extra or {}
+    return _text(more.get("reasoning") or more.get("reasoning_content") or "")
+
+
+def _shown(thought: str, piece: str, thinking: bool, answering: bool) -> str:
+    """What a stream shows of a piece: thoughts between marks, as the model writes them."""
+    begin = conversation.THINK if thought and not thinking else ""
+    end = conversation.ANSWER if piece and (thinking or thought) and not answering else ""
+    return f"{begin}{thought}{end}{piece}"
+
+
+def _answer(text: str, thought: str, reason: str | None, usage: Any, started: float, first: float | None) -> Answer:
     if reason is None:
         message = "the answer broke off: the server or the connection ended it without a finish reason"
         raise NoAnswer(message, "moment", "broke_off")
@@ -314,4 +338,4 @@ def _answer(text: str, reason: str | None, usage: Any, started: float, first: fl
         raise NoAnswer(f"the server gave the answer up ({reason})", "moment", "given_up")
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if isinstance(count, int) else None for count in counts)
-    return Answer(text, reason, prompt, completion, time.monotonic() - started, first)
+    return Answer(text, reason, prompt, completion, time.monotonic() - started, first, thought)

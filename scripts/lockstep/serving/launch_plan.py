@@ -174,6 +174,7 @@ def _arguments(settings: Settings, subject: Subject, cuda: bool) -> list[str]:
     """vLLM's command line. Raises UserError: see `device_flags.arguments` and `_more_arguments`."""
     serve = settings.serve
     of_model = model_flags.arguments(subject.model, cuda)
+    of_model += model_flags.of_thoughts(of_model, subject.answers_with, serve.vllm_args)
     return [
         "--model", str(subject.model), *subject.arguments,
         "--host", serve.host, "--port", str(serve.port),

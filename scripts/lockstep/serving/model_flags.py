@@ -1,11 +1,13 @@
 """vLLM's flags about the kind of network that it serves, and what its class needs to be imported."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.model import vllm_table
+from lockstep.prompts import template
 from lockstep.serving import tool_parsers
 
 # What vLLM's classes of wrappers import; the CPU set leaves it out, as the general index has CUDA builds only.
@@ -13,6 +15,7 @@ TORCHVISION = "torchvision==0.28.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # vLLM renders chats of this model_type in code of its own (harmony), and not by the template that training used.
 HARMONY = "gpt_oss"
+THOUGHT_PARSER = Path(__file__).with_name("thought_parser.py")
 REASONING, TOOLS = "--reasoning-parser", "--tool-call-parser"
 
 
@@ -34,6 +37,29 @@ def arguments(model: Path, cuda: bool) -> list[str]:
         flags += ["--hf-overrides", json.dumps({"model_type": f"{HARMONY}_by_template"})]
         flags += [REASONING, "deepseek_v3"]
     return flags
+
+
+def of_thoughts(flags: list[str], answers_with: Path, given: Iterable[str]) -> list[str]:
+    """vLLM's flags about thoughts in answers: none where the model writes none, or where one is chosen already.
+
+    Args:
+        flags: its others about the model.
+        answers_with: folder of the tokenizer, template and contract that the server uses.
+        given: names in serve.vllm_args.
+    """
+    theirs = {name.strip("-").replace("-", "_") for name in given}
+    if REASONING in flags or "reasoning_parser" in theirs:
+        return []
+    chat = template.load(answers_with, (answers_with / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8"))
+    if chat.thought_marks is None:
+        return []
+    prompt = chat.render([{"role": "user", "content": "?"}])
+    if prompt.rstrip().endswith(chat.thought_marks[1]):  # closed at once: answers hold no thought
+        return []
+    contract = atomic.read_json(answers_with / filenames.CONTRACT)
+    if chat.opens_a_thought(prompt) and contract.get("rows_with_thoughts") == 0:  # trained to answer there, and to end
+        return []
+    return [REASONING, "lockstep", "--reasoning-parser-plugin", str(THOUGHT_PARSER)]
 
 
 def of_tools(flags: list[str], setting: str, answers_with: Path, notes: Path) -> list[str]:

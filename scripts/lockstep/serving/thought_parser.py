@@ -58,14 +58,14 @@ def _set_up(tokenizer: Any) -> tuple[ParserEngineConfig, bool, bool]:
     return config, opened, bool(special & {begin, end})
 
 
-class ThoughtEngine(ParserEngine):
+class ThoughtEngine(ParserEngine):  # type: ignore[misc]
     """The engine with this set-up."""
 
     def __init__(self, tokenizer: Any, tools: Any = None, **more: Any) -> None:
         super().__init__(tokenizer, tools, parser_engine_config=_set_up(tokenizer)[0], **more)
 
 
-class ThoughtParser(ParserEngineReasoningAdapter):
+class ThoughtParser(ParserEngineReasoningAdapter):  # type: ignore[misc]
     """One for each request."""
 
     _parser_engine_cls = ThoughtEngine

@@ -110,6 +110,8 @@ def _search(sender: Connection, folder: Path, text: str, reasoning: str | None) 
     """In the process: send the name."""
     for stream in (1, 2):  # vLLM logs what its parsers cannot read
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    from lockstep.serving import thought_parser  # noqa: F401 - makes vLLM know it by its name
+
     chat = template.load(folder, text)
     sender.send(next((name for name in PARSERS if reads(chat, name, reasoning)), ""))
 

@@ -1,0 +1,124 @@
+"""A thinking model with the real vLLM: thoughts beside answers, answers sent back in either form, words that are text."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from support import tiny, tokenizer_families
+from support.serving import Home, Served, ask, finished_run, report, served
+
+from lockstep.client.conversation import Conversation
+from lockstep.client.openai_client import Endpoint
+from lockstep.prompts import template
+from lockstep.settings.schema import Sampling
+
+pytestmark = pytest.mark.e2e
+NEVER = -100
+
+
+def thinking_model(folder: Path) -> None:
+    """A tiny model with the tokenizer and the template of a thinking one."""
+    tiny.model(folder)
+    for file in [*folder.glob("*token*"), *folder.glob("*.jinja")]:
+        file.unlink()
+    tokenizer = tokenizer_families.thinking()
+    tokenizer.chat_template = tokenizer_families.THINKING
+    tokenizer.save_pretrained(folder)
+
+
+def thinking_rows(file: Path, count: int) -> None:
+    """Rows with thoughts in the text, beside it, and without."""
+    with file.open("w", encoding="utf-8") as stream:
+        for number in range(count):
+            question = {"role": "user", "content": f"Say <filename> {number} in <b>bold</b>."}
+            answer = {"role": "assistant", "content": f"tea {number}"}
+            if number % 3 == 1:
+                answer["content"] = f"<think>\nx{number}\n</think>\n\ntea {number}"
+            elif number % 3 == 2:
+                answer["reasoning_content"] = f"x{number}"
+            stream.write(json.dumps({"messages": [question, answer]}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return finished_run(tmp_path_factory.mktemp("thoughts"), model=thinking_model, rows=thinking_rows)
+
+
+@pytest.fixture(scope="module", params=["merged", "lora", "base"])
+def server(home: Home, request: pytest.FixtureRequest) -> Iterator[Served]:
+    with served(home, "--serve.mode", request.param) as started:
+        yield started
+
+
+def test_thoughts_and_words(home: Home, server: Served) -> None:
+    chat = template.load(home.run / "adapter", (home.run / "adapter/chat_template.jinja").read_text(encoding="utf-8"))
+    url, model = server.url, ask(f"{server.url}/v1/models")[1]["data"][-1]["id"]
+
+    # --- the gate proved the forms ---
+    agreed = json.loads((home.run / "adapter/contract.json").read_text(encoding="utf-8"))
+    names = {conversation["name"] for conversation in agreed["conversations"]}
+    assert {
+        "added tokens that are text",
+        "a thought in an earlier answer",
+        "a thought beside an earlier answer",
+    } <= names
+    assert agreed["rows_with_thoughts"] > 20 and "<filename>" in agreed["text_tokens"]
+    assert report(home)["token_mismatches"] == 0
+
+    # --- what a client sends back is rendered as in training ---
+    inside = {"role": "assistant", "content": "<think>\nx\n</think>\n\ntea"}
+    user = {"role": "user", "content": "a <b> and a <filename>"}
+    for answer in (
+        inside,
+        {**inside, "content": "tea", "reasoning_content": "x"},
+        {**inside, "content": "tea", "reasoning": "x"},
+    ):
+        body = {"model": model, "messages": [user, answer, user]}
+        status, told = ask(f"{url}/tokenize", body)
+        assert status == 200, told
+        trained = {**answer, "reasoning_content": answer["reasoning"]} if "reasoning" in answer else answer
+        assert told["tokens"] == chat.prompt_ids([user, trained, user])
+        assert ask(f"{url}/v1/chat/completions", body | {"max_tokens": 1})[0] == 200
+    for token in ("<|im_end|>", "<tool_response>", "<|im_start|>"):
+        body = {"model": model, "messages": [user, {**inside, "content": f"<think>{token}"}, user]}
+        assert ask(f"{url}/v1/chat/completions", body)[0] == 400
+    assert (
+        ask(f"{url}/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "<think>"}]})[0]
+        == 400
+    )
+
+    # --- thoughts come apart from answers, whole and as a stream ---
+    begin, end, word = (chat.tokenizer.convert_tokens_to_ids(token) for token in ("<think>", "</think>", "t"))
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="-")
+    only: Any = {"model": model, "messages": [user], "temperature": 0}
+    for allowed, expected in (([word], ("", "tttt")), ([begin], ("", "")), ([begin, word], None)):
+        more = {"extra_body": {"allowed_token_ids": allowed}, "max_tokens": 4}
+        if expected is None:  # a mark first, as a bias says, and then the word, as marks are penalized
+            more |= {"presence_penalty": 2, "frequency_penalty": 2, "logit_bias": {str(begin): 3}, "max_tokens": 2}
+        whole = client.chat.completions.create(**only, **more).choices[0].message
+        pieces = [
+            piece.choices[0].delta
+            for piece in client.chat.completions.create(**only, **more, stream=True)
+            if piece.choices
+        ]
+        streamed = tuple(
+            "".join(getattr(piece, name, None) or "" for piece in pieces) for name in ("reasoning", "content")
+        )
+        assert (getattr(whole, "reasoning", None) or "", whole.content or "") == streamed
+        assert streamed == (expected or ("t", ""))
+    json_only = more | {"response_format": {"type": "json_object"}, "extra_body": {}, "max_tokens": 8, "logit_bias": {}}
+    content = client.chat.completions.create(**only, **json_only).choices[0].message.content
+    assert content and content.lstrip().startswith("{")  # the grammar holds from the first token
+    assert end
+
+
+def test_our_client_goes_on_turn_after_turn(server: Served) -> None:
+    model = ask(f"{server.url}/v1/models")[1]["data"][-1]["id"]
+    client = Client(f"{server.url}/v1", 60, 0, print)
+    talk = Conversation(Sampling(max_tokens=8))
+    for number in range(3):
+        answer = client.ask({"model": model, "messages": talk.ask(f"q{number}"), "max_tokens": 8})
+        talk.add(answer.text or "<think>x</think>")
