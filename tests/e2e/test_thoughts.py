@@ -11,12 +11,13 @@ from support import tiny, tokenizer_families
 from support.serving import Home, Served, ask, finished_run, report, served
 
 from lockstep.client.conversation import Conversation
-from lockstep.client.openai_client import Endpoint
+from lockstep.client.openai_client import Endpoint, request
 from lockstep.prompts import template
+from lockstep.prompts.template import Template
+from lockstep.serving import thought_parser, tool_parsers
 from lockstep.settings.schema import Sampling
 
 pytestmark = pytest.mark.e2e
-NEVER = -100
 
 
 def thinking_model(folder: Path) -> None:
@@ -91,7 +92,7 @@ def test_thoughts_and_words(home: Home, server: Served) -> None:
     )
 
     # --- thoughts come apart from answers, whole and as a stream ---
-    begin, end, word = (chat.tokenizer.convert_tokens_to_ids(token) for token in ("<think>", "</think>", "t"))
+    begin, word = (chat.tokenizer.convert_tokens_to_ids(token) for token in ("<think>", "t"))
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="-")
     only: Any = {"model": model, "messages": [user], "temperature": 0}
     for allowed, expected in (([word], ("", "tttt")), ([begin], ("", "")), ([begin, word], None)):
@@ -112,13 +113,35 @@ def test_thoughts_and_words(home: Home, server: Served) -> None:
     json_only = more | {"response_format": {"type": "json_object"}, "extra_body": {}, "max_tokens": 8, "logit_bias": {}}
     content = client.chat.completions.create(**only, **json_only).choices[0].message.content
     assert content and content.lstrip().startswith("{")  # the grammar holds from the first token
-    assert end
 
 
 def test_our_client_goes_on_turn_after_turn(server: Served) -> None:
     model = ask(f"{server.url}/v1/models")[1]["data"][-1]["id"]
-    client = Client(f"{server.url}/v1", 60, 0, print)
-    talk = Conversation(Sampling(max_tokens=8))
+    endpoint, talk = Endpoint(f"{server.url}/v1"), Conversation(Sampling(max_tokens=8))
     for number in range(3):
-        answer = client.ask({"model": model, "messages": talk.ask(f"q{number}"), "max_tokens": 8})
-        talk.add(answer.text or "<think>x</think>")
+        answer = endpoint.ask(request(talk.sampling, model, talk.ask(f"q{number}")))
+        talk.add(answer.whole)
+    talk.turns.append(("q", "<think>\nx\n</think>\n\ny"))
+    assert endpoint.ask(request(talk.sampling, model, talk.ask("q")), stream=False).completion_tokens
+
+
+@pytest.mark.parametrize("text", [tokenizer_families.THINKING, tokenizer_families.OPENING])
+def test_the_parser_reads_every_answer_alike_whole_and_in_pieces(text: str) -> None:
+    tokenizer = tokenizer_families.thinking()
+    chat = Template(tokenizer, text)
+    parsing = tool_parsers._Parsing.of(chat, None, thought_parser.NAME, None)
+    opened = chat.opens_a_thought(chat.render(tool_parsers.ASK))
+    for answer, reasoning, content in (
+        ("<think>\nx 你\n\ny\n</think>\n\nA <b> 4.", "x 你\n\ny", "A <b> 4."),
+        ("<think>\nx", "x", ""),
+        ("<think>\n\n</think>\n\nA 4.", "", "A 4."),
+        ("<think>x</think>A < b", "x", "A < b"),
+        ("A 4.\n<", "", "A 4.\n<"),
+        ("\nA", "", "\nA"),
+    ):
+        if opened and not answer.startswith("<think>"):
+            continue
+        if opened:
+            answer = answer.removeprefix("<think>").removeprefix("\n")
+        for outcome in (parsing.whole(answer), *parsing.in_pieces(answer)):
+            assert (outcome.reasoning, outcome.content) == (reasoning, content), answer

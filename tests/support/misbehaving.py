@@ -37,6 +37,7 @@ class Server(ThreadingHTTPServer):
     gate = True  # whether it is open
     elsewhere = ""  # where it redirects to
     models = ("r", "r-base")
+    thought: tuple[str, str] | None = None  # the field's name, and what the model thinks before each answer
     metrics = ""  # what /metrics says
 
     def __init__(self, *words: Any) -> None:
@@ -127,7 +128,10 @@ class Handler(BaseHTTPRequestHandler):
         reason = {"no finish": None, "length": "length", "abort": "abort", "abort, then stop": "abort"}.get(
             fault, "stop"
         )
-        choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": reason}
+        message = {"role": "assistant", "content": answer or None} | dict(
+            [self.server.thought or ("role", "assistant")]
+        )
+        choice = {"index": 0, "message": message, "finish_reason": reason}
         usage: Any = {"prompt_tokens": 5, "completion_tokens": len(answer), "total_tokens": 5 + len(answer)}
         usage = "a few" if fault == "usage in words" else usage
         made: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 1, "model": "r", "usage": usage}
@@ -150,6 +154,10 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "after headers":
             self.close_connection = True
             return None
+        name, thought = self.server.thought or ("", "")
+        for letter in thought:
+            time.sleep(self.server.pace)
+            self.event([{"index": 0, "delta": {name: letter}, "finish_reason": None}])
         for place, letter in enumerate(answer):
             if place and fault in ("in the content", "hang in the content", "in a chunk", "error event", *GARBAGE):
                 return self.break_off(fault)

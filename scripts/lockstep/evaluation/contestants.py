@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lockstep.artifacts import filenames
+from lockstep.artifacts import atomic, filenames
 from lockstep.client import openai_client
 from lockstep.client.batch_file import AnswerRecord, BatchFile, key_of
 from lockstep.client.openai_client import Endpoint
@@ -115,6 +115,8 @@ def cases(data: Path, most: int | None) -> list[Case]:
         raise UserError("the test split has no rows: set --data.test_file or --data.test_share and make the data again")
     rows = split.select(range(min(len(split), most or len(split))))
     tokenizer = None
+    agreed = atomic.read_json(data / filenames.CONTRACT) if (data / filenames.CONTRACT).exists() else {}
+    marks = agreed.get("thought_marks")
     asked = []
     for row in rows:
         *_, answer = row["messages"]
@@ -126,6 +128,8 @@ def cases(data: Path, most: int | None) -> list[Case]:
         if answer.get("extra"):  # tool calls: the model must write them as its template does
             tokenizer = tokenizer or _tokenizer(data.parent / filenames.ADAPTER)
             reference = tokenizer.decode(row["input_ids"][start : places[-1] + 1], skip_special_tokens=True)
+        if marks:  # servers give thoughts apart from answers
+            reference = reference.rpartition(marks[1])[2].lstrip("\n")
         messages, tools = unpacked(row)
         asked.append(Case(row["row"], messages[:-1], tools, reference, row["input_ids"], places, start))
     return asked

@@ -56,7 +56,7 @@ def of(chat: Renderer, controls: Sequence[str]) -> set[str]:
     }
     around = list(_around_others(chat))
     own = list(_own(chat))
-    return {
+    held = {
         token
         for token in controls
         if token not in others
@@ -64,18 +64,21 @@ def of(chat: Renderer, controls: Sequence[str]) -> set[str]:
         and not text_tokens.opens_or_ends_a_turn(token, special[token], by_sign=not _MARKS.search(token))
         and (_MARKS.search(token) or any(token in text for text in own))
     }
+    paired = {token for pair in _pairs(held) for token in pair}
+    return {token for token in held if token in paired or not _THOUGHT.search(token)}  # a single one is a switch
 
 
 def thought_marks(tokens: set[str]) -> tuple[str, str] | None:
     """The tokens that begin and end a thought: <think> and </think>, [THINK] and [/THINK], …; None without such two."""
+    return next(_pairs(tokens), None)
+
+
+def _pairs(tokens: set[str]) -> Iterator[tuple[str, str]]:
     for first in sorted(tokens):
-        if not _THOUGHT.search(first):
-            continue
         for begin, end in (("<", "</"), ("[", "[/"), ("START", "END"), ("start", "end"), ("begin", "end")):
             last = first.replace(begin, end, 1)
-            if last != first and last in tokens:
-                return first, last
-    return None
+            if _THOUGHT.search(first) and last != first and last in tokens:
+                yield first, last
 
 
 def apart(messages: Any) -> tuple[list[str], Any]:
@@ -98,9 +101,14 @@ def _around_others(chat: Renderer) -> Iterator[str]:
         with suppress(UserError):
             yield chat.whole(messages)
     with suppress(UserError):
-        text = chat.whole([user, _call(), {"role": "tool", "content": "a", "tool_call_id": "1", "name": "weather"}])
-        after = text.rpartition(_CALLED)[2]
-        yield after.partition(chat.end_text)[2] or after
+        result = {"role": "tool", "content": "a", "tool_call_id": "1", "name": "weather"}
+        answered, called = (
+            chat.whole([user, _call(), *more]).rpartition(_CALLED)[2] for more in ([result], list[Message]())
+        )
+        pairs = enumerate(zip(answered, called, strict=False))
+        differ = next((place for place, (first, second) in pairs if first != second), min(len(answered), len(called)))
+        # Both begin with the end of the call; a token that begins there belongs to what comes after.
+        yield answered[1 + max(answered.rfind(mark, 0, differ) for mark in (">", "]", "\n")) :]
 
 
 def _own(chat: Renderer) -> Iterator[str]:

@@ -147,6 +147,7 @@ def build(chat: Template, data: Data) -> dict[str, Any]:
         "special_ids": chat.special_ids,
         "stop_ids": chat.stop_ids,
         "text_tokens": chat.text_tokens,
+        "thought_marks": list(chat.thought_marks or ()),
         "thinking": data.thinking,
         "system_prompt": data.system_prompt,
         "date": data.date.isoformat() if "strftime_now" in chat.text else None,

@@ -23,6 +23,19 @@ def test_history_and_system_message(talk: Conversation) -> None:
     assert talk.ask("?")[0]["content"] == "two\nlines" and not talk.turns
 
 
+def test_a_thought_goes_back_apart_from_its_answer(talk: Conversation) -> None:
+    for answer, sent in (
+        ("<think>\nx\n</think>\n\ny", {"content": "y", "reasoning_content": "x"}),
+        ("<think>\nx\n</think>\n\n", {"content": "", "reasoning_content": "x"}),  # cut off
+        ("<think>\nx", {"content": "<think>\nx"}),
+        ("y</think>", {"content": "y</think>"}),
+    ):
+        talk.command("/reset")
+        talk.ask("q")
+        talk.add(answer)
+        assert talk.ask("?")[2] == {"role": "assistant", **sent}
+
+
 def test_the_last_question_is_asked_again_and_nothing_is_forgotten_before_the_new_answer(talk: Conversation) -> None:
     with pytest.raises(UserError):
         talk.ask_again()

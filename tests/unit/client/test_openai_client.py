@@ -46,6 +46,20 @@ def test_an_answer_and_its_figures(server: Server) -> None:
         assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("hello", None, None)
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_a_thought_is_shown_before_its_answer_and_kept_apart(server: Server, name: str) -> None:
+    server.thought, server.pace = (name, "hm, so"), 0.2
+    shown: list[str] = []
+    streamed = Endpoint(server.url, timeout=1.0).ask(body("olleh"), show=shown.append)  # thinking is no silence
+    assert "".join(shown) == "<think>\nhm, so\n</think>\n\nhello" == streamed.whole
+    whole = Endpoint(server.url).ask(body("olleh"), stream=False)
+    for answer in (whole, streamed):
+        assert (answer.text, answer.reasoning) == ("hello", "hm, so")
+    server.mode, shown = "length", []
+    cut = Endpoint(server.url).ask(body(""), show=shown.append)  # in the middle of the thought
+    assert "".join(shown) == "<think>\nhm, so\n</think>\n\n" and (cut.text, cut.reasoning) == ("", "hm, so")
+
+
 @pytest.mark.parametrize("kind", ["whole", "hidden stream", "shown stream"])
 @pytest.mark.parametrize("fault", EARLY + LATE)
 def test_a_fault_is_retried_unless_something_was_shown(server: Server, fault: str, kind: str) -> None:

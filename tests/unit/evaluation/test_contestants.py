@@ -63,6 +63,12 @@ def test_the_reference_of_a_tool_call_is_what_the_template_writes(tmp_path: Path
     assert case.reference == '{"name": "weather"}' and case.tools == [{"name": "weather"}]
 
 
+def test_the_reference_of_an_answer_with_a_thought_is_the_answer_alone(tmp_path: Path) -> None:
+    split(tmp_path, row("<think>\nx\n</think>\n\ny", [IGNORE] * 3 + [7, 7], 2), row("y", [IGNORE] * 3 + [7, 7], 2))
+    (tmp_path / "contract.json").write_text(json.dumps({"thought_marks": ["<think>", "</think>"]}))
+    assert [case.reference for case in contestants.cases(tmp_path, None)] == ["y", "y"]
+
+
 def test_an_empty_test_split_names_the_settings(tmp_path: Path) -> None:
     arrow_writer.Split(tmp_path / "test").close()
     with pytest.raises(UserError, match=r"--data\.test_share"):

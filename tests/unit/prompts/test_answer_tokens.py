@@ -1,11 +1,14 @@
 """A thinking model's own answers may come back with their thoughts, in data and in requests; turn tokens may not."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from support import tiny, tokenizer_families
+from tokenizers import AddedToken
 
 from lockstep.data import layouts
 from lockstep.data.collator import IGNORE
@@ -151,3 +154,45 @@ def test_the_contract_proves_both_forms(chat: Template, folder: Path) -> None:
     if not chat.text.startswith("{%- for message in messages %}{%- set text = message.content %}"):
         assert inside["prompt_ids"] == beside["prompt_ids"]  # these templates leave thoughts of earlier answers out
     assert "thoughts in two earlier answers" in by_name
+
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+MARK = re.compile(
+    r"<\|[^|<>\s'\"]+\|?>|<[^|<>\s'\"]+\|>|<｜[^｜<>\s]+｜>|</?(?:think|tool_call|tool_response|bos|eos)>|<(?:start|end)_of_turn>"
+)
+OTHERS = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "[INST]",
+    "</s>",
+    "<|assistant|>",
+]
+WORDS = ["<filename>", "<b>", "<|fim_prefix|>"]
+OF_ANSWERS = re.compile(r"^</?think>$|^</?tool_call>$|^<｜tool▁(?:calls?▁(?:begin|end)|sep)｜>$|^<\|?tool_call\|?>$")
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["qwen2_5", "qwen3", "qwen3_6", "deepseek_r1_distill", "gemma3", "gemma4", "glm4moe_training", "gptoss", "llama3_1",
+     "phi3_5", "cohere2", "nemotron_3_nano"],
+)  # fmt: skip
+def test_published_templates(family: str, tmp_path: Path) -> None:
+    text = (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8")
+    tokenizer, marks = tiny.tokenizer(), sorted({*MARK.findall(text), *OTHERS, *WORDS})
+    ordinary = ("think", "tool_call", *WORDS)
+    tokenizer.add_tokens([AddedToken(mark, special=not any(word in mark for word in ordinary)) for mark in marks])
+    tokenizer.bos_token, tokenizer.chat_template = "<|endoftext|>", text
+    tokenizer.save_pretrained(tmp_path / "base")
+    made = contract.training_template(tmp_path / "base", text)
+    made.tokenizer.save_pretrained(tmp_path)
+    chat = template.load(tmp_path, text)
+    assert made.text_tokens == sorted(WORDS, key=marks.index)
+    for mark in [mark for mark in marks if mark not in WORDS and mark != "<|python_tag|>"]:
+        assert chat.control_token(f"a{mark}b") == mark
+        allowed = bool(OF_ANSWERS.search(mark))
+        assert allowed == (mark in chat.answer_tokens), mark
+        assert chat.control_token(f"a{mark}b", by_assistant=True) == (None if allowed else mark)
+    assert chat.control_token(" ".join(WORDS)) is None

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import served_families
+from support import served_families, tiny, tokenizer_families
 
 from lockstep.errors import UserError
+from lockstep.prompts import template_source
 from lockstep.serving import model_flags
 
 
@@ -68,3 +69,32 @@ def test_what_vllm_computes_on_gpus_only_is_refused_on_cpus(tmp_path: Path) -> N
         model_flags.check(experts, cuda=False)
     model_flags.check(experts, cuda=True)
     model_flags.check(folder(tmp_path, architectures=["NemotronHForCausalLM"]), cuda=False)
+
+
+def answering(folder: Path, text: str, thinking: bool | None = None, rows: int = 0) -> Path:
+    """A folder as a server answers with: tokenizer, template and contract."""
+    folder.mkdir()
+    (folder / "chat_template.jinja").write_text(template_source.bake(text, thinking=thinking), encoding="utf-8")
+    tokenizer_families.thinking().save_pretrained(folder)
+    (folder / "contract.json").write_text(json.dumps({"rows_with_thoughts": rows}))
+    return folder
+
+
+def test_thoughts_are_parsed_where_answers_hold_them(tmp_path: Path) -> None:
+    parser = ["--reasoning-parser", "lockstep", "--reasoning-parser-plugin", str(model_flags.THOUGHT_PARSER)]
+    thinking, opening = tokenizer_families.THINKING, tokenizer_families.OPENING
+    for place, (text, fixed, rows, flags) in enumerate(
+        (
+            (thinking, None, 0, parser),  # a plain answer stays one
+            (thinking, True, 9, parser),
+            (thinking, False, 9, []),
+            (opening, None, 9, parser),
+            (opening, None, 0, []),  # trained to answer within the thought, and never to end it
+            (tiny.CHATML, None, 0, []),
+        )
+    ):
+        folder = answering(tmp_path / str(place), text, fixed, rows)
+        assert model_flags.of_thoughts(["--tokenizer-mode", "hf"], folder, {}) == flags, place
+        assert model_flags.of_thoughts([], folder, {"--reasoning-parser": "qwen3"}) == []
+        assert model_flags.of_thoughts(["--reasoning-parser", "deepseek_v3"], folder, {}) == []
+    assert model_flags.THOUGHT_PARSER.exists()
