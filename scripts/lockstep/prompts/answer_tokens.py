@@ -24,7 +24,7 @@ _MARKS = re.compile(
     r"think|thought|reason|(?:tool|function)[\W_▁]*calls?(?![a-z])|python_tag|arg_(?:key|value)|tool[\W_▁]*sep",
     re.IGNORECASE,
 )
-_THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
+THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
 _CALLED = "LockstepCalled"
 _TOOL = {
     "type": "function",
@@ -65,7 +65,7 @@ def of(chat: Renderer, controls: Sequence[str]) -> set[str]:
         and (_MARKS.search(token) or any(token in text for text in own))
     }
     paired = {token for pair in _pairs(held) for token in pair}
-    return {token for token in held if token in paired or not _THOUGHT.search(token)}  # a single one is a switch
+    return {token for token in held if token in paired or not THOUGHT.search(token)}  # a single one is a switch
 
 
 def thought_marks(tokens: set[str]) -> tuple[str, str] | None:
@@ -77,7 +77,7 @@ def _pairs(tokens: set[str]) -> Iterator[tuple[str, str]]:
     for first in sorted(tokens):
         for begin, end in (("<", "</"), ("[", "[/"), ("START", "END"), ("start", "end"), ("begin", "end")):
             last = first.replace(begin, end, 1)
-            if _THOUGHT.search(first) and last != first and last in tokens:
+            if THOUGHT.search(first) and last != first and last in tokens:
                 yield first, last
 
 

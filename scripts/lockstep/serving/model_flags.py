@@ -7,7 +7,7 @@ from pathlib import Path
 from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.model import vllm_table
-from lockstep.prompts import template
+from lockstep.prompts import answer_tokens, template
 from lockstep.serving import tool_parsers
 
 # What vLLM's classes of wrappers import; the CPU set leaves it out, as the general index has CUDA builds only.
@@ -50,7 +50,10 @@ def of_thoughts(flags: list[str], answers_with: Path, given: Iterable[str]) -> l
     theirs = {name.strip("-").replace("-", "_") for name in given}
     if REASONING in flags or "reasoning_parser" in theirs:
         return []
-    chat = template.load(answers_with, (answers_with / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8"))
+    text = (answers_with / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
+    if not answer_tokens.THOUGHT.search(text):  # which spares most models the loading
+        return []
+    chat = template.load(answers_with, text)
     if chat.thought_marks is None:
         return []
     prompt = chat.render([{"role": "user", "content": "?"}])

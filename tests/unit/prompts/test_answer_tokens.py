@@ -56,7 +56,7 @@ def chat(folder: Path) -> Template:
 
 @pytest.fixture(scope="module")
 def rules(folder: Path) -> Rules:
-    return Rules(str(folder), [], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=False, max_prompts=8)
+    return Rules(str(folder), [], 512, 8, 2**20, 64, loopback=True, prompt_logprobs=False, max_prompts=8, tools=True)
 
 
 def answered(text: str, **more: Any) -> list[dict[str, Any]]:

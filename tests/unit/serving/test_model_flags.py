@@ -90,7 +90,6 @@ def test_thoughts_are_parsed_where_answers_hold_them(tmp_path: Path) -> None:
             (thinking, False, 9, []),
             (opening, None, 9, parser),
             (opening, None, 0, []),  # trained to answer within the thought, and never to end it
-            (tiny.CHATML, None, 0, []),
         )
     ):
         folder = answering(tmp_path / str(place), text, fixed, rows)
@@ -98,3 +97,6 @@ def test_thoughts_are_parsed_where_answers_hold_them(tmp_path: Path) -> None:
         assert model_flags.of_thoughts([], folder, {"--reasoning-parser": "qwen3"}) == []
         assert model_flags.of_thoughts(["--reasoning-parser", "deepseek_v3"], folder, {}) == []
     assert model_flags.THOUGHT_PARSER.exists()
+    plain = answering(tmp_path / "plain", tiny.CHATML)
+    tiny.tokenizer().save_pretrained(plain)
+    assert model_flags.of_thoughts([], plain, {}) == []
