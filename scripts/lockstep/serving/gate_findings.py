@@ -57,7 +57,7 @@ class Findings:
         try:
             for answer in pool.map(question, subjects):
                 answers.append(answer)
-                self.tell(place, f"{len(answers)} of {len(subjects)}")
+                self.tell(place, f"{len(answers)} of {len(subjects)} answered")
         finally:  # whoever is told to stop does not wait for the questions that are left
             pool.shutdown(wait=False, cancel_futures=True)
         return answers

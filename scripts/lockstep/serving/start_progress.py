@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from lockstep.text import language
+
 NOTE_EVERY = 0.5  # seconds between two entries in server.json
 LINE_EVERY = 15.0  # seconds between two lines where there is no terminal
 
@@ -23,18 +25,19 @@ class StartProgress:
         self._step = ""
 
     def tell(self, step: str, detail: str) -> None:
-        """Say which step is in progress, such as "proof 2 of 4", and how far, such as "12 of 43"."""
+        """Say which step is in progress, such as "proof 2 of 4 (stops)", and how far, such as "12 of 43 answered"."""
         self.text = f"{step}: {detail}"
         now = time.monotonic()
         is_new, self._step = step != self._step, step
         if is_new or now - self._noted >= NOTE_EVERY:
             self._noted = now
             self._note(self.text)
+        shown = f"{language.translated(step)}: {language.translated(detail)}"
         if self._terminal:
-            self._show(f"\r\x1b[K  {self.text}")
+            self._show(f"\r\x1b[K  {shown}")
         elif is_new or now - self._shown >= LINE_EVERY:
             self._shown = now
-            self._show(f"  {self.text}\n")
+            self._show(f"  {shown}\n")
 
     def clear(self) -> None:
         """Make room on the terminal for a line."""

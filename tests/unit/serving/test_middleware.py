@@ -191,8 +191,8 @@ def test_other_pages_get_nothing(made: Made) -> None:
 def test_while_it_is_checked_the_answer_says_how_far(made: Made, tmp_path: Path) -> None:
     guard = made(is_open=False)
     about = {"url": "u", "model": "r", "mode": "merged", "served": {}, "grace": 1}
-    server_note.write(tmp_path, "checking", **about, progress="proof 2 of 4 (stops): 12 of 43")
-    assert asyncio.run(ask(guard))[1]["error"]["message"].endswith("proof 2 of 4 (stops): 12 of 43")
+    server_note.write(tmp_path, "checking", **about, progress="proof 2 of 4 (stops): 12 of 43 answered")
+    assert asyncio.run(ask(guard))[1]["error"]["message"].endswith("proof 2 of 4 (stops): 12 of 43 answered")
 
 
 def test_without_a_key_this_machine_answers_to_its_own_names_only(made: Made) -> None:
