@@ -122,8 +122,8 @@ stop: $(LOOK) ## stop the server of the run
 client: setup ## 04 ask the server; ARGS='"a question" --stream', --chat, --batch FILE
 	$(PY) scripts/04_client_openai.py $(if $(CONFIG),--config $(CONFIG)) $(or $(ARGS),"Answer as Lady Shen Qingyi." --input "Who are you?" --stream)
 
-curl: setup ## the same with curl, in Chinese
-	@set -e; line=$$($(PY) scripts/04_client_openai.py $(FLAGS) --curl "请以沈清漪的口吻回答。" --input "你是谁？"); \
+curl: setup ## the same with curl, with a question of the run's own data
+	@set -e; line=$$($(PY) scripts/04_client_openai.py $(FLAGS) --curl); \
 	    echo "$$line"; eval "$$line"; echo
 
 evaluate: setup $(TOY) ## 05 base and tuned model on the test rows: verdict and report

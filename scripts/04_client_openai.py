@@ -36,6 +36,7 @@ from lockstep.client.openai_client import Answer, Endpoint
 from lockstep.client.question_file import Question
 from lockstep.client.request_errors import NoAnswer
 from lockstep.client.server_wait import ServerWait
+from lockstep.data import sample_question
 from lockstep.endpoint import address, curl_line, server_note
 from lockstep.errors import INTERRUPTED, UserError
 from lockstep.prompts import template_source
@@ -243,15 +244,21 @@ def options() -> argparse.Namespace:
     parser.add_argument("--wait", type=float, default=wait, metavar="SECONDS", help=text)
     parser.add_argument("--model", help="the served model's name [the run's name]")
     parser.add_argument("--base-url", help="the endpoint, ending in /v1 [from serve.host and serve.port]")
-    parser.add_argument("--curl", action="store_true", help="print the request as a curl command and send nothing")
+    parser.add_argument(
+        "--curl",
+        action="store_true",
+        help="print the request as a curl command and send nothing; without a question, one of the run's data",
+    )
     return parser.parse_args()
 
 
 def check(chosen: argparse.Namespace) -> None:
     """Refuse options that would be ignored, or would overwrite the file of questions."""
-    if sum(map(bool, (chosen.question, chosen.chat, chosen.batch))) != 1:
+    tasks = sum(map(bool, (chosen.question, chosen.chat, chosen.batch)))
+    if tasks > 1 or not (tasks or chosen.curl):
         raise UserError("give one of: a question, --chat, --batch FILE")
-    if (chosen.input or chosen.stream or chosen.curl) and not chosen.question:
+    own_question = chosen.curl and not tasks and not chosen.input  # of the run's data
+    if (chosen.input or chosen.stream or chosen.curl) and not chosen.question and not own_question:
         raise UserError("--input, --stream and --curl belong to a single question")
     if chosen.stream and chosen.post:
         raise UserError("--post needs a whole answer, and --stream shows it before it is: leave one of them out")
@@ -297,10 +304,13 @@ def main() -> int | None:
     if chosen.chat:
         chat(server, talk, model, chosen.post)
         return None
-    question = template_source.fold(chosen.question, chosen.input, data.template)
-    body = openai_client.request(settings.sampling, model, talk.ask(question))
+    if chosen.question:
+        messages = talk.ask(template_source.fold(chosen.question, chosen.input, data.template))
+    else:
+        messages = sample_question.of_run(settings.run_dir) or talk.ask(curl_line.PLAIN_QUESTION)
     if chosen.curl:
-        return print(curl_line.line(url, curl_line.body(settings.sampling, model, body["messages"])))
+        return print(curl_line.line(url, curl_line.body(settings.sampling, model, messages)))
+    body = openai_client.request(settings.sampling, model, messages)
     try:
         answer(server, body, chosen.stream, chosen.post, chosen.stats)
     except KeyboardInterrupt:

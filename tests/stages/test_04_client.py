@@ -157,6 +157,9 @@ def test_the_curl_line_sends_the_same_body(stage: Run, server: Server) -> None:
     assert json.loads(answer.stdout)["choices"][0]["message"]["content"] == "？你 s'它"
     assert ask(stage, server, "它's 你？").returncode == 0
     assert server.seen[0] == server.seen[1]
+    line = ask(stage, server, "--curl").stdout  # without a question and without data
+    subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert server.seen[2] == server.seen[0] | {"messages": [{"role": "user", "content": "你是谁？"}]}
 
 
 def test_chat_keeps_its_history_and_a_failed_turn_leaves_it(stage: Run, server: Server, tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def read(file: Path, data: Data, system: str | None = None) -> Iterator[Question
             if record.reason != "blank":
                 raise UserError(f"{record.place} cannot be read: {_reason(record)}{hints.hint(record)}")
             continue
-        whole, answered = _with_answer(keys.renamed(record.value, data.columns), names)
+        value = keys.renamed(record.value, data.columns) if isinstance(record.value, Mapping) else record.value
+        whole, answered = _with_answer(value, names)
         row = layouts.parse(replace(record, value=whole), data.model_copy(update={"columns": ()}), names)
         if isinstance(row, Reject):
             if row.reason.startswith(("missing_", "not_an_object")):  # another kind of file

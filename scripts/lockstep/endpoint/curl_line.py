@@ -8,6 +8,8 @@ from lockstep.endpoint import address, protocol
 from lockstep.prompts.template import Message
 from lockstep.settings.schema import Sampling
 
+PLAIN_QUESTION = "你是谁？"  # where a run has no data here
+
 
 def body(sampling: Sampling, model: str, messages: list[Message]) -> dict[str, Any]:
     """The JSON of a chat request, with the same fields that our own client sends."""

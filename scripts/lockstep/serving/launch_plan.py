@@ -54,7 +54,6 @@ INSTEAD = dict.fromkeys(
     "tool_call_parser": "set serve.tool_call_parser",
     "enable_auto_tool_choice": "set serve.tool_call_parser",
 }  # fmt: skip
-PLAIN_QUESTION = [{"role": "user", "content": "你是谁？"}]  # for a model whose run has no data here
 FLAG = re.compile(r"-{0,2}[A-Za-z][\w.-]*")
 ANOTHER_FLAG = re.compile(r"\s*-(?![\d.])")  # a value must not begin like this; a negative number does not
 
@@ -144,6 +143,7 @@ def plan(settings: Settings) -> LaunchPlan:
     command = _arguments(settings, subject, cuda)
     rules = _rules(settings, subject, loopback, cuda, tools=model_flags.TOOLS in command)
     name = address.model_name(settings)
+    question = sample_question.of_run(settings.run_dir) or [{"role": "user", "content": curl_line.PLAIN_QUESTION}]
     return LaunchPlan(
         command=[sys.executable, "-W", "ignore", "-m", SERVER, *command],
         environment=_environment(settings, cuda),
@@ -157,7 +157,7 @@ def plan(settings: Settings) -> LaunchPlan:
         canary=probe.canary_prompt(subject.adapters[name]),
         timing=Timing(serve.startup_timeout, grace=serve.shutdown_timeout + 5),  # a little more than vLLM's own
         remade=dict.fromkeys(subject.remade, subject.trained),
-        example=curl_line.body(settings.sampling, name, sample_question.of_run(settings.run_dir) or PLAIN_QUESTION),
+        example=curl_line.body(settings.sampling, name, question),
     )
 
 

@@ -52,6 +52,9 @@ def test_columns_of_the_settings_hold(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,more\nq,x\n")
     (question,) = question_file.read(tmp_path / "a.csv", Data(columns=("instruction=text",)))
     assert question.messages == [{"role": "user", "content": "q"}] and question.reference is None
+    (tmp_path / "b.jsonl").write_text("3\n")
+    with pytest.raises(UserError, match="is no question: not an object"):
+        list(question_file.read(tmp_path / "b.jsonl", Data(columns=("instruction=text",))))
 
 
 @pytest.mark.parametrize(
