@@ -117,10 +117,10 @@ def train(settings: Settings, stage: Stage, checkpoint: Path | None, work: Path)
     if checkpoint is None and distributed.FIRST:
         progress.forget(settings.run_dir)
     start = checkpoint and setup.resume(trainer, checkpoint, settings.run_dir, say)
-    started = time.monotonic()
+    trainer.started = time.monotonic()
     if start or not checkpoint:
         setup.advise_on_memory(lambda: trainer.train(resume_from_checkpoint=start and str(start)), settings, trainer)
-    seconds = time.monotonic() - started
+    seconds = trainer.seconds()
     held_out_loss = setup.finish(trainer, settings, stop.asked, say)
 
     # --- save ---

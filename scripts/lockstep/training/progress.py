@@ -50,10 +50,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         if not self.chief or "train_runtime" in logs:  # Trainer's own summary, of what this call trained
             return
         seconds = time.monotonic() - self.started
-        speed = self.processes * self.trainer.tokens / seconds
+        so_far = self.trainer.seconds()  # also before it was resumed, as its tokens
+        speed = self.processes * self.trainer.tokens / so_far
         jsonl_log.append(
             self.run_dir / filenames.TRAINING_LOG,
-            {"step": state.global_step, **logs, "tokens_per_second": round(speed, 1)},
+            {"step": state.global_step, **logs, "tokens_per_second": round(speed, 1), "seconds": round(so_far, 1)},
         )
         shown = [f"{key} {float(logs[key]):.4g}" for key in SHOWN if key in logs]
         text = "  ".join([*shown, f"{speed:.0f} tokens/s"])
@@ -85,6 +86,16 @@ def forget_after(run_dir: Path, step: int) -> None:
     """Remove records of steps after this one, which will be computed again."""
     for name in FILES:
         jsonl_log.forget_after(run_dir / name, step)
+
+
+def spent(run_dir: Path, step: int) -> tuple[float, int]:
+    """(seconds, tokens) that the training took up to a step, by its log: what came after the last line is estimated."""
+    lines = jsonl_log.read(run_dir / filenames.TRAINING_LOG)
+    timed = [record for record in lines if record.get("seconds") and 0 < record["step"] <= step]
+    if not timed:  # of an earlier version, or removed
+        return 0.0, 0
+    seconds = timed[-1]["seconds"] * step / timed[-1]["step"]
+    return seconds, round(timed[-1]["tokens_per_second"] * seconds)
 
 
 def _clock(seconds: float) -> str:

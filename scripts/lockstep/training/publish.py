@@ -26,7 +26,7 @@ def metrics(
     Args:
         dtype: that training computed in.
         held_out_loss: as `setup.finish` gives it.
-        seconds: that training took in this process, loading apart.
+        seconds: that training took in all its pieces, loading apart.
     """
     trainer = training.trainer
     splits = atomic.read_json(settings.run_dir / filenames.DATA / filenames.LEDGER)["splits"]

@@ -265,6 +265,8 @@ def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say
     state = TrainerState.load_from_json(str(checkpoint / filenames.TRAINER_STATE))
     if distributed.FIRST:
         progress.forget_after(run_dir, state.global_step)
+        trainer.seconds_before, tokens = progress.spent(run_dir, state.global_step)
+        trainer.tokens = tokens // distributed.PROCESSES
     trainer.recall(checkpoints.note_of(checkpoint))
     train = trainer.settings
     stuck = early_stopping.is_stuck(state.log_history, train.early_stopping_patience, train.early_stopping_threshold)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -41,7 +42,8 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         fast: the adapters' fast pass, where there is one; a checkpoint says whether.
 
     Attributes:
-        tokens: how many tokens, padding apart, this process has trained on.
+        tokens: how many tokens, padding apart, this process has trained on, also before it was resumed.
+        seconds_before: that the training took before it was resumed.
         losses: of this process's steps: their sum since the last log line, and of all.
         logged_at: the step of that line.
         rows_in_a_pass: falls where memory runs out and `auto_batch` is set.
@@ -63,7 +65,8 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         self.rows_in_a_pass = collate.rows_in_a_pass
         self.lanes = Lanes(collate.lanes)
         self.fast = fast
-        self.tokens = 0
+        self.tokens, self.seconds_before = 0, 0.0
+        self.started = time.monotonic()
         self.losses, self.logged_at = torch.zeros(2, dtype=torch.float64), 0
 
     # --- rows ---
@@ -291,6 +294,10 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
         """What a checkpoint's note says, beside what Trainer keeps itself."""
         self.rows_in_a_pass, self.logged_at = note["rows_in_a_pass"], note["logged_at"]
         self.losses = torch.tensor(note["losses"], dtype=torch.float64)
+
+    def seconds(self) -> float:
+        """That the training has taken so far, in all its pieces, loading apart."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Trainer's hook. Its files are written beside, sealed with their hashes, and then renamed, at once."""
