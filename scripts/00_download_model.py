@@ -32,7 +32,7 @@ from lockstep.download import hub
 from lockstep.errors import UserError
 from lockstep.model import file_checks, inspection
 from lockstep.processes import busy
-from lockstep.settings import cli, yaml_file
+from lockstep.settings import cli, commands, yaml_file
 from lockstep.settings.schema import Model
 from lockstep.settings.tree import Settings
 
@@ -177,6 +177,7 @@ def main() -> None:
     model = settings.model
     if options.check:
         sys.exit(user_files.check_exit_code(settings, "download", model.folder))
+    commands.then("data")
     sources = local_files(model) if model.source == "local" else []
     stage = Stage(
         "download",

@@ -48,7 +48,7 @@ from lockstep.data.records import Record, Reject
 from lockstep.errors import UserError
 from lockstep.prompts import contract, template, template_source
 from lockstep.prompts.template import Template
-from lockstep.settings import cli
+from lockstep.settings import cli, commands
 from lockstep.settings.schema import Data
 from lockstep.settings.tree import Settings
 from lockstep.text.unicode import drop_controls
@@ -76,6 +76,7 @@ def main() -> None:
         sys.exit(user_files.check_exit_code(settings, "data", folder))
 
     # --- inputs ---
+    commands.then("train")
     user_files.check_paths(settings, "data")
     settings, _ = lineage.require(settings, settings.model.folder, "download")
     chat_template = load_chat_template(settings)  # before a data set is downloaded: there may be none

@@ -33,7 +33,7 @@ from lockstep.data import user_files
 from lockstep.errors import UserError, disk_errors
 from lockstep.model import coverage, vllm_support
 from lockstep.processes import busy, distributed
-from lockstep.settings import cli
+from lockstep.settings import cli, commands
 from lockstep.settings.tree import Settings
 from lockstep.training import arguments, checkpoints
 
@@ -161,6 +161,7 @@ def main() -> None:
     if options.check:
         sys.exit(user_files.check_exit_code(settings, "train", settings.run_dir / filenames.ADAPTER))
 
+    commands.then("merge")
     settings, stage = with_inputs(settings, options.force)
     folder = settings.run_dir / filenames.CHECKPOINTS
     task = {"config": stage.config | {"processes": distributed.PROCESSES}, "inputs": stage.inputs}

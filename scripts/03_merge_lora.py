@@ -30,7 +30,7 @@ from lockstep.data import user_files
 from lockstep.errors import UserError
 from lockstep.merging import disk_check, serving_route
 from lockstep.processes import busy
-from lockstep.settings import cli
+from lockstep.settings import cli, commands
 from lockstep.settings.tree import Settings
 
 
@@ -184,6 +184,7 @@ def main() -> None:
     user_files.check_paths(settings, "merge")
 
     # --- inputs ---
+    commands.then(*(["serve-lora"] if options.base else ["serve", "evaluate"]))
     if settings.adapter.path:
         trained, _ = lineage.require(settings, run_dir / filenames.DATA, "data")
         manifest.require(settings.model.folder, "download")

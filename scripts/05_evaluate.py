@@ -310,6 +310,7 @@ def main() -> None:
     if chosen.report:
         return rebuild(settings)
     user_files.check_paths(settings, "evaluate")
+    commands.then("serve")
 
     # --- inputs ---
     settings, _ = lineage.require(settings, run_dir / filenames.MERGED, "merge")

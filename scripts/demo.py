@@ -11,6 +11,7 @@ import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing 
 
 # isort: split
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -46,7 +47,8 @@ Answers = list[dict[str, Any]]  # lines of predictions.jsonl
 def run(*words: str) -> None:
     """Show a script's command line and run it; its failure ends the demo."""
     print(f"\n$ python {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, *words], cwd=paths.ROOT, check=False).returncode
+    inner = os.environ | {"MAKELEVEL": "2"}  # that of a stage after which make goes on by itself
+    code = subprocess.run([sys.executable, *words], cwd=paths.ROOT, env=inner, check=False).returncode
     if code:
         raise UserError(f"{words[0]} ended with exit code {code}; run `make demo` again to go on from there")
 

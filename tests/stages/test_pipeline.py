@@ -355,6 +355,9 @@ def test_a_training_killed_after_its_last_step_publishes_the_same_weights(
         if name == "manifest.json":
             mine, clean = mine["digest"], clean["digest"]
         assert mine == clean, name
+    took, clean = (json.loads((h / folder / "metrics.json").read_text()) for h in (home, built))
+    assert took["train_seconds"] > 0.5 * clean["train_seconds"] > 0  # and not of the last piece, which had no step
+    assert took["tokens_per_second"] == pytest.approx(clean["tokens_per_second"], rel=0.5)
 
 
 def test_nothing_untrained_or_broken_is_published(home: Path, source: Path) -> None:

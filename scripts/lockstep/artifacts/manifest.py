@@ -7,6 +7,7 @@ time, command, versions, device, metrics.
 
 import hashlib
 import json
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,8 @@ STAGES = {
     filenames.BASE: "base",
     filenames.EVALUATION: "evaluate",
 }
+# What a stage reads of its own run; folders of other runs, and files in them, are never named so.
+OWN_INPUT = re.compile(rf"outputs/([^/]+)/(?:{filenames.DATA}|{filenames.ADAPTER})")
 
 
 def stage_of(folder: Path) -> str:
@@ -212,7 +215,20 @@ def read(folder: Path) -> Manifest:
     digests = (manifest.content_digest(), manifest.content_digest(ONCE_VOLATILE))
     if manifest.schema_ != SCHEMA or manifest.digest not in digests:
         raise UserError(f"{name}/{filenames.MANIFEST} was changed by hand: {again(folder)}")
-    return manifest
+    return manifest.model_copy(update={"inputs": as_renamed(manifest.inputs, folder)})
+
+
+def as_renamed(inputs: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The inputs of a folder of a run, under the run's present name: its folder may have been renamed, or copied.
+
+    Args:
+        folder: of a stage, or of the checkpoints, in the run's folder.
+    """
+    former = next((match[1] for name in inputs if (match := OWN_INPUT.fullmatch(name))), None)
+    if former is None or folder.parent.parent != paths.OUTPUTS or folder.parent.name == former:
+        return dict(inputs)
+    old, new = f"outputs/{former}/", f"outputs/{folder.parent.name}/"
+    return {new + name.removeprefix(old) if name.startswith(old) else name: digest for name, digest in inputs.items()}
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:

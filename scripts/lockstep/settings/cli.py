@@ -134,6 +134,8 @@ def run(work: Callable[[], int | None]) -> NoReturn:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         code = work() or 0
+        if code == 0 and distributed.FIRST and (line := commands.following()):
+            say(line)
         sys.stdout.flush()
     except BrokenPipeError:  # `… | head` closed the pipe: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,6 +5,7 @@ command in a message is rendered here, for the command line of the present progr
 """
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -48,12 +49,14 @@ class _Program:
         is_known: whether its command line has been read.
         config: the YAML file.
         typed: dotted name → value, of the settings on the command line.
+        following: goals of make that come after what it does.
     """
 
     is_script: bool = False
     is_known: bool = False
     config: Path | None = None
     typed: dict[str, Any] = field(default_factory=dict)
+    following: tuple[str, ...] = ()
 
 
 _program = _Program()
@@ -78,6 +81,18 @@ def remember(config: Path | None, typed: Mapping[str, str], settings: "Settings"
     for key in typed:
         section, _, leaf = key.partition(".")
         _program.typed[key] = tree[section][leaf] if leaf else tree[section]
+
+
+def then(*goals: str) -> None:
+    """Note what comes after the present stage, to be named once it has succeeded."""
+    _program.following = goals
+
+
+def following() -> str:
+    """What comes after the present stage, to be told; empty where nothing does, or where make goes on by itself."""
+    if not _program.following or os.environ.get("MAKELEVEL", "") not in ("", "0", "1"):
+        return ""
+    return f"next: {', '.join(f'`{make(goal)}`' for goal in _program.following)}"
 
 
 def make(goal: str, *words: str) -> str:

@@ -11,6 +11,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.artifacts.manifest import FileRecord
 from lockstep.errors import Terminated, UserError
+from lockstep.settings import commands
 from lockstep.settings.tree import flatten
 
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -75,7 +76,7 @@ def claim(folder: Path, task: dict[str, Any], force: bool, adapter: str = "") ->
         changed = [key for key in sorted(theirs | ours) if theirs.get(key) != ours.get(key)]
         raise UserError(
             f"{paths.label(folder)} holds a training with other {', '.join(changed)}: set them back to "
-            f"resume it, --force starts afresh, another --run keeps both"
+            f"resume it, `{commands.make('train', '--force')}` starts afresh, another --run keeps both"
         )
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_json(note, new)
@@ -119,6 +120,8 @@ def _note(folder: Path, absent: dict[str, Any] | None = None) -> dict[str, Any] 
         note: dict[str, Any] = atomic.read_json(file)
         whole = {"task", "finished", "forced", "replaces"}
         sound = note.keys() == whole and note["task"].keys() == {"config", "inputs"}
+        if sound:
+            note["task"]["inputs"] = manifest.as_renamed(note["task"]["inputs"], folder)
     except (ValueError, AttributeError, RecursionError):
         return None
     return note if sound else None

@@ -119,3 +119,13 @@ def test_the_hash_cache_survives_damage(home: Path) -> None:
     for place in range(0, len(whole), 3):  # no flipped byte accuses a file that is as it was
         cache.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         manifest.check_hashes(folder, manifest.read(folder))
+
+
+def test_a_run_that_was_renamed_or_copied_is_made_of_its_own_folders(home: Path) -> None:
+    data = {"outputs/a/data": "1", "outputs/a/adapter": "2", "outputs/other/merged": "3", "models/m": "4"}
+    renamed = manifest.as_renamed(data, home / "outputs/b/merged")
+    assert renamed == {"outputs/b/data": "1", "outputs/b/adapter": "2", "outputs/other/merged": "3", "models/m": "4"}
+    assert manifest.as_renamed(data, home / "outputs/a/merged") == data
+    of_another_run = {"outputs/a/adapter/adapter_model.safetensors": "5", "outputs/b/data": "6"}
+    assert manifest.as_renamed(of_another_run, home / "outputs/b/adapter") == of_another_run
+    assert manifest.as_renamed({"outputs/a/data": "1"}, home / "large/data") == {"outputs/a/data": "1"}

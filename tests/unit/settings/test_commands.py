@@ -77,3 +77,13 @@ def test_a_script_is_named_with_all_that_it_needs(started) -> None:
         "--run",
         "b",
     ]
+
+
+def test_what_comes_next_is_named_unless_make_goes_on_by_itself(started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    started("configs/demo.yaml", run="b")
+    assert commands.following() == ""
+    commands.then("serve", "evaluate")
+    assert commands.following() == 'next: `make serve ARGS="--run b"`, `make evaluate ARGS="--run b"`'
+    monkeypatch.setenv("MAKELEVEL", "2")
+    assert commands.following() == ""
