@@ -131,7 +131,10 @@ class Rules:
         if self.tools or not body.get("tools") or choice == "none":
             return None
         if "tools" not in self.template.text:
-            return "the chat template of this run has no place for tools: the model would never see them"
+            return (
+                "the chat template of this run has no place for tools, so the model would never see them: leave them "
+                "out, or train with another --data.template"
+            )
         return (
             "no parser of vLLM's is known to read this run's calls of tools: send tool_choice 'none', or serve with "
             "--serve.tool_call_parser NAME"
