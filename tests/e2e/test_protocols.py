@@ -28,14 +28,17 @@ def test_both_protocols_by_their_own_clients(home: Home) -> None:
         greedy: dict[str, Any] = {"model": "r", "temperature": 0}
         for conversation in plain[:3]:
             text, length = conversation["messages"][0]["content"], len(conversation["prompt_ids"])
-            chat = ask(f"{server.url}/v1/chat/completions", {**greedy, "messages": conversation["messages"], "max_tokens": 12})[1]
+            chat = ask(
+                f"{server.url}/v1/chat/completions", {**greedy, "messages": conversation["messages"], "max_tokens": 12}
+            )[1]
             expected = chat["choices"][0]["message"]["content"]
 
             response = ours.responses.create(**greedy, input=text, max_output_tokens=12)
             assert response.output_text == expected and response.usage and response.usage.input_tokens == length
-            with ours.responses.stream(**greedy, input=text, max_output_tokens=12) as stream:
-                pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
-                final = stream.get_final_response()
+            seen = list(ours.responses.create(**greedy, input=text, max_output_tokens=12, stream=True))
+            pieces = [event.delta for event in seen if event.type == "response.output_text.delta"]
+            final = seen[-1].response
+            assert seen[-1].type == f"response.{final.status}"
             assert "".join(pieces) == final.output_text == expected and final.usage
             assert final.usage.input_tokens == length and final.status == response.status
 
