@@ -38,6 +38,26 @@ def swap_the_last_two(tokenizer: dict[str, Any]) -> dict[str, Any]:
     return tokenizer
 
 
+def check_what_the_gate_saw_of_texts(home: Home, found: dict[str, Any], asker: probe.Server, tmp_path: Path) -> None:
+    """The whole vocabulary, and held-out rows as messages; and what the same server shows of another tokenizer."""
+    contract = json.loads((home.run / "merged/contract.json").read_text(encoding="utf-8"))
+    size = contract["vocabulary"]["size"]
+    assert found["vocabulary"] == size > 300 and found["vocabulary_mismatches"] == 0
+    assert found["row_prompts"] >= 3 and found["row_prompt_mismatches"] == 0
+    spoilt = home.copy(tmp_path / "spoilt").run / "adapter"
+    edit_json(spoilt / "tokenizer.json", swap_the_last_two)
+    gate_vocabulary.check(asker, "r", spoilt, 512, judged := Findings())
+    assert judged.report == {"vocabulary": size, "vocabulary_mismatches": 1}
+    assert judged.reasons == [
+        f"the server has another tokenizer than training: ids from 0 to {size - 1} become another text"
+    ]
+    rows = json.loads((home.run / "adapter/reference.json").read_text(encoding="utf-8"))["rows"]
+    rows[1]["messages"][0]["content"] += "?"
+    rows[0]["input_ids"][4] = rows[0]["input_ids"][5]
+    gate_tokens.check_row_prompts(asker, "r", home.run / "adapter", rows, judged := Findings())
+    assert judged.report["row_prompts"] == found["row_prompts"] - 2  # what was cut in training is no fault
+
+
 @pytest.mark.promise(PROMISE)
 def test_merged(home: Home, tmp_path: Path) -> None:
     """All of one server's life: what it says, what it takes, where it listens, and that its end cuts nothing off."""
@@ -68,21 +88,7 @@ def test_merged(home: Home, tmp_path: Path) -> None:
         gate_tokens.check_stops(asker, "r", other, contract["stop_ids"], judged)
         assert [reason.split(" ", 2)[:2] for reason in judged.reasons] == [["stop", "token"], ["token", "2"]]
 
-        size = contract["vocabulary"]["size"]
-        assert found["vocabulary"] == size > 300 and found["vocabulary_mismatches"] == 0
-        assert found["row_prompts"] >= 3 and found["row_prompt_mismatches"] == 0
-        spoilt = home.copy(tmp_path / "spoilt").run / "adapter"
-        edit_json(spoilt / "tokenizer.json", swap_the_last_two)
-        gate_vocabulary.check(asker, "r", spoilt, 512, judged := Findings())
-        assert judged.report == {"vocabulary": size, "vocabulary_mismatches": 1}
-        assert judged.reasons == [
-            f"the server has another tokenizer than training: ids from 0 to {size - 1} become another text"
-        ]
-        rows = json.loads((home.run / "adapter/reference.json").read_text(encoding="utf-8"))["rows"]
-        rows[1]["messages"][0]["content"] += "?"
-        rows[0]["input_ids"][4] = rows[0]["input_ids"][5]
-        gate_tokens.check_row_prompts(asker, "r", home.run / "adapter", rows, judged := Findings())
-        assert judged.report["row_prompts"] == found["row_prompts"] - 2  # what was cut in training is no fault
+        check_what_the_gate_saw_of_texts(home, found, asker, tmp_path)
 
         assert only_loopback(server.family)
         with_media = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}]

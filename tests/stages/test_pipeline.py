@@ -16,7 +16,7 @@ from support import edits, programs, tiny
 from support.programs import ROOT, script_environment
 from support.serving import reseal
 
-from lockstep.artifacts import filenames
+from lockstep.artifacts import filenames, manifest
 
 TRAIN = (
     "--train.per_device_train_batch_size", "2", "--train.gradient_accumulation_steps", "2", "--train.num_train_epochs", "5",
@@ -315,10 +315,17 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(home: Path, source: P
     shutil.rmtree(home / "outputs/r/adapter")
     newest = max((home / "outputs/r/checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     (newest / "optimizer.pt").write_bytes(b"")
+    number = sorted(int(path.name.split("-")[1]) for path in newest.parent.glob("checkpoint-*"))[-2]
+    older = newest.with_name(f"checkpoint-{number}")
+    threads = json.loads((older / "lockstep.json").read_text())["threads"]
+    edits.edit_json(older / "lockstep.json", lambda note: note | {"threads": threads + 5})
+    hashes = {name: record.model_dump() for name, record in manifest.hash_files(older).items()}
+    (older / "manifest.json").write_text(json.dumps({"files": hashes}))
     again = programs.run(home, "02_train_qlora.py", *common(source), *TRAIN)
     assert again.returncode == 0, again.stderr
     assert f"damaged, so not resumed from: outputs/r/checkpoints/{newest.name}.broken" in again.stdout
-    assert "resuming from" in again.stdout
+    assert f"resuming from outputs/r/checkpoints/{older.name}\n" in again.stdout
+    assert f"note: {threads + 5} threads computed so far, and {threads} go on" in again.stdout
 
 
 def test_lora_without_quantization_and_the_chinese_instruction_template(tmp_path: Path, source: Path) -> None:

@@ -210,10 +210,17 @@ class Stage:
             metrics=self.metrics,
             versions=_versions(),
             device=self.device,
-            threads=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+            threads=_threads(),
             seconds=round(seconds, 3),
         )
         return record.model_copy(update={"digest": record.content_digest()})
+
+
+def _threads() -> int:
+    """How many threads torch computes with, where the stage uses it; otherwise the cores that it may run on."""
+    if torch := sys.modules.get("torch"):
+        return int(torch.get_num_threads())
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _umask() -> int:

@@ -267,7 +267,14 @@ def resume(trainer: SupervisedTrainer, checkpoint: Path, run_dir: Path, say: Say
         progress.forget_after(run_dir, state.global_step)
         trainer.seconds_before, tokens = progress.spent(run_dir, state.global_step)
         trainer.tokens = tokens // distributed.PROCESSES
-    trainer.recall(checkpoints.note_of(checkpoint))
+    note = checkpoints.note_of(checkpoint)
+    trainer.recall(note)
+    before, now = note.get("threads"), torch.get_num_threads()
+    if before not in (None, now) and networks.device() == "cpu":  # each thread adds up a part of every sum
+        say(
+            f"note: {before} threads computed so far, and {now} go on: sums are rounded otherwise, and the weights "
+            f"will not be bit for bit those of an uninterrupted training"
+        )
     train = trainer.settings
     stuck = early_stopping.is_stuck(state.log_history, train.early_stopping_patience, train.early_stopping_threshold)
     if state.global_step < state.max_steps and not stuck:

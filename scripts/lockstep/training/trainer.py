@@ -320,6 +320,7 @@ class SupervisedTrainer(Trainer):  # type: ignore[misc]  # transformers has no t
             "fast": bool(self.fast and self.fast.layers),
             "losses": losses,
             "logged_at": self.logged_at,
+            "threads": torch.get_num_threads(),
         }
         self.accelerator.wait_for_everyone()
         self.state.best_model_checkpoint = None  # Trainer's note of it names the folder that is about to go
