@@ -75,6 +75,7 @@ class ResponsesTranslation:
         if given.get("stream"):
             self.chat["stream_options"] = {"include_usage": True}
         self.id, self.created = f"resp_{uuid.uuid4().hex}", int(time.time())
+        self.model = given.get("model")
         self.stream = _Stream(self)
 
     def answer(self, chat: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +90,8 @@ class ResponsesTranslation:
             _call(call["function"]["name"], call["function"]["arguments"], call["id"])
             for call in message.get("tool_calls") or ()
         ]
-        return self.response(items, choice["finish_reason"], chat.get("usage"), chat["model"])
+        self.model = chat["model"]
+        return self.response(items, choice["finish_reason"], chat.get("usage"))
 
     def error(self, chat: dict[str, Any]) -> dict[str, Any]:
         return chat  # both protocols have one form of errors
@@ -100,9 +102,7 @@ class ResponsesTranslation:
     def end(self) -> Iterator[Event]:
         yield from self.stream.end()
 
-    def response(
-        self, items: list[dict[str, Any]], finish_reason: str | None, usage: Any, model: str = ""
-    ) -> dict[str, Any]:
+    def response(self, items: list[dict[str, Any]], finish_reason: str | None, usage: Any) -> dict[str, Any]:
         """The answer as an object.
 
         Args:
@@ -117,7 +117,7 @@ class ResponsesTranslation:
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "background": False,
             "error": None, "incomplete_details": incomplete, "instructions": given.get("instructions"),
             "max_output_tokens": given.get("max_output_tokens"), "max_tool_calls": None,
-            "model": model or given.get("model"), "output": items,
+            "model": self.model, "output": items,
             "parallel_tool_calls": given.get("parallel_tool_calls", True), "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None}, "store": False, "temperature": given.get("temperature"),
             "text": given.get("text") or {"format": {"type": "text"}}, "tool_choice": given.get("tool_choice", "auto"),
@@ -141,6 +141,7 @@ class _Stream:
 
     def events(self, chunk: dict[str, Any]) -> Iterator[Event]:
         if self.number == 0:
+            self.translation.model = chunk.get("model", self.translation.model)
             for name in ("response.created", "response.in_progress"):
                 yield self._event(name, response=self.translation.response([], None, None))
         if "error" in chunk:

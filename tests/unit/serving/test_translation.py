@@ -215,6 +215,7 @@ def test_a_stream_of_responses_is_what_the_sdk_reads(guard: Any, inner: Inner) -
         "function_call_arguments.done", "output_item.done", "completed",
     ]  # fmt: skip
     response = seen[-1][1]["response"]
+    assert response["model"] == "r"
     assert [item["type"] for item in response["output"]] == ["reasoning", "message", "function_call"]
     assert response["output"][1]["content"][0]["text"] == "I am a model" and response["usage"]["input_tokens"] == 7
     assert response["output"][2]["arguments"] == '{"at": "it"}' and response["output"][2]["call_id"] == "c1"
