@@ -90,8 +90,10 @@ class Rules:
 
     @cached_property
     def thinking(self) -> bool:
-        """Whether prompts ask for thought, as in training."""
-        return request_thinking.thinks(self.template)
+        """Whether the model thinks, as in training."""
+        contract = Path(self.tokenizer) / filenames.CONTRACT
+        rows = atomic.read_json(contract).get("rows_with_thoughts", 0) if contract.exists() else 0
+        return request_thinking.thinks(self.template, trained=rows > 0)
 
     @property
     def routes(self) -> dict[str, str]:

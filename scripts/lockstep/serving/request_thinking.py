@@ -12,8 +12,14 @@ from lockstep.prompts import template_source
 from lockstep.prompts.template import FAILURES, Template
 
 FIELDS = ("reasoning_effort", "reasoning", "enable_thinking", "thinking", "think", "chat_template_kwargs")
+KINDS: dict[Any, tuple[bool, ...]] = {
+    "enabled": (True,),
+    "disabled": (False,),
+    "auto": (),
+    "adaptive": (),
+}  # `thinking`
 PROBE = [{"role": "user", "content": "?"}]
-OPEN = re.compile(r"<[\w:]*think[\w:]*>\s*$")  # a prompt that ends in a block of thought
+OPEN = re.compile(r"[<\[][\w:]*THINK[\w:]*[>\]]\s*$", re.IGNORECASE)  # a prompt that ends in a block of thought
 # Arguments of the renderer, which no template needs to read for them to act.
 RENDERER = {"chat_template", "add_generation_prompt", "continue_final_message", "messages", "tools", "documents"}
 
@@ -22,8 +28,12 @@ class Refused(Exception):
     """A request asks for another prompt than training rendered. Argument: why, for people."""
 
 
-def thinks(chat: Template) -> bool:
-    """Whether a run's prompts ask for thought: as it was fixed at training, or else as the template does by itself."""
+def thinks(chat: Template, trained: bool = False) -> bool:
+    """Whether a run's model thinks: as it was fixed at training, or else as its prompts ask for it by themselves.
+
+    Args:
+        trained: whether it was trained with thoughts, which tells where prompts leave it to the model.
+    """
     plain = _rendered(chat)
     for flag in template_source.thinking_flags(chat.text):
         fixed = re.search(r"\{%-? *set " + flag + r" = (true|false) *-?%\}", chat.text)
@@ -32,7 +42,10 @@ def thinks(chat: Template) -> bool:
         on, off = _rendered(chat, **{flag: True}), _rendered(chat, **{flag: False})
         if on != off:
             return plain == on
-    return bool(OPEN.search(plain))
+    if OPEN.search(plain):
+        return True
+    marks = chat.thought_marks
+    return trained and marks is not None and not plain.rstrip().endswith(marks[1])
 
 
 def take(body: dict[str, Any], chat: Template, thinking: bool) -> str | None:
@@ -68,10 +81,10 @@ def _wishes(name: str, value: Any, chat: Template) -> Iterator[bool]:
     elif name == "reasoning" and isinstance(value, dict) and not value.keys() - {"effort", "enabled", "exclude"}:
         yield from _wishes("reasoning_effort", value.get("effort"), chat)
         yield from _wishes("enable_thinking", value.get("enabled"), chat)
-    elif name == "thinking" and isinstance(value, dict) and value.get("type") in ("enabled", "disabled"):
+    elif name == "thinking" and isinstance(value, dict) and str(value.get("type")) in KINDS:
         if value.keys() != {"type"}:
             raise Refused("thinking: this server keeps no budget of thought")
-        yield value["type"] == "enabled"
+        yield from KINDS[value["type"]]
     elif isinstance(value, bool) and name in ("enable_thinking", "thinking", "think"):
         yield value
     else:

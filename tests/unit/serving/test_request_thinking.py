@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import tokenizer_families
 
 from lockstep.prompts import template, template_source
 from lockstep.serving import request_thinking
@@ -55,7 +56,7 @@ def test_what_asks_for_the_thinking_of_training_is_taken_and_the_rest_refused(
     "field",
     [
         {"chat_template_kwargs": {}}, {"chat_template_kwargs": {"enable_thinking": None}}, {"reasoning": {}},
-        {"reasoning_effort": ""}, {"chat_template_kwargs": {"of_another_model": 1}}, {"thinking": None},
+        {"reasoning_effort": ""}, {"chat_template_kwargs": {"of_another_model": 1}}, {"thinking": None}, {"thinking": {"type": "adaptive"}},
     ],
 )  # fmt: skip
 def test_what_says_nothing_is_taken(tiny_model: Path, field: dict[str, Any]) -> None:
@@ -83,3 +84,13 @@ def test_an_effort_that_the_template_reads_is_compared_by_what_it_renders(tiny_m
     chat = template.load(tiny_model, EFFORT)
     assert request_thinking.take({"reasoning_effort": "medium"}, chat, False) is None
     assert "fixed at training" in (request_thinking.take({"reasoning_effort": "high"}, chat, False) or "")
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_where_prompts_leave_it_to_the_model_its_training_tells(trained: bool) -> None:
+    tokenizer = tokenizer_families.thinking()
+    text = tokenizer_families.THINKING.replace("enable_thinking is defined and enable_thinking is false", "false")
+    chat = template.Template(tokenizer, text)
+    assert chat.thought_marks == ("<think>", "</think>") and not request_thinking.thinks(chat)
+    assert request_thinking.thinks(chat, trained) == trained
+    assert (request_thinking.take({"enable_thinking": True}, chat, trained) is None) == trained
