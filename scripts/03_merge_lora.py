@@ -109,7 +109,7 @@ def refuse(report: dict[str, Any], settings: Settings, adapter: Path, failed: Pa
     if settings.method != "full":
         route = serving_route.inspect(adapter, settings.model.folder)
         no_adapter = f"vLLM serves this adapter merged only, as {route.reason}"
-        ways.append("serve the adapter (make serve-lora)" if route.mode == "lora" else no_adapter)
+        ways.append(f"serve the adapter ({commands.make('serve-lora')})" if route.mode == "lora" else no_adapter)
     report |= {"reason": reason}
     failed.mkdir(exist_ok=True)
     atomic.write_json(failed / filenames.MERGE_REPORT, report)

@@ -24,14 +24,14 @@ from lockstep.client import health, vllm_metrics
 from lockstep.client.vllm_metrics import Rates, Snapshot
 from lockstep.endpoint import address
 from lockstep.errors import UserError
-from lockstep.settings import cli
+from lockstep.settings import cli, commands
 from lockstep.settings.tree import Settings
 
 STATES = {
     "starting": "starting: the server loads the model",
     "checked": "being checked: the server opens when it has passed",
     "locked": "the server wants a key: set LOCKSTEP_API_KEY",
-    "down": "not answering: start it with `make serve`",
+    "down": "not answering: start it with `{serve}`",
 }
 HOME, CLEAR = "\x1b[H", "\x1b[J"  # terminal sequences: cursor to the top; erase everything below it
 
@@ -40,7 +40,7 @@ def look(url: str, settings: Settings) -> Snapshot | str:
     """The server's figures, or why there are none."""
     kind, body = health.kind_of(url, "/metrics", address.serve_dir(settings))
     if kind != "ready":
-        return STATES[kind]
+        return STATES[kind].format(serve=commands.make("serve"))
     try:
         return vllm_metrics.read(body, time.monotonic())
     except (ValueError, KeyError):  # no figures, or other figures under these names

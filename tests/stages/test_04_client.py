@@ -494,13 +494,13 @@ def test_a_question_waits_for_this_runs_server_and_without_one_it_fails_at_once(
     words = ("olleh", "--run", "r", "--serve.port", str(port))
     started = time.monotonic()
     nobody = stage("04_client_openai.py", *words)
-    assert f"no server answers at http://127.0.0.1:{port}/v1: start one with `make serve`" in error(nobody)
+    assert f"no server answers at http://127.0.0.1:{port}/v1: start one with `make serve CONFIG=" in error(nobody)
     assert nobody.stderr.count("\n") == 1 and time.monotonic() - started < 30  # and not after all retries
     folder.mkdir(parents=True)
     about = {"url": f"http://127.0.0.1:{port}/v1", "model": "r", "mode": "merged", "served": {}, "grace": 1}
     server_note.write(folder, "starting", **about)
     late = stage("04_client_openai.py", *words, "--wait", "1")
-    assert "the server is still starting after 1 s (--wait): see `make status`" in error(late)
+    assert "the server is still starting after 1 s (--wait): see `make status CONFIG=" in error(late)
     command = [sys.executable, str(ROOT / "scripts/04_client_openai.py"), *words]
     asking = subprocess.Popen(
         command,

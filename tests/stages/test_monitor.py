@@ -49,7 +49,7 @@ def test_what_is_wrong_is_one_line(stage: Run, server: Server) -> None:
         assert answer.returncode == 2 and answer.stderr.count("\n") == 1, answer.stderr
         return answer.stderr
 
-    assert "not answering: start it with `make serve`" in error("--base-url", "http://127.0.0.1:9/v1")
+    assert "not answering: start it with `make serve CONFIG=" in error("--base-url", "http://127.0.0.1:9/v1")
     assert "ends in /v1" in error("--base-url", server.url + "/x")
     server.gate = False
     assert "being checked" in error("--base-url", server.url)

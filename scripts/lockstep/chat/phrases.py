@@ -1,6 +1,7 @@
 """What the chat page says, in English and Chinese."""
 
 from lockstep.errors import UserError
+from lockstep.settings import commands
 
 WORDS = {
     # key: (English, 中文)
@@ -51,7 +52,7 @@ WORDS = {
         "the server needs a key: set LOCKSTEP_API_KEY and start this page again",
         "服务端需要密钥：设置 LOCKSTEP_API_KEY 后重启本页面",
     ),
-    "down": ("not answering at {url}: start it with `make serve`", "{url} 没有响应：用 `make serve` 启动服务"),
+    "down": ("not answering at {url}: start it with `{serve}`", "{url} 没有响应：用 `{serve}` 启动服务"),
     "unseen": ("looking for the server…", "正在连接服务端…"),
     "second": ("second endpoint: ", "第二个端点："),
     # what became of an answer
@@ -84,7 +85,7 @@ ERRORS = {
 
 def say(language: str, key: str, **values: object) -> str:
     """A phrase in `en` or `zh`."""
-    return WORDS[key][language == "zh"].format(**values)
+    return WORDS[key][language == "zh"].format(**{"serve": commands.make("serve"), **values})
 
 
 def error(language: str, failure: UserError) -> str:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from lockstep.endpoint import protocol
 from lockstep.errors import UserError
+from lockstep.settings import commands
 from lockstep.text.unicode import printable
 
 BUSY = (408, 409, 429, 500, 502, 503, 504)  # statuses that the same request may not meet again
@@ -39,7 +40,7 @@ def of_connection(error: Any, url: str, timeout: float) -> NoAnswer:
     import openai
 
     if isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return NoAnswer(f"no server answers at {url}: start one with `make serve`", "moment", "no_server")
+        return NoAnswer(f"no server answers at {url}: start one with `{commands.make('serve')}`", "moment", "no_server")
     if isinstance(error, openai.APITimeoutError):
         return of_silence(timeout)
     message = "the answer broke off: the server or the connection failed before its end"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lockstep.client.request_errors import NoAnswer
 from lockstep.endpoint import server_note
+from lockstep.settings import commands
 
 SECONDS = 900.0  # as long as serve.startup_timeout gives a server by default
 POLL = 1.0  # seconds between two tries
@@ -57,7 +58,7 @@ class ServerWait:
                 self.notice(f"{reason} and opens when it has passed the gate: waiting up to {self.seconds:g} s")
             waited = time.monotonic() - self._since
         if waited >= self.seconds:
-            message = f"{reason} after {self.seconds:g} s (--wait): see `make status`"
+            message = f"{reason} after {self.seconds:g} s (--wait): see `{commands.make('status')}`"
             raise NoAnswer(message, "always", "not_ready") from error
         time.sleep(POLL)
         return True

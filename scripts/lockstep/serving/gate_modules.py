@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import paths
-from lockstep.artifacts import atomic, filenames
+from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.endpoint import protocol
 from lockstep.errors import UserError
 from lockstep.model.coverage import ADAPTER
@@ -46,7 +46,7 @@ def foresee(adapter: Path) -> str:
         fault = f"changes {experts.get(fewer[0], 0)} of the {trained[fewer[0]]} experts that were trained in {fewer[0]}"
     else:
         return ""
-    return f"{filenames.ADAPTER_WEIGHTS} {fault} ({filenames.COVERAGE}): it was cut; run `make train ARGS=--force`"
+    return f"{filenames.ADAPTER_WEIGHTS} {fault} ({filenames.COVERAGE}): it was cut; {manifest.again(adapter)}"
 
 
 def check(server: Server, name: str, adapter: Path, findings: Findings) -> None:

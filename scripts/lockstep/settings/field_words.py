@@ -87,7 +87,7 @@ _WORDS = {
     "serve.data_parallel_size": "dp dp_size data_parallel",
     "serve.served_model_name": "model_alias alias served_name",
     "serve.enforce_eager": "eager",
-    "serve.vllm_args": "vllm_config extra_args engine_args reasoning_parser tool_call_parser "
+    "serve.vllm_args": "vllm_config extra_args engine_args "
     "enable_auto_tool_choice swap_space quantization_method enable_prefix_caching",
     "serve.startup_timeout": "start_timeout",
     "sampling.temperature": "temp",
