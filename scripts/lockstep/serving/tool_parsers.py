@@ -23,7 +23,6 @@ from lockstep.prompts import template
 from lockstep.prompts.template import Message, Refused, Template
 
 AUTO, NONE = "auto", "none"
-SETTING = "--serve.tool_call_parser"
 # vLLM's parsers; the first four are tried first, as several of the others read what the most common templates write.
 PARSERS = (
     "hermes", "qwen3_coder", "llama3_json", "mistral", "apertus", "cohere_command3", "cohere_command4", "deepseek_v3",
@@ -77,8 +76,12 @@ def choose(setting: str, folder: Path, reasoning_parser: str | None, note: Path)
     """
     if setting not in (AUTO, NONE, *PARSERS):
         near = difflib.get_close_matches(setting, PARSERS, 1)
-        guess = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"{SETTING} {setting}: no parser of vLLM's{guess}; {AUTO} looks for the one that fits")
+        if near:
+            raise UserError(
+                f"--serve.tool_call_parser {setting}: no parser of vLLM's (did you mean {near[0]}?); auto looks for "
+                "the one that fits"
+            )
+        raise UserError(f"--serve.tool_call_parser {setting}: no parser of vLLM's; auto looks for the one that fits")
     if setting != AUTO:
         return "" if setting == NONE else setting
     text = (folder / filenames.CHAT_TEMPLATE).read_text(encoding="utf-8")
@@ -103,7 +106,7 @@ def _first_that_reads(folder: Path, text: str, reasoning_parser: str | None) -> 
                 return str(receiver.recv())
         except EOFError:
             child.join()
-    raise UserError(f"vLLM's parsers of tool calls could not be tried: name one with {SETTING}, or {NONE}")
+    raise UserError("vLLM's parsers of tool calls could not be tried: name one with --serve.tool_call_parser, or none")
 
 
 def _search(sender: Connection, folder: Path, text: str, reasoning: str | None) -> None:
