@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium is installed"),
     pytest.mark.skipif(not NGINX, reason="no nginx is installed"),
 ]
+NAME, PASSWORD = "chat.example", "open sesame"
 CONFIG = """
 daemon off;
 pid {folder}/nginx.pid;
@@ -33,12 +34,15 @@ http {{
         location /chat/ {{
             proxy_pass http://127.0.0.1:{page}/;
             proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-Proto $scheme;
         }}
     }}
-    server {{  # passes the path on, and keeps its own name to itself
+    server {{  # passes the path on
         listen 127.0.0.1:{ports[1]};
         location /chat {{
             proxy_pass http://127.0.0.1:{page};
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-Proto $scheme;
         }}
     }}
 }}
@@ -53,7 +57,7 @@ def nginx(folder: Path, page: int) -> Iterator[list[str]]:
     words = [str(NGINX), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
     proxy = subprocess.Popen(words)
     try:
-        yield [f"http://127.0.0.1:{port}" for port in ports]
+        yield [f"http://{NAME}:{port}" for port in ports]
     finally:
         proxy.terminate()
         proxy.wait(timeout=20)
@@ -64,21 +68,25 @@ def test_the_page_works_under_a_path(tmp_path: Path) -> None:
     words = ("--ui.port", str(page), "--ui.root_path", "/chat/")
     with (
         stand_in() as server,
-        shown(tmp_path, "--base-url", server.url, *words) as url,
+        shown(tmp_path, "--base-url", server.url, *words, LOCKSTEP_UI_PASSWORD=PASSWORD) as url,
         nginx(tmp_path, page) as origins,
         playwright.sync_playwright() as tool,
     ):
         assert url == f"http://127.0.0.1:{page}/chat"
-        browser = tool.chromium.launch(executable_path=CHROMIUM)
+        names = f"--host-resolver-rules=MAP {NAME} 127.0.0.1"
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=[names])
         for origin in origins:
-            wait_for(partial(answers, f"{origin}/chat/"))
+            wait_for(partial(answers, f"{origin.replace(NAME, '127.0.0.1')}/chat/"))
             use(Person(browser, f"{origin}/chat"), server, origin)
         use(Person(browser, url), server, f"http://127.0.0.1:{page}")  # without the proxy, too
         browser.close()
 
 
 def use(person: Person, server: Server, origin: str) -> None:
-    """Ask, see the answer grow, and stop another."""
+    """Log in, ask, see the answer grow, and stop another."""
+    person.page.locator("input").first.fill("lockstep")
+    person.page.fill("input[type=password]", PASSWORD)
+    person.page.get_by_role("button", name="Login").click()
     person.ready()
     server.answer, server.pace = lambda model, question: "word " * 40, 0.02
     person.say("first")
@@ -97,5 +105,7 @@ def use(person: Person, server: Server, origin: str) -> None:
     assert person.text() == stopped and len(stopped) < 1000
     asked = [address for address in person.asked if address.startswith("http")]
     assert len(asked) > 5 and all(address.startswith(f"{origin}/chat") for address in asked), asked
-    assert any("theme.css" in address for address in asked) and not [got for got in person.got if got.status >= 400]
+    assert any("theme.css" in address for address in asked) and {
+        got.status for got in person.got if got.status >= 400
+    } <= {401}
     person.context.close()
