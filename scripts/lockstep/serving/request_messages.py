@@ -34,8 +34,17 @@ def tidy(messages: Any, most: int) -> str | None:
     return None
 
 
+def tidy_tools(tools: Any) -> None:
+    """Take out of tools, in place, what vLLM would write into the prompt and no data file can hold."""
+    for tool in tools if isinstance(tools, list) else ():
+        for part in (tool, tool.get("function")) if isinstance(tool, dict) else ():
+            if isinstance(part, dict):
+                part.pop("defer_loading", None)
+
+
 def _tidy(message: dict[str, Any]) -> str | None:
     _drop_nulls(message)
+    message.pop("task", None)  # a marker of one of vLLM's own renderers, which no data file can hold
     if message.get("audio"):
         return TEXT_ONLY
     if message.get("function_call") or message.get("role") == "function":

@@ -115,6 +115,7 @@ class Rules:
             return reason
         if reason := request_fields.refusal(route, body) or request_messages.tidy(body.get("messages"), MOST_TEXTS):
             return reason
+        request_messages.tidy_tools(body.get("tools"))
         if body.get("add_special_tokens"):
             return "add_special_tokens would change the prompt that training saw"
         if not self.prompt_logprobs and (body.get("prompt_logprobs") is not None or body.get("echo")):

@@ -94,6 +94,13 @@ def test_a_developer_message_is_a_system_message_in_training_too() -> None:
     assert layouts.ROLES[request_messages.DEVELOPER] == "system"
 
 
+def test_what_vllm_alone_would_write_into_a_prompt_is_left_out() -> None:
+    assert tidied({"role": "user", "content": "a", "task": "b"}) == [{"role": "user", "content": "a"}]
+    tools = [{"type": "function", "defer_loading": True, "function": {"name": "f", "defer_loading": True}}, 7]
+    request_messages.tidy_tools(tools)
+    assert tools == [{"type": "function", "function": {"name": "f"}}, 7]
+
+
 PLACES: list[dict[str, Any]] = [
     {"role": "user", "content": [{"type": "text", "text": "%s", "cache_control": {"type": "ephemeral"}}]},
     {"role": "user", "content": ["%s"]},
