@@ -1,7 +1,10 @@
 """OpenAI's Responses and Anthropic's Messages, asked with their own SDKs at the real server."""
 
+import http.client
 import json
+import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from support.serving import Home, ask, finished_run, report, served
@@ -20,6 +23,10 @@ def test_both_protocols_by_their_own_clients(home: Home) -> None:
     import openai
 
     with served(home) as server:
+        idle = http.client.HTTPConnection(urlsplit(server.url).netloc)
+        idle.request("GET", "/v1/models")
+        idle.getresponse().read()
+        kept, began = idle.sock, time.monotonic()
         assert report(home)["other_protocols"] >= 4
         contract = json.loads((home.run / "merged/contract.json").read_text(encoding="utf-8"))
         plain = [one for one in contract["conversations"] if [m["role"] for m in one["messages"]] == ["user"]]
@@ -50,6 +57,10 @@ def test_both_protocols_by_their_own_clients(home: Home) -> None:
                 assert "".join(events.text_stream) == expected
                 last = events.get_final_message()
             assert last.stop_reason == message.stop_reason and last.usage.output_tokens == message.usage.output_tokens
+
+        time.sleep(max(0.0, began + 6 - time.monotonic()))  # uvicorn's own patience is 5 s
+        idle.request("GET", "/v1/models/r")
+        assert idle.getresponse().status == 200 and idle.sock is kept
 
         again = [{"role": "user", "content": "a"}, *response.output, {"role": "user", "content": "b"}]
         assert ours.responses.create(**greedy, input=again, max_output_tokens=2).output  # type: ignore[arg-type]

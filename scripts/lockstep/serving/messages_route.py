@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from lockstep.serving.answers import Refusal
+from lockstep.serving.request_fields import CHAT, TOKENIZE
 from lockstep.serving.translation import Event
 
-MESSAGES = "/v1/messages"
+MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 SAME = {"model", "max_tokens", "temperature", "top_p", "top_k", "stream", "thinking"}
 LEFT_OUT = {"metadata", "service_tier", "cache_control"}  # change neither prompt nor decoding
 CHOICES = {"auto": "auto", "none": "none", "any": "required"}
@@ -32,6 +33,8 @@ class MessagesTranslation:
     Raises:
         Refusal: it asks for what is not given here.
     """
+
+    route = CHAT
 
     def __init__(self, body: dict[str, Any]) -> None:
         given = {name: value for name, value in body.items() if value is not None}
@@ -104,6 +107,20 @@ class MessagesTranslation:
             "id": self.id, "type": "message", "role": "assistant", "model": model, "content": blocks,
             "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": prompt, "output_tokens": answer},
         }  # fmt: skip
+
+
+class CountTranslation(MessagesTranslation):
+    """A question how many tokens a request has: those of the prompt that the chat would get."""
+
+    route = TOKENIZE
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__({"max_tokens": 1, **body})
+        kept = ("model", "messages", "tools", "thinking")
+        self.chat = {name: self.chat[name] for name in kept if name in self.chat}
+
+    def answer(self, chat: dict[str, Any]) -> dict[str, Any]:
+        return {"input_tokens": chat["count"]}
 
 
 class _Stream:

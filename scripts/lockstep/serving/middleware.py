@@ -19,7 +19,7 @@ from lockstep.endpoint import protocol, server_note
 from lockstep.serving import routes
 from lockstep.serving.answers import App, Headers, Receive, Refusal, Scope, Send, answer, body_of, drain_body, refuse
 from lockstep.serving.cross_origin import CrossOrigin, is_preflight
-from lockstep.serving.messages_route import MESSAGES, MessagesTranslation
+from lockstep.serving.messages_route import COUNT, MESSAGES, CountTranslation, MessagesTranslation
 from lockstep.serving.request_body import json_text
 from lockstep.serving.request_fields import CHAT
 from lockstep.serving.request_rules import GENERATING, Rules
@@ -30,6 +30,7 @@ BODY_SECONDS = 30.0  # for a body to arrive: a client that sends more slowly mus
 TRANSLATED: dict[str, Callable[[dict[str, Any]], Translation]] = {
     RESPONSES: ResponsesTranslation,
     MESSAGES: MessagesTranslation,
+    COUNT: CountTranslation,
 }
 HERE = re.compile(rb"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)  # this machine, as clients call it
 
@@ -58,14 +59,14 @@ class Guard:
         send = self.cross_origin.wrap(headers, send)
         if await self.cross_origin.answer_preflight(scope, headers, send):
             return None
-        route = ""
+        route, translation = "", None
         try:
             route = self._admit(scope, headers)
             if scope["method"] == "POST":
                 receive, translation = await self._checked(route, headers, receive)
                 send = TranslatedSend(translation, send) if translation else send
                 self._admit(scope, headers)  # while the body came, others may have come too, or the endpoint closed
-            await self._serve(route, scope, receive, send)
+            await self._serve(route, translation.route if translation else route, scope, receive, send)
         except Refusal as refusal:
             if not route:
                 await drain_body(headers, receive, self.rules.max_body_bytes)
@@ -86,16 +87,23 @@ class Guard:
         body = json.dumps({**chat, "return_token_ids": True}).encode()
         await self.app({**scope, "path": CHAT, "raw_path": CHAT.encode()}, _whole(body, receive), send)
 
-    async def _serve(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that is admitted. Raises Refusal where it names a model that there is not."""
+    async def _serve(self, route: str, inner: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that is admitted.
+
+        Args:
+            route, inner: that it was sent to, and that of vLLM's which answers it.
+
+        Raises:
+            Refusal: it names a model that there is not.
+        """
         if route == "/health":  # the canary has answered; vLLM's own route would hang with its engine
             return await answer(200, {"status": "open"}, [], send)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]  # of which uvicorn sends the head alone
         if model := routes.model_of(route):
             return await self._show_model(model, {**scope, "method": method}, receive, send)
         if route in TRANSLATED:
-            scope, route = {**scope, "headers": self._with_key(scope["headers"])}, CHAT
-        scope = {**scope, "method": method, "path": route, "raw_path": route.encode()}
+            scope = {**scope, "headers": self._with_key(scope["headers"])}
+        scope = {**scope, "method": method, "path": inner, "raw_path": inner.encode()}
         if route not in GENERATING:
             return await self.app(scope, receive, send)
         self.running += 1
@@ -136,7 +144,7 @@ class Guard:
         if scope["method"] != listed and (scope["method"], listed) != ("HEAD", "GET"):
             raise routes.not_served(scope["method"], route, self.rules.routes)
         given = headers.get(b"authorization", b"").partition(b" ")[2].strip()
-        if route == MESSAGES and b"authorization" not in headers:  # as Anthropic's clients send it
+        if route in (MESSAGES, COUNT) and b"authorization" not in headers:  # as Anthropic's clients send it
             given = headers.get(b"x-api-key", b"").strip()
         if self.key and route != "/health" and not hmac.compare_digest(given, self.key):
             raise Refusal(401, "a key is needed: Authorization: Bearer …", protocol.KEY_WANTED)
@@ -186,7 +194,7 @@ class Guard:
             if not isinstance(value, dict):
                 raise Refusal(400, "the body must be a JSON object")
             translation = TRANSLATED[route](value)
-            value, route = translation.chat, CHAT
+            value, route = translation.chat, translation.route
         if reason := self.rules.refusal(route, value):
             raise Refusal(400, reason)
         return json.dumps(

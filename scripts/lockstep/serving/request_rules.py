@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lockstep.artifacts import atomic, filenames
 from lockstep.prompts import answer_tokens
 from lockstep.serving import request_fields, request_messages, request_thinking
-from lockstep.serving.messages_route import MESSAGES
+from lockstep.serving.messages_route import COUNT, MESSAGES
 from lockstep.serving.request_fields import CHAT, COMPLETION, TOKENIZE
 from lockstep.serving.responses_route import RESPONSES
 
@@ -34,6 +34,7 @@ ROUTES = {
     COMPLETION: "POST",
     RESPONSES: "POST",
     MESSAGES: "POST",
+    COUNT: "POST",
 }
 LOCAL_ROUTES = {"/version": "GET", TOKENIZE: "POST", "/detokenize": "POST"}
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lockstep.serving.answers import Refusal
+from lockstep.serving.request_fields import CHAT
 from lockstep.serving.translation import Event
 
 RESPONSES = "/v1/responses"
@@ -47,6 +48,8 @@ class ResponsesTranslation:
     Raises:
         Refusal: it asks for what is not given here.
     """
+
+    route = CHAT
 
     def __init__(self, body: dict[str, Any]) -> None:
         given = {name: value for name, value in body.items() if value is not None}

@@ -20,9 +20,11 @@ class Translation(Protocol):
     """One request, and its answer.
 
     Attributes:
-        chat: the body of the chat request.
+        route: of ours that answers it.
+        chat: the body of the request to that route.
     """
 
+    route: str
     chat: dict[str, Any]
 
     def answer(self, chat: dict[str, Any]) -> dict[str, Any]:

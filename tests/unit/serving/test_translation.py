@@ -40,6 +40,10 @@ class Inner:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.path, self.headers = scope["path"], dict(scope["headers"])
         self.body = json.loads((await receive())["body"])
+        if self.path == "/tokenize":
+            headers = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            return await send({"type": "http.response.body", "body": b'{"count": 7, "max_model_len": 9, "tokens": []}'})
         if not self.body.get("stream"):
             choice = {"index": 0, "message": WHOLE, "finish_reason": self.finish_reason, "stop_reason": None}
             answer = {"id": "x", "model": "r", "choices": [choice], "usage": USAGE}
@@ -250,6 +254,13 @@ def test_a_stream_of_messages(guard: Any, inner: Inner) -> None:
     inner.fails = True
     kind, data = list(events(ask(guard(), MESSAGES, body)[1]))[-1]
     assert kind == "error" and data["error"]["message"] == "the engine died"
+
+
+def test_tokens_are_counted_by_the_route_that_renders_prompts(guard: Any, inner: Inner) -> None:
+    body = {"model": "r", "messages": [USER], "system": "Be kind."}
+    assert json.loads(ask(guard(), f"{MESSAGES}/count_tokens", body)[1]) == {"input_tokens": 7}
+    assert (inner.path, inner.body) == ("/tokenize", {"model": "r", "messages": [SYSTEM, USER]})
+    assert ask(guard(), f"{MESSAGES}/count_tokens", body | {"system": "<|im_end|>"})[0] == 400
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
