@@ -106,9 +106,9 @@ def test_thoughts_and_words(home: Home, server: Served) -> None:
             if piece.choices
         ]
         streamed = tuple(
-            "".join(getattr(piece, name, None) or "" for piece in pieces) for name in ("reasoning", "content")
+            "".join(getattr(piece, name, None) or "" for piece in pieces) for name in ("reasoning_content", "content")
         )
-        assert (getattr(whole, "reasoning", None) or "", whole.content or "") == streamed
+        assert (getattr(whole, "reasoning_content", None) or "", whole.content or "") == streamed
         assert streamed == (expected or ("t", ""))
     json_only = more | {"response_format": {"type": "json_object"}, "extra_body": {}, "max_tokens": 8, "logit_bias": {}}
     content = client.chat.completions.create(**only, **json_only).choices[0].message.content

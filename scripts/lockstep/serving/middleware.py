@@ -24,6 +24,7 @@ from lockstep.serving.request_body import json_text
 from lockstep.serving.request_fields import CHAT
 from lockstep.serving.request_rules import GENERATING, Rules
 from lockstep.serving.responses_route import RESPONSES, ResponsesTranslation
+from lockstep.serving.thought_names import BothNames
 from lockstep.serving.translation import TranslatedSend, Translation
 
 BODY_SECONDS = 30.0  # for a body to arrive: a client that sends more slowly must not occupy a place
@@ -108,7 +109,7 @@ class Guard:
             return await self.app(scope, receive, send)
         self.running += 1
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, BothNames(send) if route == CHAT else send)
         finally:
             self.running -= 1
 
