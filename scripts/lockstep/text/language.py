@@ -25,6 +25,10 @@ LONGEST = 4_000  # characters of a message that is looked up
 SPECIFIC = 8  # letters from which an entry stands for one message; one with fewer only joins others
 SEPARATORS = {"; ": "；", ", ": "，", ": ": "："}  # between messages that make up one
 WORD = "_word"  # ends the placeholders whose values are words of ours, such as `dequantized`, as the pages say them
+NAME = "_name"  # ends the placeholders whose values are one word,
+ONE_WORD = r"[^\s:;,]+"  # such as a path
+BETWEEN = re.compile(r"(; |: )")
+MOST_PIECES = 10  # of what is filled into a message
 DEPTH = 4  # messages inside messages
 
 
@@ -83,37 +87,73 @@ class _Entry(NamedTuple):
 
 
 def _line(text: str, depth: int) -> str | None:
-    """The translation of a line, or of a message inside one; None where there is none."""
+    """The translation of a line, or of what is filled into one; None where there is none."""
     core = text.strip()
     if depth > DEPTH or len(core) > LONGEST or " " not in core:  # single words are names and codes
         return None
+    translation = _whole(core, depth) or _listed(core, depth) or _with_remark(core, depth)
+    if translation is None and depth:  # what is filled in may be of several pieces, of which some are names
+        translation = _in_pieces(core, depth)
+    return None if translation is None else text.replace(core, translation, 1)
+
+
+def _whole(text: str, depth: int) -> str | None:
+    """The translation of the message that a text is: of several that fit, the one that leaves the fewest words over."""
+    best: tuple[int, str] | None = None
     for entry in _entries():
-        match = entry.pattern.fullmatch(core) if entry.anchor in core else None
+        match = entry.pattern.fullmatch(text) if entry.anchor in text else None
         if match is None:
             continue
-        values, whole = {}, True
+        values, words = {}, 0  # words that stay English
         for name, value in match.groupdict().items():
-            if name in entry.commands or name.endswith(WORD):
-                values[name] = value if name in entry.commands else _phrases().get(value, value)
-                continue
-            inner = _line(value, depth + 1)
-            values[name] = value if inner is None else inner.strip()
-            whole = whole and (inner is not None or " " not in value.strip())
-        if entry.weight < SPECIFIC and not whole:
-            continue  # half English, half Chinese reads worse than English
-        return text.replace(core, entry.translation.format(**values), 1)
-    return _listed(core, depth) or _with_remark(core, depth)
+            values[name] = value
+            if name.endswith(WORD):
+                values[name] = _phrases().get(value, value)
+            elif name not in entry.commands:
+                inner = _line(value, depth + 1)
+                values[name] = value if inner is None else inner.strip()
+                words += value.strip().count(" ") if inner is None else 0
+        if words and entry.weight < SPECIFIC:  # half English, half Chinese reads worse than English
+            continue
+        if best is None or words < best[0]:
+            best = words, entry.translation.format(**values)
+        if not words:
+            break
+    return best and best[1]
 
 
 def _listed(text: str, depth: int) -> str | None:
     """The translation of messages in a row; None where one of them has none."""
     for between, joined in SEPARATORS.items():
         parts = text.split(between)
-        if len(parts) > 1:
-            translations = [_line(part, depth + 1) for part in parts]
-            if all(translations):
-                return joined.join(filter(None, translations))
+        translations: list[str] = []
+        for part in parts if len(parts) > 1 else ():
+            translation = _line(part, depth + 1)
+            if translation is None:
+                break
+            translations.append(translation)
+        if translations and len(translations) == len(parts):
+            return joined.join(translations)
     return None
+
+
+def _in_pieces(text: str, depth: int) -> str | None:
+    """A text with those of its pieces translated that are messages, the longest ones first; None where none is."""
+    pieces = BETWEEN.split(text)  # piece, separator, piece, …
+    if not 1 < len(pieces) <= 2 * MOST_PIECES:
+        return None
+    result, start, changed = "", 0, False
+    while start < len(pieces):
+        for end in range(len(pieces), start, -2):
+            piece = "".join(pieces[start:end])
+            translation = _whole(piece, depth + 1) if " " in piece else None
+            if translation is not None:
+                break
+        changed = changed or translation is not None
+        result += piece if translation is None else translation
+        result += SEPARATORS[pieces[end]] if end < len(pieces) else ""
+        start = end + 1
+    return result if changed else None
 
 
 def _with_remark(text: str, depth: int) -> str | None:
@@ -136,7 +176,8 @@ def _entries() -> list[_Entry]:
 def _entry(text: str, translation: str) -> _Entry:
     pieces = PLACEHOLDER.split(text)  # literal, name, literal, …
     literals = pieces[::2]
-    pattern = "".join(f"(?P<{piece}>.*?)" if number % 2 else re.escape(piece) for number, piece in enumerate(pieces))
+    fillings = [f"(?P<{name}>{ONE_WORD if name.endswith(NAME) else '.*?'})" for name in pieces[1::2]]
+    pattern = "".join(fillings[number // 2] if number % 2 else re.escape(piece) for number, piece in enumerate(pieces))
     weight = sum(char.isalpha() for char in "".join(literals))
     introduces = weight < SPECIFIC and text.endswith(": {message}")
     commands = frozenset(re.findall(r"`\{(\w+)\}`", text))

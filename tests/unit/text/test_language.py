@@ -138,3 +138,24 @@ def test_scripts_speak_the_language_of_the_locale_or_of_their_option(tmp_path: P
     assert chinese.startswith("错误：outputs/none-yet/adapter 不存在（没有 manifest.json）：请先执行 `make train ")
     assert stderr(LC_ALL="zh_CN.UTF-8").startswith("错误：")
     assert stderr("--lang", "en", LC_ALL="zh_CN.UTF-8").startswith("error: ")
+
+
+def test_a_message_of_several_pieces_is_translated_as_far_as_it_is_known(chinese: None) -> None:
+    message = (
+        "error: 5 of 6 rows were dropped (bad_utf8 5), more than --data.max_reject_share 0.2: save the file as UTF-8; "
+        "a/b.jsonl:1: bad_utf8, byte 18 of the line; see outputs/r/data.failed/rejects.jsonl and preview.html beside it"
+    )
+    assert language.translated(message) == (
+        "错误：6 行中剔除了 5 行（bad_utf8 5），超过 --data.max_reject_share 0.2：请把文件另存为 UTF-8；"
+        "a/b.jsonl:1：bad_utf8，该行第 18 字节；详见 outputs/r/data.failed/rejects.jsonl 和旁边的 preview.html"
+    )
+
+
+def test_of_two_entries_that_fit_the_one_is_taken_that_leaves_less_over(chinese: None) -> None:
+    message = "no row is left for validation (1 rows read, dropped: none)"
+    assert language.translated(message) == "validation 一行也没剩下（共读取 1 行，剔除：none）"
+
+
+def test_commands_are_never_translated(chinese: None) -> None:
+    message = "outputs/r/adapter is missing (no manifest.json): run `make train ARGS='is missing'` first"
+    assert "`make train ARGS='is missing'`" in language.translated(message)
