@@ -55,6 +55,17 @@ def server(home: Home, request: pytest.FixtureRequest) -> Iterator[Served]:
 
 
 def test_thoughts_and_words(home: Home, server: Served) -> None:
+    thoughts_and_words(home, server, "<filename>")
+
+
+@pytest.mark.skipif(not tiny.SHARED_QWEN3.exists(), reason="the real Qwen3 tokenizer is not at hand")
+def test_the_real_qwen3(tmp_path: Path) -> None:
+    home = finished_run(tmp_path, model=tiny.qwen3, rows=thinking_rows, base=False)
+    with served(home) as started:
+        thoughts_and_words(home, started, "<|fim_prefix|>")
+
+
+def thoughts_and_words(home: Home, server: Served, word_of_tokenizer: str) -> None:
     chat = template.load(home.run / "adapter", (home.run / "adapter/chat_template.jinja").read_text(encoding="utf-8"))
     url, model = server.url, ask(f"{server.url}/v1/models")[1]["data"][-1]["id"]
 
@@ -66,7 +77,7 @@ def test_thoughts_and_words(home: Home, server: Served) -> None:
         "a thought in an earlier answer",
         "a thought beside an earlier answer",
     } <= names
-    assert agreed["rows_with_thoughts"] > 20 and "<filename>" in agreed["text_tokens"]
+    assert agreed["rows_with_thoughts"] > 20 and word_of_tokenizer in agreed["text_tokens"]
     assert report(home)["token_mismatches"] == 0
 
     # --- what a client sends back is rendered as in training ---

@@ -86,9 +86,9 @@ class ThoughtParser(ParserEngineReasoningAdapter):  # type: ignore[misc]
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
         """Thought and answer, each None where there is none."""
         reasoning, content = super().extract_reasoning(model_output, request)
-        if reasoning is None:
+        if reasoning is None and not self._parser_engine.reasoning_ended:
             return None, content
-        return reasoning.strip("\n") or None, (content or "").lstrip("\n") or None
+        return (reasoning or "").strip("\n") or None, (content or "").lstrip("\n") or None
 
     def extract_reasoning_streaming(self, *texts_and_ids: Any, **by_name: Any) -> DeltaMessage | None:
         """What a piece adds to thought and answer."""
