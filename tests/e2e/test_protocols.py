@@ -49,13 +49,21 @@ def test_both_protocols_by_their_own_clients(home: Home) -> None:
             assert "".join(pieces) == final.output_text == expected and final.usage
             assert final.usage.input_tokens == length and final.status == response.status
 
-            body: dict[str, Any] = {**greedy, "max_tokens": 12, "messages": [{"role": "user", "content": text}]}
+            question = [{"role": "user", "content": text}]
+            # this SDK has no argument for the temperature any more
+            body: dict[str, Any] = {
+                "model": "r",
+                "max_tokens": 12,
+                "messages": question,
+                "extra_body": {"temperature": 0},
+            }
             message = theirs.messages.create(**body)
             assert "".join(block.text for block in message.content if block.type == "text") == expected
             assert message.usage.input_tokens == length
             with theirs.messages.stream(**body) as events:
                 assert "".join(events.text_stream) == expected
                 last = events.get_final_message()
+            assert theirs.messages.count_tokens(model="r", messages=body["messages"]).input_tokens == length
             assert last.stop_reason == message.stop_reason and last.usage.output_tokens == message.usage.output_tokens
 
         time.sleep(max(0.0, began + 6 - time.monotonic()))  # uvicorn's own patience is 5 s

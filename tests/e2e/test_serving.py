@@ -285,4 +285,5 @@ def test_the_port_is_free_again(home: Home) -> None:
     supervisor.terminate()  # in the middle of the start
     assert supervisor.wait(timeout=60) == 75  # unfinished: whoever waits for it must not take it for served
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are over linger for a minute
         probe.bind(("127.0.0.1", port))
