@@ -46,6 +46,7 @@ from lockstep.data.encoding import Sampler
 from lockstep.data.ledger import Account, Ledger
 from lockstep.data.records import Record, Reject
 from lockstep.errors import UserError
+from lockstep.processes import busy
 from lockstep.prompts import contract, template, template_source
 from lockstep.prompts.template import Template
 from lockstep.settings import cli, commands
@@ -127,10 +128,12 @@ def load_chat_template(settings: Settings) -> str:
 def write_output(settings: Settings, chat_template: str, files: Files, work: Path) -> tuple[Books, list[str]]:
     """Write the output into `work`, but for the template; returns the closed books, and advice for the user."""
     data = settings.data
-    chat = contract.training_template(settings.model.folder, chat_template, data.allow_tokens)
+    with busy.waiting("loading the tokenizer"):
+        chat = contract.training_template(settings.model.folder, chat_template, data.allow_tokens)
     if data.system_prompt and (token := chat.control_token(data.system_prompt)):
         raise UserError(f"--data.system_prompt holds {token}, which would act as a control token")
-    agreed = contract.build(chat, data)
+    with busy.waiting("rendering the golden conversations"):
+        agreed = contract.build(chat, data)
     books = Books(work, data)
     collect(files, data, chat, books)
     ledger = books.ledger.as_json()
@@ -186,15 +189,13 @@ def usable_rows(files: Files, data: Data) -> Iterator[ConversationRow]:
 
 def read_entries(files: Files, data: Data) -> Iterator[Entry]:
     """Every record of every file, held-out files first, as a cleaned row in its split or as a reject."""
-    from tqdm import tqdm
-
     for own in HELD_OUT_FIRST:
         for path in files[own]:
             records = readers.records(path)
             first = list(first_records(records))
             names = keys.other_names([record for record in first if isinstance(record, Record)], data)
             everything = chain(first, records)
-            for record in tqdm(everything, desc=paths.label(path), unit=" rows", delay=2, disable=None):
+            for record in busy.steps(everything, paths.label(path), unit="rows"):
                 row = record if isinstance(record, Reject) else layouts.parse(record, data, names)
                 if isinstance(row, Reject):
                     yield Entry(own, row, [])
@@ -241,9 +242,7 @@ def in_chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 
 def progress_bar(steps: Any) -> Any:
     """A search for phrases or near duplicates with a progress bar, should it take long."""
-    from tqdm import tqdm
-
-    return tqdm(steps, desc="report", unit=" steps", delay=2, disable=None)
+    return busy.steps(steps, "report")
 
 
 def template_advice(chat: Template, data: Data, thoughts: int) -> list[str]:

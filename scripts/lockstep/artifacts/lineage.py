@@ -83,6 +83,9 @@ def _is_used(section: str, config: Mapping[str, Any]) -> bool:
 def refuse_edits(settings: Settings, folder: Path, record: Manifest) -> None:
     """Raise UserError where a setting is another now than when `folder` was made; names it, and the ways on."""
     differing = edits(settings, record.config, record.config_file)
+    if "config_file" not in record.model_fields_set:  # an earlier version did not keep it: its command line tells
+        then = {word.split("=")[0] for word in record.argv}
+        differing = [edit for edit in differing if edit.where == yaml_file.TYPED or f"--{edit.key}" not in then]
     if not differing:
         return
     shown = ", ".join(f"{edit.key} is {edit.now!r} {edit.where} and was {edit.before!r}" for edit in differing[:_SHOWN])

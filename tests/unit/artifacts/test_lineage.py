@@ -1,5 +1,6 @@
 """Edited settings are told apart from those that were given for one stage only."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -110,8 +111,19 @@ def test_rows_that_were_changed_since_are_told(home: Path) -> None:
     assert lineage.newer_rows(settings.run_dir) == ""
 
 
-def test_a_manifest_of_an_earlier_version_is_compared_by_its_values(home: Path) -> None:
+def test_what_was_made_without_a_config_is_compared_by_its_values(home: Path) -> None:
     folder = train(yaml_file.load(None, {"run": "r", "lora.r": "8"}))
     assert manifest.read(folder).config_file is None
     assert edited(read(home, "run: r\nlora: {r: 8}\n"), folder) == []
     assert edited(read(home, "run: r\nlora: {r: 4}\n"), folder) == ["lora.r"]
+
+
+def test_of_an_earlier_versions_folder_the_command_line_tells_what_was_overridden(home: Path) -> None:
+    folder = train(read(home, CONFIG, {"train.max_steps": "3"}))
+    text = json.loads((folder / "manifest.json").read_text())
+    del text["config_file"]
+    text["argv"] = ["02_train_qlora.py", "--config", "c.yaml", "--train.max_steps", "3"]
+    (folder / "manifest.json").write_text(json.dumps(text))
+    lineage.refuse_edits(read(home, CONFIG), folder, manifest.read(folder))
+    with pytest.raises(UserError, match=r"train\.learning_rate is 0\.001 .* and was 0\.01"):
+        lineage.refuse_edits(read(home, CONFIG.replace("1.0e-2", "1.0e-3")), folder, manifest.read(folder))
