@@ -140,10 +140,27 @@ def python(snippet: str, folder: Path, program: Path = PYTHON) -> str:
     return shown([str(program), "ask.py"], folder).rstrip("\n")
 
 
+def node(snippet: str, folder: Path) -> str:
+    (folder / "node_modules").symlink_to(HERE / "node_modules")
+    (folder / "ask.mjs").write_text(snippet, encoding="utf-8")
+    return shown(["node", "ask.mjs"], folder).rstrip("\n")
+
+
 @needs_python
-@pytest.mark.parametrize("client", ["OpenAI SDK for Python", "LangChain", "LiteLLM", "LlamaIndex", "Pydantic AI"])
-def test_a_client_in_python(client: str, url: str, conversation: str, tmp_path: Path) -> None:
-    language, snippet = snippets(client)[0]
+@pytest.mark.parametrize(
+    ("client", "place"),
+    [
+        ("OpenAI SDK for Python", 0),
+        ("OpenAI SDK for Python", 1),
+        ("Anthropic SDK for Python", 0),
+        ("LangChain", 0),
+        ("LiteLLM", 0),
+        ("LlamaIndex", 0),
+        ("Pydantic AI", 0),
+    ],
+)
+def test_a_client_in_python(client: str, place: int, url: str, conversation: str, tmp_path: Path) -> None:
+    language, snippet = snippets(client)[place]
     assert language == "python" and python(put(url, snippet), tmp_path) == conversation
 
 
@@ -153,19 +170,23 @@ def test_our_own_openai_sdk(url: str, conversation: str, tmp_path: Path) -> None
 
 
 @needs_python
-def test_tools(url: str, tmp_path: Path) -> None:
-    sdk, langchain = (snippet for _, snippet in snippets("Tools"))
-    assert python(put(url, sdk), tmp_path).split("\n") == ['weather {"city": "北京"}', "北京晴。"]
-    assert python(put(url, langchain), tmp_path).split("\n") == ["weather {'city': '北京'}", "北京晴。"]
+@pytest.mark.parametrize("place", [0, 1])
+def test_tools_in_python(place: int, url: str, tmp_path: Path) -> None:
+    language, snippet = snippets("Tools")[place]
+    lines = python(put(url, snippet), tmp_path).replace("'", '"').split("\n")
+    assert language == "python" and lines == ['weather {"city": "北京"}', "北京晴。"]
+
+
+@needs_node
+def test_tools_in_node(url: str, tmp_path: Path) -> None:
+    assert node(put(url, snippets("Tools")[2][1]), tmp_path).split("\n") == ['weather {"city":"北京"}', "北京晴。"]
 
 
 @needs_node
 @pytest.mark.parametrize(("client", "place"), [("OpenAI SDK for Node", 0), ("Vercel AI SDK", 0), ("Vercel AI SDK", 1)])
 def test_a_client_in_node(client: str, place: int, url: str, conversation: str, tmp_path: Path) -> None:
     language, snippet = snippets(client)[place]
-    (tmp_path / "node_modules").symlink_to(HERE / "node_modules")
-    (tmp_path / "ask.mjs").write_text(put(url, snippet), encoding="utf-8")
-    assert language == "js" and shown(["node", "ask.mjs"], tmp_path).rstrip("\n") == conversation
+    assert language == "js" and node(put(url, snippet), tmp_path) == conversation
 
 
 @needs_python
@@ -182,19 +203,28 @@ def test_instructor(url: str, tmp_path: Path) -> None:
     assert python(put(url, snippets("Instructor")[0][1]), tmp_path) in ("calm", "angry")
 
 
+def lm_eval(place: int, task: str, rows: list[dict[str, Any]], url: str, folder: Path, tokenizer: Path) -> Any:
+    """The samples of a task of the page, on rows of ours."""
+    (_, description), (language, command) = snippets("lm-evaluation-harness")[place : place + 2]
+    (folder / f"{task}.yaml").write_text(description, encoding="utf-8")
+    (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = put(url, command.replace("outputs/demo/merged", str(tokenizer)))
+    assert language == "bash"
+    shown(["bash", "-c", words.replace("lm_eval", f"{PYTHON.parent}/lm_eval", 1)], folder)
+    (file,) = (folder / "answers").rglob(f"samples_{task}_*.jsonl")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 @needs_python
-def test_lm_eval(url: str, tmp_path: Path) -> None:
-    (_, task), (language, command) = snippets("lm-evaluation-harness")
-    (tmp_path / "who.yaml").write_text(task, encoding="utf-8")
+def test_lm_eval(url: str, home: Home, tmp_path: Path) -> None:
     answer = plain(url, FIRST)
-    rows = [{"question": FIRST, "answer": answer}, {"question": FIRST, "answer": "another"}]
-    (tmp_path / "who.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = put(url, command).replace("lm_eval", f"{PYTHON.parent}/lm_eval", 1)
-    assert language == "bash" and "who" in shown(["bash", "-c", words], tmp_path)
-    (file,) = (tmp_path / "answers").rglob("samples_who_*.jsonl")
-    samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows: list[dict[str, Any]] = [{"question": FIRST, "answer": answer}, {"question": FIRST, "answer": "another"}]
+    samples = lm_eval(0, "who", rows, url, tmp_path, home.run / "merged")
     assert [sample["filtered_resps"] for sample in samples] == [[answer.strip()]] * 2
     assert [sample["exact_match"] for sample in samples] == [1.0, 0.0]
+    rows = [{"question": FIRST, "choices": [answer, "weather"], "answer": right} for right in (0, 1)]
+    samples = lm_eval(2, "choose", rows, url, tmp_path, home.run / "merged")
+    assert [sample["acc"] for sample in samples] == [1.0, 0.0]
 
 
 def test_curl(url: str, tmp_path: Path) -> None:
