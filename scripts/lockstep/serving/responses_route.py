@@ -11,6 +11,7 @@ from typing import Any
 
 from lockstep.serving.answers import Refusal
 from lockstep.serving.request_fields import CHAT
+from lockstep.serving.responses_stream import ResponsesStream, call_item, message_item, reasoning_item
 from lockstep.serving.translation import Event
 
 RESPONSES = "/v1/responses"
@@ -78,23 +79,21 @@ class ResponsesTranslation:
         if given.get("stream"):
             self.chat["stream_options"] = {"include_usage": True}
         self.id, self.created = f"resp_{uuid.uuid4().hex}", int(time.time())
-        self.model = given.get("model")
-        self.stream = _Stream(self)
+        self.stream = ResponsesStream(self.response)
 
     def answer(self, chat: dict[str, Any]) -> dict[str, Any]:
         choice = chat["choices"][0]
         message = choice["message"]
         items = []
         if thoughts := message.get("reasoning") or message.get("reasoning_content"):
-            items.append(_reasoning(thoughts))
+            items.append(reasoning_item(thoughts))
         if message.get("content") or not message.get("tool_calls"):
-            items.append(_message(message.get("content") or ""))
+            items.append(message_item(message.get("content") or ""))
         items += [
-            _call(call["function"]["name"], call["function"]["arguments"], call["id"])
+            call_item(call["function"]["name"], call["function"]["arguments"], call["id"])
             for call in message.get("tool_calls") or ()
         ]
-        self.model = chat["model"]
-        return self.response(items, choice["finish_reason"], chat.get("usage"))
+        return self.response(items, choice["finish_reason"], chat.get("usage"), chat["model"])
 
     def error(self, chat: dict[str, Any]) -> dict[str, Any]:
         return chat  # both protocols have one form of errors
@@ -105,7 +104,9 @@ class ResponsesTranslation:
     def end(self) -> Iterator[Event]:
         yield from self.stream.end()
 
-    def response(self, items: list[dict[str, Any]], finish_reason: str | None, usage: Any) -> dict[str, Any]:
+    def response(
+        self, items: list[dict[str, Any]], finish_reason: str | None, usage: Any, model: str | None
+    ) -> dict[str, Any]:
         """The answer as an object.
 
         Args:
@@ -120,126 +121,13 @@ class ResponsesTranslation:
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "background": False,
             "error": None, "incomplete_details": incomplete, "instructions": given.get("instructions"),
             "max_output_tokens": given.get("max_output_tokens"), "max_tool_calls": None,
-            "model": self.model, "output": items,
+            "model": model or given.get("model"), "output": items,
             "parallel_tool_calls": given.get("parallel_tool_calls", True), "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None}, "store": False, "temperature": given.get("temperature"),
             "text": given.get("text") or {"format": {"type": "text"}}, "tool_choice": given.get("tool_choice", "auto"),
             "tools": given.get("tools", []), "top_p": given.get("top_p"), "truncation": "disabled",
             "usage": _usage(usage), "user": given.get("user"), "metadata": given.get("metadata", {}),
         }  # fmt: skip
-
-
-class _Stream:
-    """The events of a streamed answer: each item of the output is opened, grows, and is closed."""
-
-    def __init__(self, translation: ResponsesTranslation) -> None:
-        self.translation = translation
-        self.number = 0
-        self.items: list[dict[str, Any]] = []
-        self.open: dict[str, Any] | None = None
-        self.call = -1  # index of the call that is open
-        self.finish_reason: str | None = None
-        self.usage: Any = None
-        self.failed = False
-
-    def events(self, chunk: dict[str, Any]) -> Iterator[Event]:
-        if self.number == 0:
-            self.translation.model = chunk.get("model", self.translation.model)
-            for name in ("response.created", "response.in_progress"):
-                yield self._event(name, response=self.translation.response([], None, None))
-        if "error" in chunk:
-            self.failed = True
-            error = {"code": "server_error", "message": str(chunk["error"].get("message", ""))}
-            response = self.translation.response(self.items, None, None) | {"status": "failed", "error": error}
-            yield self._event("response.failed", response=response)
-            return
-        self.usage = chunk.get("usage") or self.usage
-        for choice in chunk.get("choices", ()):
-            delta = choice.get("delta", {})
-            if thoughts := delta.get("reasoning") or delta.get("reasoning_content"):
-                yield from self._grow("reasoning", thoughts)
-            if delta.get("content"):
-                yield from self._grow("message", delta["content"])
-            for call in delta.get("tool_calls") or ():
-                yield from self._grow_call(call)
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-
-    def end(self) -> Iterator[Event]:
-        if self.failed:
-            return
-        if not self.items and not self.open:
-            yield from self._begin(_message("") | {"status": "in_progress", "content": []})
-        yield from self._close()
-        response = self.translation.response(self.items, self.finish_reason or "stop", self.usage)
-        yield self._event(f"response.{response['status']}", response=response)
-
-    def _event(self, kind: str, **data: Any) -> Event:
-        self.number += 1
-        return kind, {"type": kind, "sequence_number": self.number - 1, **data}
-
-    def _grow(self, kind: str, text: str) -> Iterator[Event]:
-        """Add text to the message, or to the thoughts, that are open; opens one if need be."""
-        if not self.open or self.open["type"] != kind:
-            yield from self._close()
-            item = _message("") if kind == "message" else _reasoning("")
-            yield from self._begin(item | {"status": "in_progress", "content": []})
-        assert self.open is not None
-        self.open["content"][0]["text"] += text
-        name = "response.output_text.delta" if kind == "message" else "response.reasoning_text.delta"
-        more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
-        yield self._event(name, **self._place(), content_index=0, delta=text, **more)
-
-    def _grow_call(self, call: dict[str, Any]) -> Iterator[Event]:
-        function = call.get("function") or {}
-        if not self.open or self.open["type"] != "function_call" or call.get("index", 0) != self.call:
-            yield from self._close()
-            self.call = call.get("index", 0)
-            item = _call(function.get("name") or "", "", call.get("id") or "")
-            yield from self._begin(item | {"status": "in_progress"})
-        assert self.open is not None
-        if arguments := function.get("arguments"):
-            self.open["arguments"] += arguments
-            yield self._event("response.function_call_arguments.delta", **self._place(), delta=arguments)
-
-    def _begin(self, item: dict[str, Any]) -> Iterator[Event]:
-        self.open = item
-        yield self._event("response.output_item.added", output_index=len(self.items), item=_copy(item))
-        if item["type"] == "function_call":
-            return
-        part: dict[str, Any] = {"type": "reasoning_text", "text": ""}
-        if item["type"] == "message":
-            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        item["content"] = [part]
-        yield self._event("response.content_part.added", **self._place(), content_index=0, part=dict(part))
-
-    def _close(self) -> Iterator[Event]:
-        if not (item := self.open):
-            return
-        place = self._place()
-        if item["type"] == "function_call":
-            arguments = item["arguments"]
-            name = "response.function_call_arguments.done"
-            yield self._event(name, **place, name=item["name"], arguments=arguments)
-        else:
-            (part,) = item["content"]
-            more: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}
-            name = "response.output_text.done" if item["type"] == "message" else "response.reasoning_text.done"
-            yield self._event(name, **place, content_index=0, text=part["text"], **more)
-            yield self._event("response.content_part.done", **place, content_index=0, part=dict(part))
-        item["status"] = "completed"
-        yield self._event("response.output_item.done", output_index=len(self.items), item=_copy(item))
-        self.items.append(item)
-        self.open = None
-
-    def _place(self) -> dict[str, Any]:
-        assert self.open is not None
-        return {"item_id": self.open["id"], "output_index": len(self.items)}
-
-
-def _copy(item: dict[str, Any]) -> dict[str, Any]:
-    """An item as it is now."""
-    parts = item.get("content")
-    return {**item, "content": [dict(part) for part in parts]} if parts is not None else dict(item)
 
 
 def _messages(given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -321,26 +209,6 @@ def _list(value: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise Refusal(400, f"{name} must be a list of objects" + (", or a text" if name == "input" else ""))
     return value
-
-
-def _message(text: str) -> dict[str, Any]:
-    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-    name = f"msg_{uuid.uuid4().hex}"
-    return {"id": name, "type": "message", "status": "completed", "role": "assistant", "content": [part]}
-
-
-def _reasoning(text: str) -> dict[str, Any]:
-    part = {"type": "reasoning_text", "text": text}
-    return {
-        "id": f"rs_{uuid.uuid4().hex}", "type": "reasoning", "status": "completed", "summary": [], "content": [part],
-    }  # fmt: skip
-
-
-def _call(name: str, arguments: str, call_id: str) -> dict[str, Any]:
-    return {
-        "id": f"fc_{uuid.uuid4().hex}", "type": "function_call", "status": "completed", "call_id": call_id,
-        "name": name, "arguments": arguments,
-    }  # fmt: skip
 
 
 def _usage(usage: Any) -> dict[str, Any] | None:

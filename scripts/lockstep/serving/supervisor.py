@@ -24,7 +24,7 @@ from lockstep.endpoint.server_note import State
 from lockstep.errors import TERMINATED, Terminated, UserError
 from lockstep.merging import disk_check
 from lockstep.processes import child_processes
-from lockstep.serving import gate, gate_report, launch, launch_plan, probe, process_tree, server_control
+from lockstep.serving import gate, gate_report, launch, launch_plan, process_tree, server_control, watch
 from lockstep.serving.gate import Claim
 from lockstep.serving.gate_findings import Tell
 from lockstep.serving.launch_plan import LaunchPlan
@@ -35,7 +35,6 @@ from lockstep.settings.tree import Settings
 
 STOPPED = "the server was stopped before it had opened"
 OPEN = "open"  # the file by which the middleware knows that others are let in
-PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
 Prove = Callable[[Server, Claim, Tell], dict[str, Any]]
 
@@ -110,7 +109,7 @@ def _serve(plan: LaunchPlan, server: Server, opened: Path, prove: Prove, states:
     opened.touch()
     _show_example(plan)
     enter("open")  # last: who waits for this note, as `detach` does, finds all the rest in place
-    _watch(process, server, plan, opened)
+    watch.until_it_ends(process, server, plan, opened, partial(_note, plan))
     raise UserError(f"the server ended by itself (exit code {process.wait()}): {launch.last_error(log)}")
 
 
@@ -210,40 +209,6 @@ def _show_example(plan: LaunchPlan) -> None:
         f"serving {plan.model} at {plan.url}; Ctrl-C or `{commands.make('stop')}` ends it. Try\n\n  {curl}\n",
         flush=True,
     )
-
-
-def _watch(process: subprocess.Popen[bytes], server: Server, plan: LaunchPlan, opened: Path) -> None:
-    """Until the server ends: ask for a token now and then, and let nobody in while none comes."""
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(plan.timing.pause)
-            return
-        before = _progress(server)
-        try:
-            probe.canary(server, plan.model, plan.canary, plan.timing.patience)
-            alive = True
-        except Unanswered:
-            now = _progress(server)
-            alive = now is not None and now != before  # a full server lets a canary wait, and works all the same
-        if alive and not opened.exists():
-            opened.touch()
-            cli.say("the server answers again: open", flush=True)
-            with contextlib.suppress(OSError):  # a full disk: what serves goes on
-                _note(plan, "open")
-        elif not alive and opened.exists() and process.poll() is None:
-            opened.unlink()
-            cli.say("the server does not answer: closed until it does", to_stderr=True, flush=True)
-            with contextlib.suppress(OSError):
-                _note(plan, "not answering")
-
-
-def _progress(server: Server) -> str | None:
-    """The engine's token counters; None where it does not tell them."""
-    try:
-        text = str(server.ask("/metrics", timeout=5))
-    except Unanswered:
-        return None
-    return "\n".join(line for line in text.splitlines() if line.startswith(PROGRESS))
 
 
 def _let_finish(server: Server, grace: float) -> float:
