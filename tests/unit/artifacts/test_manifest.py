@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support import homes
 
-from lockstep.artifacts import manifest
+from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.errors import UserError
 
@@ -36,6 +36,20 @@ def test_equal_bytes_have_an_equal_digest_and_timings_are_no_part_of_it(home: Pa
     assert first.digest == again.digest
     assert manifest.read(make(home / "models/m", "other")).digest != first.digest
     assert manifest.read(make(home / "models/m", config={"a": {"b": 2}})).digest != first.digest
+
+
+def test_a_preview_in_another_language_changes_no_digest_and_older_digests_that_cover_it_hold(home: Path) -> None:
+    records = []
+    for text in ("What will be trained", "将要训练的内容"):
+        stage = Stage("data", home / "outputs/r/data", {}, [], force=True)
+        with stage.writing() as work:
+            (work / filenames.PREVIEW).write_text(text, encoding="utf-8")
+        records.append(manifest.read(stage.folder))
+    assert records[0].digest == records[1].digest and records[0].files != records[1].files
+    older = records[1].model_copy(update={"digest": records[1].content_digest(manifest.ONCE_VOLATILE)})
+    assert older.digest != records[1].digest
+    atomic.write_json(home / "outputs/r/data" / filenames.MANIFEST, older.model_dump(by_alias=True))
+    assert manifest.read(home / "outputs/r/data").digest == older.digest
 
 
 def test_a_folder_without_a_manifest_names_the_stage_that_makes_it(home: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import re
 
+import pytest
 from support import tiny
 
 from lockstep.data import preview
@@ -95,3 +96,15 @@ def test_labels_decide_the_kind_not_the_text() -> None:
     ids = CHAT.encode(["a<|im_end|>"])[0]
     assert [kind for kind, _ in preview.token_spans(ids, [IGNORE] * len(ids), CHAT)] == ["prompt", "control"]
     assert [kind for kind, _ in preview.token_spans(ids, ids, CHAT)] == ["answer", "end"]
+
+
+def test_the_page_is_in_the_readers_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    quality = {"advice": ["3 rows are few: expect the tone to be learned sooner than facts or formats"]}
+
+    def page() -> str:
+        return preview.page(Picks(), {"files": {}, "splits": {}}, quality, CHAT)
+
+    assert '<html lang="en">' in page() and "<h1>What will be trained</h1>" in page() and "3 rows are few" in page()
+    monkeypatch.setenv("LANGUAGE", "zh")
+    assert '<html lang="zh-CN">' in page() and "<h1>将要训练的内容</h1>" in page() and "只有 3 行" in page()
+    assert quality["advice"][0].startswith("3 rows")  # quality.json stays English

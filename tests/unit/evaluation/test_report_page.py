@@ -117,6 +117,16 @@ def test_measures_stand_in_the_catalogues_order_with_their_explanations(run_dir:
     assert "questions of general knowledge answered correctly" in page
 
 
+def test_the_page_is_in_the_readers_language(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = write_evaluation(run_dir / "eval", ROWS)
+    assert '<html lang="en">' in written(run_dir, evaluation)
+    monkeypatch.setenv("LANGUAGE", "zh")
+    page = written(run_dir, evaluation)
+    assert '<html lang="zh-CN">' in page and "<title>mine：变好了吗？</title>" in page
+    visible = re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", page, flags=re.S)
+    assert not re.search(r"\b[a-z]{2,} [a-z]{2,} [a-z]{2,}\b", visible)  # no English sentence is left
+
+
 def test_rows_beyond_the_pages_limit_are_counted(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_view, "ROWS", 3)
     page = written(run_dir, write_evaluation(run_dir / "eval", ROWS))
