@@ -3,7 +3,7 @@
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from lockstep.data.collator import IGNORE
@@ -82,8 +82,17 @@ class Sampler:
             if isinstance(row_texts, Reject):
                 samples.append(row_texts)
             else:
+                row = self._noted(row)
                 samples.append(self._assemble(row, list(islice(turns, len(row_texts)))))
         return samples
+
+    def _noted(self, row: ConversationRow) -> ConversationRow:
+        """The row with a remark where it holds words that the base's tokenizer takes for tokens."""
+        held = (self.chat.text_token(text) for text in strings([row.messages, row.tools or ()]))
+        word = next(filter(None, held), None) if self.chat.text_tokens else None
+        if word is None:
+            return row
+        return replace(row, remarks=replace(row.remarks, noted={**row.remarks.noted, "added_word": word}))
 
     def _encode(self, texts: Sequence[tuple[str, str]]) -> list[_Turn]:
         """Turns of (prompt, answer)."""

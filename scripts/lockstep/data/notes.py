@@ -17,6 +17,8 @@ REMARKS = {
     "add it to their tools",
     "null_argument": "call such a tool with a null, as {} ({}), which is trained as written: leave it out of the "
     "file if only the export of a table put it there",
+    "added_word": "hold words such as {} ({}), which the base's tokenizer takes for tokens: they are trained and "
+    "served as text; --data.allow_tokens keeps those that it names tokens",
     "marked_turn": "have turns that are marked not to be trained (the first: {} of {}): those carry no loss",
     "nulls_left_out": "had nulls in tools or calls that their file format made ({} in {}): these were left out",
 }

@@ -87,6 +87,7 @@ class Template:
         self, tokenizer: "PreTrainedTokenizerBase", text: str, allowed: Sequence[str] = (), as_text: Sequence[str] = ()
     ) -> None:
         self.tokenizer, self.text, self.text_tokens = tokenizer, text, list(as_text)
+        self._text_token = _any_of(as_text)
         tokenizer.chat_template = text
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         if unknown := set(allowed) - set(added):
@@ -217,6 +218,11 @@ class Template:
         match = pattern.search(text)
         if match is None and not text.isascii():
             match = pattern.search(self._normalized(text))
+        return match.group() if match else None
+
+    def text_token(self, text: str) -> str | None:
+        """The first word in a text that is an added token of the base's tokenizer, and text here; or None."""
+        match = self._text_token.search(text)
         return match.group() if match else None
 
     @cached_property

@@ -272,3 +272,12 @@ def test_prompt_and_answer_give_the_text_back(contents: list[str]) -> None:
     assert texts(CHAT, outcome[0]) == (CHAT.render(row(*contents).messages[:1]) + contents[1] + "<|im_end|>", contents[1] + "<|im_end|>")  # fmt: skip
     controls = set(CHAT.tokenizer.added_tokens_decoder)
     assert sum(token in controls for token in outcome[0].input_ids) == 4  # the template's own, and no more
+
+
+def test_a_row_with_an_added_word_that_is_text_says_so() -> None:
+    plain = Template(tiny.tokenizer(), tiny.CHATML, as_text=["<filename>"])  # whose tokenizer never added it
+    (samples,) = Sampler(plain, Data()).samples([row("a <filename> b", "c")])
+    assert not isinstance(samples, Reject)
+    assert samples[0].row.remarks.noted == {"added_word": "<filename>"}
+    (samples,) = Sampler(plain, Data()).samples([row("a filename b", "c")])
+    assert not isinstance(samples, Reject) and not samples[0].row.remarks.noted
