@@ -276,7 +276,7 @@ def test_a_model_that_is_not_the_trained_one_is_not_served(home: Home, tmp_path:
 def test_the_port_is_free_again(home: Home) -> None:
     port = free_port()
     supervisor = launch(home, port=port)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200  # base, adapter and merged model are compared first
     while not (note := server_note.current(home.run / "serve")) or "loads the model" not in note.progress:
         assert supervisor.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
