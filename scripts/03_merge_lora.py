@@ -30,6 +30,7 @@ from lockstep.data import user_files
 from lockstep.errors import UserError
 from lockstep.merging import disk_check, serving_route
 from lockstep.processes import busy
+from lockstep.serving import gate_log_probs
 from lockstep.settings import cli, commands
 from lockstep.settings.tree import Settings
 
@@ -128,6 +129,10 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
     shutil.rmtree(failed, ignore_errors=True)
     how = "all weights in bfloat16" if full else f"merged onto the {report['strategy']} weights"
     kl = stage.metrics["kl_mean"]
+    rows = atomic.read_json(adapter / filenames.REFERENCE)["rows"]
+    as_given = "serve.max_logprob_gap" in settings.explicit
+    if note := gate_log_probs.foresee(rows, stage.metrics, settings.serve.max_logprob_gap, as_given):
+        cli.say(f"note: {note}")
     cli.say(f"{paths.label(stage.folder)} is complete: {how}, mean KL to the trained model {kl:.5f} nats")
 
 

@@ -160,6 +160,10 @@ def measure(folder: Path, sums: safetensors_stream.Sums, data: Path, pad: int, w
 
     Raises:
         UserError: the files do not hold what was written.
+
+    Returns:
+        kl_mean, kl_max, top1_agreement and eval_loss; and what the gate will measure, the mean distance of the tokens'
+        log-probabilities, of all and of the end-of-turn tokens.
     """
     what = f"the merge onto {folder.name} weights"
     with busy.waiting(f"reading {what} back"):
@@ -170,18 +174,24 @@ def measure(folder: Path, sums: safetensors_stream.Sums, data: Path, pad: int, w
     if all(weight.dtype == dtype for weight in network.parameters()):
         dtype = torch.float32  # no autocast: it computes in its own dtype
     start = 0
-    divergences, agreements, losses = [], [], []
-    for merged, targets in reference.log_probs(network, probes(data, pad), dtype, f"measuring {what}"):
+    divergences, agreements, losses, gaps, ends = [], [], [], [], []
+    batches = probes(data, pad)
+    measured = reference.log_probs(network, batches, dtype, f"measuring {what}")
+    for batch, (merged, targets) in zip(batches, measured, strict=True):
         end = start + merged.numel()
         trained = torch.from_file(str(work / LOG_PROBS), size=end, dtype=torch.float32)[start:].view(merged.shape)
         start = end
         divergences.append(torch.nn.functional.kl_div(merged, trained, reduction="none", log_target=True).sum(-1))
         agreements.append(merged.argmax(-1) == trained.argmax(-1))
         losses.append(-merged.gather(1, targets[:, None]))
+        gaps.append((merged - trained).gather(1, targets[:, None])[:, 0].abs())
+        ends.append(gaps[-1][(batch["labels"][:, 1:] != IGNORE).sum(1).cumsum(0) - 1])
     divergence = torch.cat(divergences).clamp_min(0)  # equal ones may come out just below, by rounding
     return {
         "kl_mean": divergence.mean().item(),
         "kl_max": divergence.max().item(),
         "top1_agreement": torch.cat(agreements).float().mean().item(),
         "eval_loss": torch.cat(losses).mean().item(),
+        "logprob_gap": torch.cat(gaps).mean().item(),
+        "end_token_gap": torch.cat(ends).mean().item(),
     }

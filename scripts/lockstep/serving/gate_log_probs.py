@@ -47,8 +47,7 @@ def check_rows(
     trained = on_record("trained")
     base = on_record("base") if rows[0]["base"] else None
     effect = _distance(trained, base) if base else math.inf
-    # A training that changed little leaves less room for error, unless somebody set the bound.
-    bound = bounds.logprob_gap if bounds.as_given else min(bounds.logprob_gap, max(NOISE, 0.25 * effect))
+    bound = bound_of(bounds.logprob_gap, bounds.as_given, effect)
     gap = _distance(served, trained)
     ends = [at for at, (row, place) in enumerate(positions) if place == rows[row]["places"][-1]]
     end_gap = _distance([served[at] for at in ends], [trained[at] for at in ends])
@@ -66,6 +65,51 @@ def check_rows(
             f"after whole answers the end-of-turn token's log-probability is {end_gap:.3f} nats from the trained "
             f"model's (bound {bound:.3f}): it would stop elsewhere, or {_meaning(effect)}"
         )
+
+
+def bound_of(logprob_gap: float, as_given: bool, effect: float) -> float:
+    """How far a served model may be from the trained one, in nats a token.
+
+    A training that changed little leaves less room for error, unless somebody set the bound.
+
+    Args:
+        logprob_gap, as_given: as of `Bounds`.
+        effect: how far training moved the model, in nats a token.
+    """
+    return logprob_gap if as_given else min(logprob_gap, max(NOISE, 0.25 * effect))
+
+
+def foresee(rows: list[Any], measured: dict[str, float], logprob_gap: float, as_given: bool) -> str:
+    """What the gate will find too far, as far as the merge's own measurement tells; empty where nothing is.
+
+    Args:
+        rows: of the reference.
+        measured: of the merge, with `logprob_gap` and `end_token_gap`.
+        logprob_gap, as_given: as of `Bounds`.
+    """
+    if not rows[0]["base"]:  # after full training there is none on record
+        return ""
+    trained, base = ([value for row in rows for value in row[model]] for model in ("trained", "base"))
+    effect = _distance(trained, base)
+    bound = bound_of(logprob_gap, as_given, effect)
+    advice = (
+        f"the gate will not open (bound {bound:.3f}); train for longer, serve the adapter, or allow more with "
+        f"--serve.max_logprob_gap"
+    )
+    gap, end_gap = measured["logprob_gap"], measured["end_token_gap"]
+    if end_gap > bound:
+        return (
+            f"training changed the model by {effect:.3f} nats a token, and the merge's end-of-turn tokens are "
+            f"{end_gap:.3f} off: {advice}"
+        )
+    if gap > bound:
+        return f"training changed the model by {effect:.3f} nats a token, and the merge is {gap:.3f} off: {advice}"
+    if effect < NOISE:
+        return (
+            f"training changed the model by only {effect:.3f} nats a token, which rounding can hide: the gate may not "
+            f"open; train for longer"
+        )
+    return ""
 
 
 def check_chats(

@@ -78,3 +78,22 @@ def test_a_bound_that_somebody_set_is_the_bound(monkeypatch: pytest.MonkeyPatch)
         assert (
             "0.100 nats a token" in reason and "train for longer, or allow more with --serve.max_logprob_gap" in reason
         )
+
+
+@pytest.mark.parametrize(
+    ("effect", "gap", "end_gap", "given", "says"),
+    [
+        (0.5, 0.01, 0.01, False, ""),
+        (0.5, 0.06, 0.01, False, "and the merge is 0.060 off: the gate will not open (bound 0.050)"),
+        (0.1, 0.01, 0.03, False, "the merge's end-of-turn tokens are 0.030 off: the gate will not open"),
+        (0.1, 0.01, 0.03, True, ""),
+        (0.01, 0.001, 0.001, False, "changed the model by only 0.010 nats a token, which rounding can hide"),
+    ],
+)
+def test_a_merge_that_the_gate_would_refuse_is_told_when_it_is_measured(
+    effect: float, gap: float, end_gap: float, given: bool, says: str
+) -> None:
+    rows = [{"trained": [-1.0, -2.0], "base": [-1.0 - effect, -2.0 + effect]}] * 3
+    note = gate_log_probs.foresee(rows, {"logprob_gap": gap, "end_token_gap": end_gap}, 0.05, given)
+    assert (says in note) if says else note == ""
+    assert gate_log_probs.foresee([row | {"base": None} for row in rows], {}, 0.05, given) == ""
