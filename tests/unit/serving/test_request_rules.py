@@ -139,7 +139,8 @@ def test_allowed_tokens_may_stand_in_texts(tiny_model: Path) -> None:
 def test_outside_loopback_fewer_routes_are_open(rules: Rules) -> None:
     assert TOKENIZE in rules.routes and "/invocations" not in rules.routes
     outside = replace(rules, loopback=False).routes
-    assert set(outside) == {"/health", "/metrics", "/v1/models", CHAT, COMPLETION, "/v1/responses", "/v1/messages"}
+    translated = {"/v1/responses", "/v1/messages", "/v1/messages/count_tokens"}
+    assert set(outside) == {"/health", "/metrics", "/v1/models", CHAT, COMPLETION, *translated}
 
 
 def test_rules_travel_as_a_file(rules: Rules, tmp_path: Path) -> None:
