@@ -138,7 +138,7 @@ def load(folder: Path, dtype: torch.dtype, on: str, quantization: Quantization |
     finally:
         transformers_logging.set_verbosity(verbosity)
     network.config.use_cache = False
-    for _, layer in linear4bit(network):
+    for _, layer in linear4bit(network) if quantization else ():
         # On CPUs with AVX-512-BF16, bitsandbytes 0.50 repacks such a layer's weight in place in
         # its first evaluation pass, and every later gradient is wrong, without an error.
         layer.support_avx512bf16_for_cpu = False

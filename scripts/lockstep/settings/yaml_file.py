@@ -112,7 +112,8 @@ def _others(file: Path) -> str:
         return ""
     folders = [folder for folder in (file.parent, paths.ROOT / "configs") if folder.is_dir()]
     configs = {path.resolve(): None for folder in folders for path in sorted(folder.glob("*.y*ml"))}
-    names = [paths.label(path) for path in configs]
+    here = Path.cwd()  # where the path on the command line starts
+    names = [path.relative_to(here).as_posix() if path.is_relative_to(here) else str(path) for path in configs]
     if not names:
         return ""
     near = difflib.get_close_matches(file.stem, [Path(name).stem for name in names], n=1, cutoff=0.5)

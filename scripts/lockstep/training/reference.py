@@ -25,7 +25,7 @@ from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.data import conversation_row
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError
-from lockstep.model import experts_adapter, networks
+from lockstep.model import networks
 from lockstep.processes import busy
 from lockstep.settings.tree import Settings
 from lockstep.training import loss
@@ -97,6 +97,8 @@ def record(
         conversations: of the contract; those longer than `longest` tokens, if that is set, are left out.
         without_adapter: a block in which the model is its base; None after full training.
     """
+    from lockstep.model import experts_adapter  # PEFT and bitsandbytes: a merged model is measured without
+
     fit = [golden for golden in conversations if longest is None or len(golden["prompt_ids"]) < longest]
     prompts = sorted(fit, key=lambda golden: len(golden["prompt_ids"]))
     batches = _asked([golden["prompt_ids"] for golden in prompts]), _eights(by_length(rows))
@@ -195,6 +197,8 @@ def check_experts(adapter: Path, model: nn.Module) -> None:
     Raises:
         UserError: there are fewer, or more.
     """
+    from lockstep.model import experts_adapter
+
     recorded = atomic.read_json(adapter / filenames.REFERENCE).get("experts", {})
     for name, count in experts_adapter.changed(model).items():
         if count != recorded.get(name, count):
