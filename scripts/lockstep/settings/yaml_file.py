@@ -1,5 +1,6 @@
 """Settings from a YAML file and the command line. Errors name the key, where it was given, and the nearest one."""
 
+import copy
 import difflib
 import json
 from collections.abc import Mapping
@@ -134,7 +135,7 @@ def load(file: Path | None, overrides: Mapping[str, str], base: Path | None = No
         UserError: an unknown, missing or ill-typed key; names the key, where it was given, and the nearest right key.
     """
     tree = read_yaml(file) if file else {}
-    config_file = ConfigFile(path=paths.label(file.resolve()), values=_values(tree)) if file else None
+    written = copy.deepcopy(tree)
     explicit = dict.fromkeys(map(_setting, flatten(tree)), f"in {file}") | dict.fromkeys(overrides, TYPED)
     for key, text in overrides.items():
         if printable(text) != text:  # bytes that Python could not read
@@ -152,6 +153,8 @@ def load(file: Path | None, overrides: Mapping[str, str], base: Path | None = No
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error, file, overrides)) from error
+    # only now: what is no setting can have any name
+    config_file = ConfigFile(path=paths.label(file.resolve()), values=_values(written)) if file else None
     return settings.with_explicit(explicit, config_file)
 
 
