@@ -159,7 +159,7 @@ KINDS: dict[Callable[[str, random.Random], str], tuple[int, set[str]]] = {
     oversized: (4, {"refused 413", "refused 429"}),
     oversized_in_pieces: (2, {"refused 413", "refused 429"}),
     broken: (12, {"refused 400", "refused 429"}),
-    elsewhere: (4, {"refused 404"}),
+    elsewhere: (4, {"refused 404", "refused 405"}),
 }
 
 
