@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,12 @@ def test_thoughts_and_words(home: Home, server: Served) -> None:
 @pytest.mark.skipif(not tiny.SHARED_QWEN3.exists(), reason="the real Qwen3 tokenizer is not at hand")
 def test_the_real_qwen3(tmp_path: Path) -> None:
     home = finished_run(
-        tmp_path, "--quantization.min_share_4bit", "0", model=tiny.qwen3, rows=thinking_rows, base=False
+        tmp_path,
+        "--quantization.min_share_4bit",
+        "0",
+        model=partial(tiny.qwen3, head_dim=32),
+        rows=thinking_rows,
+        base=False,
     )
     with served(home) as started:
         thoughts_and_words(home, started, "<|fim_prefix|>")

@@ -100,11 +100,15 @@ def merged(base: Path, adapter: Path, out: Path, dequantizer: Any = None) -> Pat
     return out
 
 
-def qwen3(folder: Path) -> Path:
-    """A random Qwen3 with the real Qwen3 tokenizer and template, where those are at hand."""
+def qwen3(folder: Path, head_dim: int = 16) -> Path:
+    """A random Qwen3 with the real Qwen3 tokenizer and template, where those are at hand.
+
+    Args:
+        head_dim: vLLM's CPU attention has no kernel for 16.
+    """
     import shutil
 
-    model(folder, kind="qwen3", vocab_size=151936, hidden_size=32, head_dim=16, eos_token_id=151645, bos_token_id=151643,
+    model(folder, kind="qwen3", vocab_size=151936, hidden_size=32, head_dim=head_dim, eos_token_id=151645, bos_token_id=151643,
           pad_token_id=151643)  # fmt: skip
     for file in folder.glob("*token*"):
         file.unlink()
