@@ -14,7 +14,7 @@ from lockstep.processes import distributed
 
 SHOWN_AFTER = 2.0  # seconds
 TICK = 0.5  # seconds between two looks at a line that counts seconds
-LINE_AFTER, LINE_EVERY = 30.0, 60.0  # seconds, where there is no terminal: logs must not be flooded
+LINE_AFTER, LINE_EVERY = 60.0, 60.0  # seconds, where there is no terminal: logs must not be flooded
 
 Step = TypeVar("Step")
 
