@@ -242,7 +242,7 @@ def in_chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 
 def progress_bar(steps: Any) -> Any:
     """A search for phrases or near duplicates with a progress bar, should it take long."""
-    return busy.steps(steps, "report")
+    return busy.steps(steps, "writing the report")
 
 
 def template_advice(chat: Template, data: Data, thoughts: int) -> list[str]:

@@ -143,7 +143,13 @@ def _json(value: Any) -> str:
 def _reject(pick: Pick, reject: Reject) -> dict[str, Any]:
     text = reject.text[:CHARACTERS] + (" …" if len(reject.text) > CHARACTERS else "")
     name = f"{reject.file}:{reject.line}"
-    return {"name": name, "kinds": pick.kinds, "split": "dropped", "detail": reject.detail[:300], "text": text}
+    return {
+        "name": name,
+        "kinds": pick.kinds,
+        "split": "dropped",
+        "detail": language.translated(reject.detail[:300]),
+        "text": text,
+    }
 
 
 def _sample(pick: Pick, sample: Sample, chat: Template) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from lockstep.processes import distributed
+from lockstep.text.language import translated
 
 SHOWN_AFTER = 2.0  # seconds
 TICK = 0.5  # seconds between two looks at a line that counts seconds
@@ -31,7 +32,7 @@ def steps(work: Iterable[Step], what: str, total: int | None = None, unit: str =
     if not distributed.FIRST:
         yield from work
         return
-    bar = tqdm(work, desc=what, total=total, unit=f" {unit}", delay=SHOWN_AFTER, disable=None, leave=False)
+    bar = tqdm(work, desc=translated(what), total=total, unit=f" {unit}", delay=SHOWN_AFTER, disable=None, leave=False)
     if not bar.disable:
         yield from bar
         return
@@ -41,7 +42,7 @@ def steps(work: Iterable[Step], what: str, total: int | None = None, unit: str =
         if time.monotonic() >= due:
             due = time.monotonic() + LINE_EVERY
             of_all = f" of {bar.total}" if bar.total else ""
-            _say(f"{what}: {number}{of_all} {unit} after {time.monotonic() - started:.0f} s\n")
+            _say(f"{translated(f'{what}: {number}{of_all} {unit} after {time.monotonic() - started:.0f} s')}\n")
         yield step
 
 
@@ -54,7 +55,7 @@ def waiting(what: str) -> Iterator[None]:
     if not distributed.FIRST:
         yield
         return
-    done = threading.Event()
+    done, what = threading.Event(), translated(what)
     watch = threading.Thread(target=_count if sys.stderr.isatty() else _tell_once, args=(what, done), daemon=True)
     watch.start()
     try:

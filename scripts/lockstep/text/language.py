@@ -28,8 +28,9 @@ WORD = "_word"  # ends the placeholders whose values are words of ours, such as 
 NAME = "_name"  # ends the placeholders whose values are one word,
 ONE_WORD = r"[^\s:;,]+"  # such as a path
 BETWEEN = re.compile(r"(; |: )")
+COMMAND = re.compile(r"`[^`]*`")  # to be pasted, in no language
 MOST_PIECES = 10  # of what is filled into a message
-DEPTH = 4  # messages inside messages
+DEPTH = 6  # messages inside messages
 
 
 def current() -> str:
@@ -89,8 +90,10 @@ class _Entry(NamedTuple):
 def _line(text: str, depth: int) -> str | None:
     """The translation of a line, or of what is filled into one; None where there is none."""
     core = text.strip()
-    if depth > DEPTH or len(core) > LONGEST or " " not in core:  # single words are names and codes
+    if depth > DEPTH or len(core) > LONGEST:
         return None
+    if " " not in core:  # most single words are names and codes
+        return _words().get(core)
     translation = _whole(core, depth) or _listed(core, depth) or _with_remark(core, depth)
     if translation is None and depth:  # what is filled in may be of several pieces, of which some are names
         translation = _in_pieces(core, depth)
@@ -112,7 +115,7 @@ def _whole(text: str, depth: int) -> str | None:
             elif name not in entry.commands:
                 inner = _line(value, depth + 1)
                 values[name] = value if inner is None else inner.strip()
-                words += value.strip().count(" ") if inner is None else 0
+                words += COMMAND.sub("", value).strip(" ,").count(" ") if inner is None else 0
         if words and entry.weight < SPECIFIC:  # half English, half Chinese reads worse than English
             continue
         if best is None or words < best[0]:
@@ -182,6 +185,13 @@ def _entry(text: str, translation: str) -> _Entry:
     introduces = weight < SPECIFIC and text.endswith(": {message}")
     commands = frozenset(re.findall(r"`\{(\w+)\}`", text))
     return _Entry(weight, introduces, max(literals, key=len), re.compile(pattern, re.DOTALL), commands, translation)
+
+
+@lru_cache(maxsize=1)
+def _words() -> dict[str, str]:
+    """Messages of a single word."""
+    alone = [entry for entry in _entries() if entry.anchor.isalpha() and not entry.pattern.groups]
+    return {entry.anchor: entry.translation for entry in alone}
 
 
 @lru_cache(maxsize=1)

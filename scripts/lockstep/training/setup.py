@@ -225,7 +225,10 @@ def build(
     fast = fast_lora.FastPass(model, was_fast) if on != "mps" and not distributed.MAY_BE_SHARDED else None
     if settings.method != "full":
         dry_run.check_plan(settings, model, names)
-    with busy.waiting("dry run"), torch.autocast(on, dtype, enabled=dtype != torch.float32):
+    with (
+        busy.waiting("dry run: trying what would fail later"),
+        torch.autocast(on, dtype, enabled=dtype != torch.float32),
+    ):
         findings = None
         if not distributed.MAY_BE_SHARDED:
             fast, findings = dry_run.check_passes(settings, model, network, fast, train)

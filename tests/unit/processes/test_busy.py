@@ -60,3 +60,13 @@ def test_what_is_over_at_once_is_not_shown(capsys: pytest.CaptureFixture[str]) -
         raise KeyError
     assert time.monotonic() - started < 1
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_waited_for_is_said_in_the_readers_language(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(busy, "LINE_AFTER", 0.0)
+    monkeypatch.setenv("LANGUAGE", "zh")
+    with busy.waiting("loading the tokenizer"):
+        time.sleep(0.05)
+    assert capsys.readouterr().err == "正在加载分词器 …\n"

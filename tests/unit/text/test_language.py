@@ -159,3 +159,32 @@ def test_of_two_entries_that_fit_the_one_is_taken_that_leaves_less_over(chinese:
 def test_commands_are_never_translated(chinese: None) -> None:
     message = "outputs/r/adapter is missing (no manifest.json): run `make train ARGS='is missing'` first"
     assert "`make train ARGS='is missing'`" in language.translated(message)
+
+
+def test_commands_to_be_pasted_are_no_words_left_over(chinese: None) -> None:
+    assert language.translated("next: `make serve CONFIG=a.yaml`, `make evaluate ARGS='--run b'`") == (
+        "下一步：`make serve CONFIG=a.yaml`, `make evaluate ARGS='--run b'`"
+    )
+
+
+def test_a_message_deep_inside_others_is_translated(chinese: None) -> None:
+    message = (
+        "error: 5 of 6 rows were dropped (bad_utf8 5), more than --data.max_reject_share 0.2: save the file as UTF-8; "
+        "a/b.jsonl:1: bad_utf8, byte 18 of the line; it looks like GBK: convert it with `iconv -f GB18030 -t UTF-8 "
+        "OLD > NEW`; see outputs/r/data.failed/rejects.jsonl and preview.html beside it"
+    )
+    assert "第 18 字节；看起来是 GBK 编码：请用 `iconv" in language.translated(message)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("interrupted", "已中断"),
+        ("terminated after step 12 of 40", "训练在第 12 步（共 40 步）之后终止"),
+    ],
+)
+def test_an_interruption_says_in_chinese_what_remains(chinese: None, what: str, expected: str) -> None:
+    remains = "outputs/r/checkpoints/checkpoint-10 remains, and the same command goes on from there"
+    assert language.translated(f"error: {what}; {remains}") == (
+        f"错误：{expected}；留有 outputs/r/checkpoints/checkpoint-10，重新执行同一条命令即可从那里接着训练"
+    )
