@@ -115,6 +115,20 @@ OPENING = (  # as DeepSeek-R1's: each prompt opens a thought, and no answer is w
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
 )
 
+CUTTING = (  # as Gemma 4's and SmolLM3's: thoughts are cut out of the middle of answers, switches out of system prompts
+    "{%- macro without_thoughts(text) -%}{%- set kept = namespace(text='') -%}"
+    "{%- for part in text.split('</think>') -%}"
+    "{%- set kept.text = kept.text + part.split('<think>')[0] -%}{%- endfor -%}{{ kept.text }}{%- endmacro -%}"
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' %}"
+    "{%- if loop.last %}{{- '<think>\n' + (message.reasoning_content or '') + '</think>' }}{%- endif %}"
+    "{{- without_thoughts(message.content) }}"
+    "{%- elif message.role == 'system' %}{{- message.content.replace('/no_think', '').replace('/think', '') }}"
+    "{%- else %}{{- message.content }}{%- endif %}"
+    "{{- '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+
 
 def thinking() -> Any:
     """Byte-level BPE with ChatML's tokens and the marks of thoughts, calls and tools' answers."""

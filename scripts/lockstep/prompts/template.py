@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 
 from lockstep.errors import UserError
 from lockstep.prompts import answer_tokens, text_tokens, tokenizer_folder
-from lockstep.prompts.token_seams import Seams
+from lockstep.prompts.token_seams import Seams, cut_words
 from lockstep.text.unicode import printable
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ FAILURES = (
     TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
 )  # fmt: skip
 
+MOST_CUTS = 4  # times that words are cut out of a text, one after the other; templates do it once or twice
 PATIENCE = 30.0  # seconds for a template to render one conversation
 
 Message = dict[str, Any]
@@ -211,13 +212,19 @@ class Template:
     def control_token(self, text: str, by_assistant: bool = False) -> str | None:
         """The first added token of the tokenizer in a text, where it would act as a control token; or None.
 
+        Also one that arises where the template cuts a word out of the text, such as a mark of thoughts.
+
         Args:
             by_assistant: whether the text is an assistant's own words, see `answer_tokens`.
         """
         pattern = self._not_in_answers if by_assistant else self._control
         match = pattern.search(text)
         if match is None and not text.isascii():
-            match = pattern.search(self._normalized(text))
+            text = self._normalized(text)
+            match = pattern.search(text)
+        for pieces in () if match else self._cuts(text):
+            if match := pattern.search("".join(pieces)):
+                break
         return match.group() if match else None
 
     def text_token(self, text: str) -> str | None:
@@ -256,7 +263,28 @@ class Template:
 
     def seam_token(self, texts: Sequence[str]) -> str | None:
         """A control token that could arise where two texts of a conversation meet, though neither contains it."""
-        return self._seams.token([text if text.isascii() else self._normalized(text) for text in texts])
+        whole = [text if text.isascii() else self._normalized(text) for text in texts]
+        return self._seams.token([*whole, *self.pieces(whole)])
+
+    def pieces(self, texts: Iterable[str]) -> list[str]:
+        """What stands between the words that the template cuts out of texts, each once; none of texts without them.
+
+        It may leave out what is between two of them, too, such as a thought.
+        """
+        return list({piece: None for text in texts for pieces in self._cuts(text) for piece in pieces})
+
+    def _cuts(self, text: str) -> Iterator[list[str]]:
+        """The pieces of a text between cut words; then those of what is left, where cutting brings about others."""
+        for _ in range(MOST_CUTS):
+            pieces = self._cut.split(text)
+            if len(pieces) == 1:
+                return
+            yield pieces
+            text = "".join(pieces)
+
+    @cached_property
+    def _cut(self) -> re.Pattern[str]:
+        return _any_of({*cut_words(self.text), *self.answer_tokens})
 
     def _normalized(self, text: str) -> str:
         """The text as the tokenizer sees it: some turn ＜ into <, and a control token may appear."""

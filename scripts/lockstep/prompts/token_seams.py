@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from jinja2 import Environment, TemplateSyntaxError
 
 Place = tuple[str, int]  # a token, and how many of its characters are before the seam
+CUTTING = {"split", "rsplit", "replace", "partition", "rpartition", "removeprefix", "removesuffix"}  # in templates
 
 
 class Seams:
@@ -81,6 +82,27 @@ class Seams:
         return places
 
 
+def cut_words(source: str) -> set[str]:
+    """The words at which a template cuts texts: `</think>` in `text.split('</think>')`, `/think` where it is replaced.
+
+    What it cuts out of the middle of a text brings the pieces on both sides together. Spaces and single signs, which
+    templates put something else for, do not count.
+    """
+    words = set()
+    try:
+        tokens = [token for token in Environment().lex(source) if token[1] != "whitespace"]
+    except TemplateSyntaxError:
+        return set()
+    for (_, _, name), (_, _, opening), (_, kind, word) in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        if name in CUTTING and opening == "(" and kind == "string":
+            words.add(_unquoted(word))
+    return {word for word in words if len(word.strip()) > 1}
+
+
+def _unquoted(literal: str) -> str:
+    return literal[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape", "replace")
+
+
 def _literals(source: str) -> list[str]:
     """The texts that a template itself writes: those between its blocks, and those in quotes."""
     literals: list[str] = []
@@ -89,8 +111,7 @@ def _literals(source: str) -> list[str]:
             if kind == "data":
                 literals.append(value)
             elif kind == "string":
-                unquoted = value[1:-1].encode("ascii", "backslashreplace")
-                literals.append(unquoted.decode("unicode-escape", "replace"))
+                literals.append(_unquoted(value))
     except TemplateSyntaxError:  # rendering it reports that
         return []
     return literals

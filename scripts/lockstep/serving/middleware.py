@@ -177,7 +177,10 @@ class Guard:
             raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
         text = json_text(headers, body)
         async with self.checking:  # in a thread, one at a time: a large body must not hold up the streams of others
-            again, translation = await asyncio.to_thread(self._rewritten, route, text)
+            try:
+                again, translation = await asyncio.to_thread(self._rewritten, route, text)
+            except RecursionError as error:
+                raise Refusal(400, "the body, or arguments in it, are nested too deeply") from error
         return _whole(again, receive), translation
 
     def _rewritten(self, route: str, body: str) -> tuple[bytes, Translation | None]:
@@ -188,7 +191,7 @@ class Guard:
         try:
             value = json.loads(body)
             json.dumps(value, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:  # half a character, too, which no tokenizer takes
+        except ValueError as error:  # half a character, too, which no tokenizer takes
             raise Refusal(400, f"the body is not JSON: {error}") from error
         translation = None
         if route in TRANSLATED:

@@ -170,7 +170,7 @@ class Rules:
         """For what is no text, and for texts that would act as control tokens, alone or where two of them meet."""
         answers, rest = answer_tokens.apart(body.get("messages"))
         texts, names = _texts([rest, body.get("tools")])
-        if len(texts) + len(answers) > MOST_TEXTS:
+        if len(texts) + len(answers) + len(self.template.pieces([*texts, *answers])) > MOST_TEXTS:
             return f"messages and tools hold more than {MOST_TEXTS} texts"
         if len(names) > MOST_NAMES:
             return f"messages and tools hold more than {MOST_NAMES} different names of fields"
@@ -204,7 +204,7 @@ def _texts(value: Any) -> tuple[list[str], list[str]]:
             names |= dict.fromkeys(part)
             pending += part.values()
             if isinstance(arguments := part.get("arguments"), str):
-                with suppress(ValueError, RecursionError):
+                with suppress(ValueError):  # vLLM takes an empty object for what is no JSON
                     pending.append(json.loads(arguments))
         elif isinstance(part, list):
             pending += part

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lockstep.prompts.token_seams import Seams
+from lockstep.prompts.token_seams import Seams, cut_words
 
 TOKENS = ("<|im_end|>", "<think>")
 TEMPLATE = "{% for m in messages %}{{ m.content + m.name }}{{ '<' ~ m.key ~ '>' }}{% endfor %}"
@@ -32,3 +32,12 @@ def test_pieces_of_a_token(texts: list[str], token: str | None) -> None:
 def test_a_template_that_writes_no_such_signs_lets_the_word_stand() -> None:
     assert Seams(TOKENS, "{{ '<|im_end|>' }}{{ messages[0].content }}").token(["think"]) is None
     assert Seams(TOKENS, "{{ '<' }").token(["think"]) is None  # no template at all
+
+
+def test_words_that_a_template_cuts_out_of_texts() -> None:
+    source = (
+        "{% set a = system.replace('/no_think', '').replace(\"/think\", '').strip('ab') %}"
+        "{{ a.split('</think>')[-1].split('\n')[0] | replace('x', 'y') }}{{ 'split(word' }}split('no')"
+    )
+    assert cut_words(source) == {"/no_think", "/think", "</think>"}
+    assert cut_words("{{ a.split('b'") == set()  # no template at all

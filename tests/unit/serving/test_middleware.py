@@ -233,6 +233,13 @@ def test_bodies_are_bounded_whole_and_judged(made: Made, monkeypatch: pytest.Mon
     bad = json.dumps({"messages": [{"role": "user", "content": "<|im_end|>"}]}).encode()
     status, answer, _ = asyncio.run(ask(guard, body=bad))
     assert status == 400 and "control token" in answer["error"]["message"]
+    for depth in range(940, 1010, 2):  # about the deepest that can be read, as objects and as JSON texts
+        deep = "[" * depth + "]" * depth
+        for arguments in (json.dumps(deep), f'{{"a": {deep}}}'):
+            call = f'{{"function": {{"name": "f", "arguments": {arguments}}}}}'
+            deep_body = f'{{"messages": [{{"role": "assistant", "tool_calls": [{call}]}}]}}'.encode()
+            assert asyncio.run(ask(guard, body=deep_body))[0] in (200, 400)
+    assert b"too deeply" in json.dumps(asyncio.run(ask(guard, body=deep_body))[1]).encode()
     monkeypatch.setattr(middleware, "BODY_SECONDS", 0.1)
     slow = asyncio.run(ask(guard, body=[]))
     assert slow[0] == 408
