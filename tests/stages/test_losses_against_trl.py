@@ -33,6 +33,7 @@ def test_step_by_step(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monk
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
+    monkeypatch.setattr(paths, "HOME", tiny_model.parent.parent)  # above both
     monkeypatch.setattr(paths, "OUTPUTS", tmp_path)
     monkeypatch.setattr(paths, "MODELS", tiny_model.parent)
     settings = yaml_file.load(None, {

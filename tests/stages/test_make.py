@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
-from support.programs import ROOT
+from support.programs import ROOT, free_port
 
 
 def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -101,7 +101,7 @@ def checkout(tmp_path: Path) -> Path:
         ("train", "--data.template absent.jinja", "--data.template absent.jinja: absent.jinja is not there"),
         ("train", "--lora.start_from absent", "absent holds no adapter"),
         ("merge", "--adapter.path absent", "absent holds no adapter"),
-        ("serve", "--data.test_file 'absent-*.jsonl'", "no file absent-*.jsonl"),
+        ("serve", "--serve.port {port} --data.test_file 'absent-*.jsonl'", "no file absent-*.jsonl"),
         ("evaluate", "--evaluate.panel absent.json", "--evaluate.panel: no file absent.json"),
         ("bench", "", "no file data/rows.jsonl"),
     ],
@@ -110,7 +110,8 @@ def test_a_wrong_path_is_found_before_a_download(checkout: Path, goal: str, word
     (checkout / "mine.yaml").write_text("run: mine\ndata: {train_file: data/rows.jsonl}\n")
     if words:
         tiny.rows(checkout / "data/rows.jsonl", 3)
-    answer = make(checkout, goal, "CONFIG=mine.yaml", f"ARGS={words}", HF_HUB_OFFLINE="1")
+    arguments = words.replace("{port}", str(free_port()))  # one in use would be told of first
+    answer = make(checkout, goal, "CONFIG=mine.yaml", f"ARGS={arguments}", HF_HUB_OFFLINE="1")
     errors = [line for line in answer.stderr.splitlines() if not line.startswith("make")]
     assert answer.returncode == 2 and len(errors) == 1 and errors[0].startswith("error: "), answer.stderr
     assert message in errors[0].replace(f"{checkout}/", "")
