@@ -120,7 +120,7 @@ stop: $(LOOK) ## stop the server of the run
 	@PYTHON=$(PY) scripts/serve_vllm.sh --stop $(UPSTREAM)
 
 client: setup ## 04 ask the server; ARGS='"a question" --stream', --chat, --batch FILE
-	$(PY) scripts/04_client_openai.py $(if $(CONFIG),--config $(CONFIG)) $(or $(ARGS),"Answer as Lady Shen Qingyi." --input "Who are you?" --stream)
+	$(PY) scripts/04_client_openai.py $(if $(CONFIG),--config $(CONFIG)) $(or $(ARGS),$(if $(TOY),"Answer as Lady Shen Qingyi." --input "Who are you?",--example) --stream)
 
 curl: setup ## the same with curl, with a question of the run's own data
 	@set -e; line=$$($(PY) scripts/04_client_openai.py $(FLAGS) --curl); \

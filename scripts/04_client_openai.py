@@ -225,6 +225,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("question", nargs="?", help="what to ask")
     parser.add_argument("--input", default="", help="Alpaca's input field, folded into the question as in training")
     parser.add_argument("--system", help="a system message")
+    parser.add_argument("--example", action="store_true", help="ask a question of the run's own data")
     parser.add_argument("--stream", action="store_true", help="show the answer while it is made")
     parser.add_argument("--chat", action="store_true", help="talk, with history; /help lists its commands")
     parser.add_argument(
@@ -254,10 +255,10 @@ def options() -> argparse.Namespace:
 
 def check(chosen: argparse.Namespace) -> None:
     """Refuse options that would be ignored, or would overwrite the file of questions."""
-    tasks = sum(map(bool, (chosen.question, chosen.chat, chosen.batch)))
+    tasks = sum(map(bool, (chosen.question, chosen.example, chosen.chat, chosen.batch)))
     if tasks > 1 or not (tasks or chosen.curl):
-        raise UserError("give one of: a question, --chat, --batch FILE")
-    own_question = chosen.curl and not tasks and not chosen.input  # of the run's data
+        raise UserError("give one of: a question, --example, --chat, --batch FILE")
+    own_question = (chosen.example or (chosen.curl and not tasks)) and not chosen.input  # of the run's data
     if (chosen.input or chosen.stream or chosen.curl) and not chosen.question and not own_question:
         raise UserError("--input, --stream and --curl belong to a single question")
     if chosen.stream and chosen.post:
@@ -310,6 +311,9 @@ def main() -> int | None:
         messages = sample_question.of_run(settings.run_dir) or talk.ask(curl_line.PLAIN_QUESTION)
     if chosen.curl:
         return print(curl_line.line(url, curl_line.body(settings.sampling, model, messages)))
+    if chosen.example:
+        for message in messages:
+            note(f"[{message['role']}] {printable(drop_controls(message['content']))}")
     body = openai_client.request(settings.sampling, model, messages)
     try:
         answer(server, body, chosen.stream, chosen.post, chosen.stats)

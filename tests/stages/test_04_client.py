@@ -160,6 +160,10 @@ def test_the_curl_line_sends_the_same_body(stage: Run, server: Server) -> None:
     line = ask(stage, server, "--curl").stdout  # without a question and without data
     subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert server.seen[2] == server.seen[0] | {"messages": [{"role": "user", "content": "你是谁？"}]}
+    example = ask(stage, server, "--example")  # the same question, shown and asked
+    assert (example.stdout, example.stderr) == ("？谁是你\n", "[user] 你是谁？\n")
+    assert server.seen[3]["messages"] == server.seen[2]["messages"]
+    assert "give one of" in error(ask(stage, server, "hello", "--example"))
 
 
 def test_chat_keeps_its_history_and_a_failed_turn_leaves_it(stage: Run, server: Server, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def lines(ledger: Ledger, data: Data) -> Iterator[str]:
         pairs = ", ".join(" ".join(drop_controls(pair).split()) for pair in renamed)
         yield f"fields are read under other names: {pairs}"
     if ignored := _sum([account.ignored for account in accounts]):
-        yield f"fields that nothing reads: {names(tuple(f'{name} ({rows})' for name, rows in ignored.most_common()))}"
+        shown = [(repr(name) if name != name.strip() else name, rows) for name, rows in ignored.most_common()]
+        yield f"fields that nothing reads: {names(tuple(f'{name} ({rows})' for name, rows in shown))}"
     noted = _sum([account.noted for account in accounts])
     for code, text in REMARKS.items():
         if noted[code]:

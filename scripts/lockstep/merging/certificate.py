@@ -37,6 +37,8 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
     """
     with child_processes.fresh(_report, work, arguments) as (child, receiver):
         try:
+            with busy.waiting("loading PyTorch in a process of its own"):
+                receiver.recv()  # that it has begun
             outcome = receiver.recv()
         except EOFError as error:
             child.join()
@@ -52,6 +54,7 @@ def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
 
 
 def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    sender.send(None)
     try:
         with disk_errors():
             sender.send(work(*arguments))

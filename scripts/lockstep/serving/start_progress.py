@@ -32,7 +32,7 @@ class StartProgress:
         if is_new or now - self._noted >= NOTE_EVERY:
             self._noted = now
             self._note(self.text)
-        shown = f"{language.translated(step)}: {language.translated(detail)}"
+        shown = language.translated(self.text)
         if self._terminal:
             self._show(f"\r\x1b[K  {shown}")
         elif is_new or now - self._shown >= LINE_EVERY:

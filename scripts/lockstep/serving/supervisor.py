@@ -32,6 +32,7 @@ from lockstep.serving.probe import Server, Unanswered
 from lockstep.serving.start_progress import StartProgress
 from lockstep.settings import cli, commands
 from lockstep.settings.tree import Settings
+from lockstep.text import language
 
 STOPPED = "the server was stopped before it had opened"
 OPEN = "open"  # the file by which the middleware knows that others are let in
@@ -300,7 +301,7 @@ def _plan_and_start(settings: Settings) -> int:
 
     def end_at_once(number: int, _: FrameType | None) -> NoReturn:
         note.unlink(missing_ok=True)
-        os.write(sys.stderr.fileno(), f"error: {STOPPED}\n".encode())
+        os.write(sys.stderr.fileno(), f"{language.translated(f'error: {STOPPED}')}\n".encode())
         os._exit(TERMINATED)  # packages that are being imported break down over an exception
 
     with server_control.alone(folder):
@@ -309,6 +310,7 @@ def _plan_and_start(settings: Settings) -> int:
             mode=settings.serve.mode, served={}, grace=0.0, progress="looking at what is to be served",
         )  # fmt: skip
         before = signal.signal(signal.SIGTERM, end_at_once)
+        cli.say("looking at what is to be served …", flush=True)
         try:
             if leftovers := server_control.end_leftovers(folder):  # before the look at what memory there is
                 cli.say(leftovers)

@@ -121,6 +121,13 @@ def test_what_is_noticed_of_kept_rows_is_counted_by_name_within_bounds() -> None
     json.dumps(ledger.as_json(), ensure_ascii=False).encode()
 
 
+def test_a_name_with_a_space_at_its_end_is_shown_in_quotes() -> None:
+    ledger, kept = Ledger(SPLITS), sample("a", 1, 1)
+    kept.row = replace(kept.row, remarks=Remarks(("输入 ",), (), {}))
+    ledger.keep("train", [kept], [])
+    assert "fields that nothing reads: '输入 ' (1)" in list(notes.lines(ledger, WHOLE))
+
+
 def test_a_file_is_hopeless_by_its_first_rows_alone() -> None:
     ledger = Ledger(SPLITS)
     reject = Reject("a", 7, "missing_output", "", "", 9, ("ask", "reply"))

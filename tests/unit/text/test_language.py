@@ -188,3 +188,25 @@ def test_an_interruption_says_in_chinese_what_remains(chinese: None, what: str, 
     assert language.translated(f"error: {what}; {remains}") == (
         f"错误：{expected}；留有 outputs/r/checkpoints/checkpoint-10，重新执行同一条命令即可从那里接着训练"
     )
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        ("proof 2 of 4 (stops): 50 of 65 answered", "第 2 项检验，共 4 项（停止符）：65 个问题已答 50 个"),
+        ("vLLM loads the model: 31 s so far, of at most 900", "vLLM 正在加载模型：已用 31 秒，最多 900 秒"),
+    ],
+)
+def test_how_far_a_start_is_comes_out_in_order(chinese: None, progress: str, expected: str) -> None:
+    assert language.translated(progress) == expected
+
+
+def test_what_the_gate_has_found_is_translated_part_by_part(chinese: None) -> None:
+    message = (
+        "in lockstep: 47 golden prompts are the tokens of training, log-probabilities within 0.0243 nats a token of "
+        "the trained model's, effect of the training 1.00 of 1, 100% of answers end by themselves (a/gate_report.json)"
+    )
+    assert language.translated(message) == (
+        "步调一致：47 条标准提示词与训练时的 token 相同，对数概率与训练出来的模型平均每个 token 相差不超过 0.0243 nat，"
+        "训练的效果为 1.00（满分 1），100% 的回答自行停止（a/gate_report.json）"
+    )
