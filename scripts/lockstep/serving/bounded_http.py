@@ -8,6 +8,7 @@ each piece of a stream, and with the checks that h11 leaves to its user (RFC 911
 
 import asyncio
 import json
+import re
 from typing import Any, cast
 
 import h11
@@ -76,7 +77,8 @@ def _with_a_path(request: h11.Request) -> h11.Request:
     scheme, separator, rest = request.target.partition(b"://")
     if not separator or scheme.lower() not in (b"http", b"https"):
         return request
-    path = b"/" + rest.partition(b"/")[2]
+    path = rest[len(re.split(rb"[/?#]", rest, maxsplit=1)[0]) :]
+    path = path if path.startswith(b"/") else b"/" + path
     return h11.Request(
         method=request.method, headers=list(request.headers), target=path, http_version=request.http_version
     )

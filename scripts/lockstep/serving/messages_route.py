@@ -53,14 +53,16 @@ class MessagesTranslation:
             self.chat["stop"] = given["stop_sequences"]
         if tools := given.get("tools"):
             self.chat["tools"] = [_tool(tool) for tool in _list(tools, "tools")]
-        if isinstance(choice := given.get("tool_choice"), dict):
-            self._take_choice(choice)
+        if "tool_choice" in given:
+            self._take_choice(given["tool_choice"])
         if given.get("stream"):
             self.chat["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         self.id = f"msg_{uuid.uuid4().hex}"
         self.stream = _Stream(self)
 
-    def _take_choice(self, choice: dict[str, Any]) -> None:
+    def _take_choice(self, choice: Any) -> None:
+        if not isinstance(choice, dict):
+            raise Refusal(400, f'tool_choice is {choice!r:.40}, and must be an object such as {{"type": "auto"}}')
         kind = choice.get("type")
         if kind == "tool":
             self.chat["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
@@ -115,7 +117,7 @@ class CountTranslation(MessagesTranslation):
     route = TOKENIZE
 
     def __init__(self, body: dict[str, Any]) -> None:
-        super().__init__({"max_tokens": 1, **body})
+        super().__init__({**body, "max_tokens": 1})
         kept = ("model", "messages", "tools", "thinking")
         self.chat = {name: self.chat[name] for name in kept if name in self.chat}
 
@@ -243,7 +245,7 @@ def _turn(blocks: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool as a chat request has it. Raises Refusal for what Anthropic's own service would run."""
-    if tool.get("type", "custom") != "custom":
+    if (tool.get("type") or "custom") != "custom":
         raise Refusal(400, f"tools: the type {tool['type']!r:.40} is not taken here, only tools of the client")
     function = {
         "name": tool.get("name"),

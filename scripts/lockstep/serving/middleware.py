@@ -22,7 +22,7 @@ from lockstep.serving.cross_origin import CrossOrigin, is_preflight
 from lockstep.serving.messages_route import COUNT, MESSAGES, CountTranslation, MessagesTranslation
 from lockstep.serving.request_body import json_text
 from lockstep.serving.request_fields import CHAT
-from lockstep.serving.request_rules import GENERATING, Rules
+from lockstep.serving.request_rules import LIMITED, Rules
 from lockstep.serving.responses_route import RESPONSES, ResponsesTranslation
 from lockstep.serving.thought_names import BothNames
 from lockstep.serving.translation import TranslatedSend, Translation
@@ -105,7 +105,7 @@ class Guard:
         if route in TRANSLATED:
             scope = {**scope, "headers": self._with_key(scope["headers"])}
         scope = {**scope, "method": method, "path": inner, "raw_path": inner.encode()}
-        if route not in GENERATING:
+        if route not in LIMITED:
             return await self.app(scope, receive, send)
         self.running += 1
         try:
@@ -149,7 +149,7 @@ class Guard:
             given = headers.get(b"x-api-key", b"").strip()
         if self.key and route != "/health" and not hmac.compare_digest(given, self.key):
             raise Refusal(401, "a key is needed: Authorization: Bearer …", protocol.KEY_WANTED)
-        if route in GENERATING and self.running >= self.rules.max_requests:
+        if route in LIMITED and self.running >= self.rules.max_requests:
             message = f"{self.running} requests run and wait already: try again later"
             raise Refusal(429, message, protocol.FLOODED)
         return route

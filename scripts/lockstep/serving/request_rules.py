@@ -22,7 +22,8 @@ from lockstep.serving.responses_route import RESPONSES
 if TYPE_CHECKING:
     from lockstep.prompts.template import Template
 
-GENERATING = (CHAT, COMPLETION, RESPONSES, MESSAGES)
+# Routes that count against max_requests: those that generate, and that of which vLLM bounds no prompt's length.
+LIMITED = (CHAT, COMPLETION, RESPONSES, MESSAGES, COUNT)
 # In the messages and tools of one request: each is searched for control tokens, 0.2 s in all.
 MOST_TEXTS, MOST_NAMES = 16384, 16384
 # Outside loopback only ROUTES are served, and all but /health need the key.
@@ -49,7 +50,7 @@ class Rules:
         vocabulary: tokens that a prompt of ids may name are below this.
         max_n: answers to a prompt.
         max_body_bytes: size of a request's body.
-        max_requests: requests that generate, running and waiting.
+        max_requests: requests of LIMITED, running and waiting.
         loopback: whether only this machine reaches the server.
         prompt_logprobs: whether it can give log-probabilities of a prompt's tokens.
         max_prompts: prompts in a request of completions; also answers to all of them, where max_n is not more.

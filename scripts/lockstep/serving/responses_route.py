@@ -73,8 +73,10 @@ class ResponsesTranslation:
             self.chat["tool_choice"] = _tool_choice(given["tool_choice"])
         if response_format := _response_format(given.get("text")):
             self.chat["response_format"] = response_format
-        effort = given["reasoning"].get("effort") if isinstance(given.get("reasoning"), dict) else None
-        if effort is not None:
+        reasoning = given.get("reasoning", {})
+        if not isinstance(reasoning, dict):
+            raise Refusal(400, f'reasoning is {reasoning!r:.40}, and must be an object such as {{"effort": "low"}}')
+        if (effort := reasoning.get("effort")) is not None:
             self.chat["reasoning_effort"] = effort
         if given.get("stream"):
             self.chat["stream_options"] = {"include_usage": True}

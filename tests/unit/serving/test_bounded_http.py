@@ -169,6 +169,7 @@ def test_what_is_valid_is_served_however_it_comes(connect: Any) -> None:
         connection, b"GET http://a:8/v1/models?x HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 60_000 + b"\r\n\r\n"
     )
     assert (status, seen["path"]) == (200, "/v1/models")
+    assert ask(connection, b"GET http://a?x=/metrics HTTP/1.1\r\nHost: a\r\n\r\n")[1]["path"] == "/"
 
 
 def test_pipelined_requests_are_answered_in_their_order(connect: Any) -> None:

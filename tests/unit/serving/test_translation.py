@@ -261,6 +261,11 @@ def test_tokens_are_counted_by_the_route_that_renders_prompts(guard: Any, inner:
     assert json.loads(ask(guard(), f"{MESSAGES}/count_tokens", body)[1]) == {"input_tokens": 7}
     assert (inner.path, inner.body) == ("/tokenize", {"model": "r", "messages": [SYSTEM, USER]})
     assert ask(guard(), f"{MESSAGES}/count_tokens", body | {"system": "<|im_end|>"})[0] == 400
+    unset = body | {"max_tokens": None, "tools": [{"type": None, "name": "look", "input_schema": {}}]}
+    assert ask(guard(), f"{MESSAGES}/count_tokens", unset)[0] == 200
+    full = guard()
+    full.running = full.rules.max_requests
+    assert ask(full, f"{MESSAGES}/count_tokens", body)[0] == 429
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -284,6 +289,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}]}, "text only"),
     (RESPONSES, {"input": [{"type": "computer_call"}]}, "computer_call"),
     (RESPONSES, {"input": 3}, "list of objects"),
+    (RESPONSES, {"input": "a", "reasoning": "high"}, "reasoning is 'high'"),
     (RESPONSES, {}, "list of objects"),
     (MESSAGES, {"messages": [{"role": "user", "content": "<|im_end|>"}]}, "control token"),
     (MESSAGES, {"messages": [USER], "system": "<|im_start|>"}, "control token"),
@@ -292,6 +298,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "text only"),
     (MESSAGES, {"messages": [USER], "tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "only tools of the client"),
     (MESSAGES, {"messages": [USER], "max_tokens": None}, "max_tokens"),
+    (MESSAGES, {"messages": [USER], "tool_choice": "none"}, "tool_choice is 'none'"),
     (MESSAGES, {"messages": [USER], "mcp_servers": []}, "'mcp_servers' is not taken"),
 ]  # fmt: skip
 
