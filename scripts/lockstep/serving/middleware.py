@@ -27,6 +27,7 @@ from lockstep.serving.responses_route import RESPONSES, ResponsesTranslation
 from lockstep.serving.thought_names import BothNames
 from lockstep.serving.translation import TranslatedSend, Translation
 
+LARGE_BYTES = 2**16  # of a body
 BODY_SECONDS = 30.0  # for a body to arrive: a client that sends more slowly must not occupy a place
 TRANSLATED: dict[str, Callable[[dict[str, Any]], Translation]] = {
     RESPONSES: ResponsesTranslation,
@@ -46,7 +47,8 @@ class Guard:
         self.secret = os.environ[protocol.SECRET].encode()
         self.key = protocol.key().encode()
         self.cross_origin = CrossOrigin(self.rules.allowed_origins)
-        self.running, self.checking = 0, asyncio.Semaphore(1)
+        self.running = 0
+        self.checking, self.checking_large = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self.rules.template.control_token("")  # loads it now, and not while the first client waits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,7 +178,9 @@ class Guard:
         except TimeoutError as error:
             raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
         text = json_text(headers, body)
-        async with self.checking:  # in a thread, one at a time: a large body must not hold up the streams of others
+        # In a thread, and one at a time of each kind: a large body, which takes up to a second, must hold up neither
+        # the streams of others nor the chats that wait to be checked.
+        async with self.checking_large if len(body) > LARGE_BYTES else self.checking:
             try:
                 again, translation = await asyncio.to_thread(self._rewritten, route, text)
             except RecursionError as error:

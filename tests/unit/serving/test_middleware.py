@@ -272,6 +272,20 @@ def test_beyond_the_queue_others_are_turned_away(made: Made) -> None:
     assert guard.running == 0
 
 
+def test_large_bodies_that_wait_to_be_checked_hold_up_no_chat(made: Made) -> None:
+    guard = made(max_body_bytes=2**20)
+    large = json.dumps({"messages": [{"role": "user", "content": "a" * 2**17}]}).encode()
+
+    async def both() -> tuple[int, int, int]:
+        async with guard.checking_large:  # as if one were being checked
+            waiting = asyncio.create_task(ask(guard, body=large))
+            small = (await asyncio.wait_for(ask(guard), 10))[0]
+            unanswered = int(not waiting.done())
+        return small, unanswered, (await waiting)[0]
+
+    assert asyncio.run(both()) == (200, 1, 200)
+
+
 def test_no_websocket_passes(made: Made) -> None:
     sent: list[Any] = []
 
