@@ -60,8 +60,8 @@ def take(body: dict[str, Any], chat: Template, thinking: bool) -> str | None:
                 continue
             for wish in _wishes(name, body[name], chat):
                 if wish != thinking:
-                    how = "a block of thought" if thinking else "no thinking"
-                    raise Refused(f"{name}: thinking is fixed at training, and this model was trained with {how}")
+                    state = "on" if thinking else "off"  # of the prompts: the rows need not have held any thought
+                    raise Refused(f"{name}: thinking is fixed at training (--data.thinking), and {state} for this run")
             del body[name]
     except Refused as refused:
         return str(refused)

@@ -94,3 +94,5 @@ def test_where_prompts_leave_it_to_the_model_its_training_tells(trained: bool) -
     assert chat.thought_marks == ("<think>", "</think>") and not request_thinking.thinks(chat)
     assert request_thinking.thinks(chat, trained) == trained
     assert (request_thinking.take({"enable_thinking": True}, chat, trained) is None) == trained
+    reason = request_thinking.take({"enable_thinking": not trained}, chat, trained) or ""
+    assert f"and {'on' if trained else 'off'} for this run" in reason
