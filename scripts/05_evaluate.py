@@ -29,11 +29,12 @@ from lockstep.artifacts import atomic, filenames, lineage, manifest
 from lockstep.artifacts.stage import Stage
 from lockstep.client.batch_file import AnswerRecord
 from lockstep.data import user_files
-from lockstep.endpoint import address
+from lockstep.endpoint import address, server_note
 from lockstep.errors import Terminated, UserError
 from lockstep.evaluation import contestants
 from lockstep.evaluation.contestants import Case, Contestant, Task
 from lockstep.processes import busy
+from lockstep.serving import server_control
 from lockstep.settings import cli, commands
 from lockstep.settings.schema import GREEDY, Sampling
 from lockstep.settings.tree import Settings
@@ -71,7 +72,23 @@ def contestants_of(settings: Settings) -> list[Contestant]:
     if tuned.url and (tuned.url, tuned.model) == (base.url, base.model):
         raise UserError(f"--evaluate.base_url and tuned_url lead to the same model, {tuned.model} at {tuned.url}")
     others = [contestant(run, settings, run, merged_digest(run), "merged") for run in evaluate.runs]
+    for who, run in zip((base, tuned, *others), (settings.run, settings.run, *evaluate.runs), strict=True):
+        check_not_served(who, run)
     return [base, tuned, *others]
+
+
+def check_not_served(who: Contestant, run: str) -> None:
+    """Refuse now, and not after the answers of others, where a server of this run is in the way of the one to come."""
+    folder = paths.run_dir(run) / address.FOLDERS[who.mode == "base"]
+    note = None if who.url else server_note.current(folder)
+    if note:
+        asked = ""
+        if who.name in ("base", "tuned"):
+            asked = f", or have that one asked with --evaluate.{who.name}_url {note.url}"
+        raise UserError(
+            f"{paths.label(folder.parent)} is served at {note.url}, and the evaluation starts a server of its own: "
+            f"run `{server_control.stop_command(folder)}` first{asked}"
+        )
 
 
 def contestant(name: str, settings: Settings, run: str, weights: str, mode: str) -> Contestant:

@@ -16,6 +16,8 @@ from support import programs
 from support.misbehaving import Handler, Server
 from support.serving import Home, finished_run, reseal
 
+from lockstep.endpoint import server_note
+
 
 class Known(Handler):
     """Answers from a table, right or wrong; its tokens all have the same log-probability."""
@@ -65,6 +67,19 @@ def evaluate(home: Home, *words: str) -> subprocess.CompletedProcess[str]:
 
 def urls(base: Any, tuned: Any) -> tuple[str, ...]:
     return ("--evaluate.base_url", base.url, "--evaluate.tuned_url", tuned.url)
+
+
+def test_a_run_that_is_served_is_refused_before_anything_is_asked(home: Home) -> None:
+    folder = home.run / "serve"
+    folder.mkdir(exist_ok=True)
+    about = {"url": "http://127.0.0.1:9/v1", "model": "r", "mode": "merged", "served": {}, "grace": 0.0}
+    server_note.write(folder, "open", **about)  # this process counts as the server
+    with answering({}, -2.0) as base:
+        ended = evaluate(home, "--evaluate.base_url", base.url, "--force")
+        assert not base.seen
+    (folder / "server.json").unlink()
+    assert ended.returncode == 2 and '`make stop CONFIG= ARGS="--run r"` first, or have that one asked' in ended.stderr
+    assert "--evaluate.tuned_url http://127.0.0.1:9/v1\n" in ended.stderr
 
 
 def test_figures_report_and_sheet(home: Home, references: dict[str, str]) -> None:

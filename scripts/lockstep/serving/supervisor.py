@@ -210,7 +210,8 @@ def _show_example(plan: LaunchPlan) -> None:
         f"serving {plan.model} at {plan.url}; Ctrl-C or `{commands.make('stop')}` ends it. Try\n\n  {curl}\n",
         flush=True,
     )
-    goals = (commands.make("client", "--chat"), commands.make("chat"), commands.make("evaluate"))
+    served = () if plan.claim.mode == "base" else ("--evaluate.tuned_url", plan.url)
+    goals = (commands.make("client", "--chat"), commands.make("chat"), commands.make("evaluate", *served))
     cli.say(f"next, in another terminal: {', '.join(f'`{goal}`' for goal in goals)}", flush=True)
 
 
