@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from support import programs, rounding, tiny
+from support import homes, programs, rounding, tiny
 
 from lockstep import paths
 from lockstep.data.collator import IGNORE, Collator
@@ -131,8 +131,7 @@ def test_flash_attention_keeps_rows_apart(kv_heads: int) -> None:
 def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Settings of a short training of a tiny model."""
     tiny_model = tiny.model(tmp_path / "models/tiny")
-    monkeypatch.setattr(paths, "OUTPUTS", tmp_path)
-    monkeypatch.setattr(paths, "MODELS", tiny_model.parent)
+    homes.settle(monkeypatch, tmp_path)
 
     def settings(**more: str) -> Settings:
         given = {

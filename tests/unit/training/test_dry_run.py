@@ -10,9 +10,8 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from support import families, tiny
+from support import families, homes, tiny
 
-from lockstep import paths
 from lockstep.data.collator import IGNORE
 from lockstep.errors import UserError
 from lockstep.model import checkpoint_names, networks, peft_adapter
@@ -36,8 +35,7 @@ def rows(longest: int = 40) -> Dataset:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
     """Settings of a training on a family's tiny model, or on the tiny Llama."""
-    monkeypatch.setattr(paths, "OUTPUTS", tmp_path / "outputs")
-    monkeypatch.setattr(paths, "MODELS", tmp_path / "models")
+    homes.settle(monkeypatch, tmp_path)
 
     def given(family: str = "", **changes: str) -> Settings:
         folder = tmp_path / "models" / "base"

@@ -34,6 +34,7 @@ SIZES = (9, 30, 12, 25, 7, 18, 40, 11)
 
 @pytest.fixture
 def build(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(paths, "HOME", tiny_model.parent.parent)  # above both
     monkeypatch.setattr(paths, "OUTPUTS", tmp_path)
     monkeypatch.setattr(paths, "MODELS", tiny_model.parent)
 
