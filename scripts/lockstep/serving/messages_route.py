@@ -222,6 +222,10 @@ def _messages(given: dict[str, Any]) -> list[dict[str, Any]]:
                 messages.append({**call, "content": block.get("content") or ""})
             if rest := [block for block in content if block.get("type") != "tool_result"]:
                 messages.append({"role": message.get("role"), "content": rest})
+    if messages and messages[-1]["role"] == "assistant":  # the template would end that turn and open another one
+        raise Refusal(
+            400, "the last message is the assistant's: the beginning of an answer is not taken here, leave it out"
+        )
     return messages
 
 

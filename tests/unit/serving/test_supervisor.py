@@ -326,7 +326,8 @@ def test_a_stop_reaches_a_start_that_still_looks_at_its_files(tmp_path: Path, wo
     merged = tmp_path / "outputs/r/merged"
     merged.mkdir(parents=True)
     os.mkfifo(merged / "manifest.json")
-    command = [sys.executable, "-m", "lockstep.serving.supervisor", "start", "--run", "r", *words]
+    place = ["--run", "r", "--serve.port", str(free_port())]
+    command = [sys.executable, "-m", "lockstep.serving.supervisor", "start", *place, *words]
     starting = subprocess.Popen(
         command, cwd=tmp_path, env=script_environment(tmp_path, PYTHONPATH=str(ROOT / "scripts")), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
