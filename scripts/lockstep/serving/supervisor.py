@@ -35,6 +35,7 @@ from lockstep.settings.tree import Settings
 from lockstep.text import language
 
 STOPPED = "the server was stopped before it had opened"
+UNOPENED = 5.0  # seconds to end in for vLLM that nobody was let in to; while it loads, it does not listen to signals
 OPEN = "open"  # the file by which the middleware knows that others are let in
 
 Prove = Callable[[Server, Claim, Tell], dict[str, Any]]
@@ -78,7 +79,8 @@ def _run(plan: LaunchPlan, prove: Prove) -> int:
         finally:
             for number in numbers:
                 signal.signal(number, signal.SIG_IGN)
-            _shut_down(plan, server, opened)
+            grace = plan.timing.grace
+            _shut_down(plan, server, opened, grace if "open" in states else min(grace, UNOPENED))
 
 
 def _serve(plan: LaunchPlan, server: Server, opened: Path, prove: Prove, states: list[State]) -> NoReturn:
@@ -114,13 +116,13 @@ def _serve(plan: LaunchPlan, server: Server, opened: Path, prove: Prove, states:
     raise UserError(f"the server ended by itself (exit code {process.wait()}): {launch.last_error(log)}")
 
 
-def _shut_down(plan: LaunchPlan, server: Server, opened: Path) -> None:
-    """Let nothing new in, let what is in flight end, and leave no process behind."""
+def _shut_down(plan: LaunchPlan, server: Server, opened: Path, grace: float) -> None:
+    """Let nothing new in, let what is in flight end within `grace` seconds, and leave no process behind."""
     with contextlib.suppress(OSError):
         opened.unlink(missing_ok=True)
     left = 0.0
     try:
-        left = _let_finish(server, plan.timing.grace)
+        left = _let_finish(server, grace)
     finally:
         process_tree.end_all(left)
         with contextlib.suppress(OSError):

@@ -210,3 +210,12 @@ def test_what_the_gate_has_found_is_translated_part_by_part(chinese: None) -> No
         "步调一致：47 条标准提示词与训练时的 token 相同，对数概率与训练出来的模型平均每个 token 相差不超过 0.0243 nat，"
         "训练的效果为 1.00（满分 1），100% 的回答自行停止（a/gate_report.json）"
     )
+
+
+def test_a_setting_of_a_config_is_named_in_chinese(chinese: None) -> None:
+    assert language.translated("error: train.lr in a.yaml: no such setting (did you mean train.learning_rate?)") == (
+        "错误：a.yaml 里的 train.lr：没有这个设置（是不是想写 train.learning_rate？）"
+    )
+    assert language.translated(
+        "error: train.seed in a.yaml: input should be a valid number, unable to parse string as a number (got 'x')"
+    ) == ("错误：a.yaml 里的 train.seed：应为数字（给的是 'x'）")
