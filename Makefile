@@ -49,7 +49,7 @@ parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS=$(call quoted,$(subst $$,$$$$,$(RUN))) ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor demo bench test test-e2e test-faults test-gpu test-clients lint format lock lock-check clean
+.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor demo bench test test-long test-e2e test-faults test-gpu test-clients lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -152,7 +152,10 @@ bench: setup $(TOY) ## put the server under load, merged and as base + adapter: 
 	ACCEL=$(ACCEL) $(PY) benchmarks/serve.py $(FLAGS)
 
 test: .venv/dev.stamp ## the tests (CPU, no network)
-	CUDA_VISIBLE_DEVICES= $(PY) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow and not e2e and not gpu and not faults" $(ARGS)
+	CUDA_VISIBLE_DEVICES= $(PY) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow and not e2e and not gpu and not faults and not long" $(ARGS)
+
+test-long: .venv/dev.stamp ## whole trainings that are killed, interrupted and spread over processes
+	CUDA_VISIBLE_DEVICES= $(PY) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "long and not slow" $(ARGS)
 
 test-e2e: .venv/dev.stamp ## a tiny model through all stages and the real vLLM server
 	$(PY) -m pytest -m "e2e and not slow" $(ARGS)

@@ -1,6 +1,6 @@
 """docs/reliability.md out of the figures that a test run collected.
 
-Run     LOCKSTEP_FIGURES=figures.json make test test-e2e test-faults
+Run     LOCKSTEP_FIGURES=figures.json make test test-long test-e2e test-faults
         .venv/bin/python tests/faults/write_reliability.py figures.json
 """
 
@@ -23,7 +23,7 @@ Each promise is attacked by tests; a case is one attack. The figures are those o
 How to run it again:
 
 ```
-LOCKSTEP_FIGURES=figures.json make test test-e2e test-faults
+LOCKSTEP_FIGURES=figures.json make test test-long test-e2e test-faults
 .venv/bin/python tests/faults/write_reliability.py figures.json
 HYPOTHESIS_PROFILE=long .venv/bin/python -m pytest tests/unit/test_fuzzing.py
 LOCKSTEP_KILLS=every .venv/bin/python -m pytest -m faults tests/faults/test_kills.py

@@ -167,6 +167,7 @@ def test_where_the_4_bit_error_is_large_the_usual_merge_is_measured_and_refused(
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
+@pytest.mark.long
 @pytest.mark.promise("Models made to harm are refused before anything of theirs runs")
 @pytest.mark.parametrize(
     ("spoil", "says"),

@@ -189,6 +189,7 @@ def test_training_learned_something(built: Path) -> None:
     assert metrics["tokens_per_second"] > 0 and metrics["peak_memory_bytes"] > 0
 
 
+@pytest.mark.long
 def test_padded_training_ends_where_training_without_padding_does(home: Path, source: Path) -> None:
     packed = json.loads((home / "outputs/r/adapter/metrics.json").read_text())
     answer = programs.run(home, "02_train_qlora.py", *common(source), *SCRIPTS["02_train_qlora.py"], "--train.padding_free", "false", "--force")  # fmt: skip
@@ -280,6 +281,7 @@ def test_the_dequantized_base_for_adapter_serving(home: Path, source: Path) -> N
     assert "up to date" in programs.run(home, "03_merge_lora.py", *common(source), "--base").stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
     home: Path, built: Path, number: int, source: Path
@@ -337,6 +339,7 @@ def test_lora_without_quantization_and_the_chinese_instruction_template(tmp_path
     assert "no other base is needed" in programs.run(tmp_path, "03_merge_lora.py", *common(source), "--base").stdout
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not tiny.SHARED_QWEN3.exists(), reason="the real Qwen3 tokenizer is not at hand")
 def test_a_tiny_qwen3_with_the_real_tokenizer(tmp_path: Path) -> None:
     tiny.qwen3(tmp_path / "tiny")
@@ -364,7 +367,6 @@ def test_a_training_killed_after_its_last_step_publishes_the_same_weights(
         assert mine == clean, name
     took, clean = (json.loads((h / folder / "metrics.json").read_text()) for h in (home, built))
     assert took["train_seconds"] > 0.5 * clean["train_seconds"] > 0  # and not of the last piece, which had no step
-    assert took["tokens_per_second"] == pytest.approx(clean["tokens_per_second"], rel=0.5)
 
 
 def test_nothing_untrained_or_broken_is_published(home: Path, source: Path) -> None:

@@ -111,6 +111,7 @@ def was_on(folder: Path, name: str) -> None:
     assert is_adafactor == (name == "neft")
 
 
+@pytest.mark.long
 def test_training_goes_on_from_an_earlier_adapter(made: Path) -> None:
     fresh(made, "first"), fresh(made, "second")
     assert train(made, "first", *SHORT).returncode == 0
@@ -133,6 +134,7 @@ def test_training_goes_on_from_an_earlier_adapter(made: Path) -> None:
     assert any(name.endswith("first/adapter/adapter_model.safetensors") for name in record["inputs"])
 
 
+@pytest.mark.long
 def test_the_best_weights_are_published_and_a_stuck_training_stops(made: Path) -> None:
     # ever faster, until it goes wrong whatever the rounding
     wild = (
@@ -224,6 +226,7 @@ def newest_checkpoint(folder: Path) -> str:
 NOTHING_YET = "there is no checkpoint yet, so the same command starts from the beginning"
 
 
+@pytest.mark.long
 def test_sigterm_saves_at_the_next_step_exits_75_and_the_same_command_goes_on(made: Path, whole: bytes) -> None:
     folder = fresh(made, "term")
     training = started(made, "term", *LONG)
@@ -254,6 +257,7 @@ def test_sigterm_while_loading_exits_75_at_once(made: Path) -> None:
     assert not (made / "outputs/early/adapter").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("saved", [False, True])
 def test_ctrl_c_says_what_remains(made: Path, whole: bytes, saved: bool) -> None:
     folder = fresh(made, f"ctrl-c-{saved}")
@@ -274,6 +278,7 @@ def test_ctrl_c_says_what_remains(made: Path, whole: bytes, saved: bool) -> None
     assert (folder / "adapter/adapter_model.safetensors").read_bytes() == whole
 
 
+@pytest.mark.long
 def test_kills_at_random_times_end_with_the_same_weights(made: Path, whole: bytes) -> None:
     folder, chance = fresh(made, "kill"), random.Random(3)
     log = folder / "metrics.jsonl"
@@ -309,9 +314,12 @@ def every(made: Path) -> Path:
 def told(folder: Path) -> list[dict[str, float]]:
     """metrics.jsonl without what depends on the machine."""
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "tokens_per_second"} for record in log]
+    return [
+        {key: value for key, value in record.items() if key not in ("tokens_per_second", "seconds")} for record in log
+    ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [12, 36, 40, 64])
 def test_a_resume_within_and_between_epochs_ends_with_the_same_weights(
     made: Path, whole: bytes, every: Path, step: int
@@ -348,6 +356,7 @@ def interrupted(home: Path, run: str, *given: str) -> Path:
     return found[0]
 
 
+@pytest.mark.long
 def test_force_starts_afresh_and_a_forced_training_that_was_interrupted_goes_on(made: Path, whole: bytes) -> None:
     interrupted(made, "force", *LONG)
     step = train(made, "force", *LONG, "--force")
@@ -422,6 +431,7 @@ def is_ddp(notes: Path, fast: bool) -> bool:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["cpu", "fsdp2-config-on-cpus"])
 def test_two_processes_have_the_loss_curve_of_one(made: Path, alone: list[float], tmp_path: Path, kind: str) -> None:
     """Both are DDP: accelerate 1.15 never applies FSDP on CPUs. With its config the cautious ways are taken all the same,
@@ -444,6 +454,7 @@ def test_two_processes_have_the_loss_curve_of_one(made: Path, alone: list[float]
     assert merged.returncode == 0, merged.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and iproute2")
 def test_two_hosts_have_the_loss_curve_of_one(made: Path, alone: list[float], tmp_path: Path) -> None:
     """Two network namespaces stand for two hosts that share a disk."""
