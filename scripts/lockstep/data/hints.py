@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable
 
+from lockstep.data import keys
 from lockstep.data.records import Reject
 from lockstep.text.unicode import drop_controls
 
@@ -47,8 +48,10 @@ def _json(reject: Reject) -> str:
 
 
 def _near(reject: Reject) -> str:
-    ours = reject.detail.partition(" is not ")[2].split(" ")[0]
-    return f"rename it, or read it with --data.columns {ours}={ours}" if ours else "rename or remove one of them"
+    quoted, _, rest = reject.detail.partition(" is not ")
+    ours, theirs = rest.split(" ")[0], keys.fold(quoted)  # columns are found whatever spaces surround their names
+    column = ours if theirs.isascii() else theirs
+    return f"rename it, or read it with --data.columns {ours}={column}" if ours else "rename or remove one of them"
 
 
 def _preference(reject: Reject) -> str:

@@ -37,7 +37,8 @@ ANSWERS = (
     "output", "completion", "response", "answer", "assistant", "gpt", "bot",
     "答案", "回答", "答", "回复", "输出", "助手", "回應",
 )  # fmt: skip
-CONTEXTS = ("input", "context", "输入", "上下文")
+CHINESE_INPUT = "输入"
+CONTEXTS = ("input", "context", CHINESE_INPUT, "上下文")
 SYSTEMS = ("system", "system_prompt", "系统", "系统提示")
 CONVERSATIONS = ("conversation", "dialog", "dialogue", "turns", "chat", "对话")
 
@@ -122,6 +123,8 @@ def near_miss(fields: Mapping[str, Any], known: Sequence[str]) -> tuple[str, str
     if not unread or len(unread) > 1000:  # a record of thousands of keys is a table of another kind
         return None
     folded = {fold(name): name for name in known}
+    if "input" in known and is_empty(fields.get("input")):  # a question that would be trained without its second part
+        folded |= {fold(CHINESE_INPUT): "input"}
     return next(((name, folded[fold(name)]) for name in unread if fold(name) in folded), None)
 
 

@@ -168,6 +168,7 @@ def test_a_reject_says_what_its_keys_tell() -> None:
     for record, reason, detail in (
         ({"instruction ": "q", "output": "a"}, "missing_instruction", "'instruction ' is not instruction"),
         ({"instruction": "q", "in\u200bput": "c", "output": "a"}, "unclear_key", "'in\\u200bput' is not input"),
+        ({"instruction": "q", "输入 ": "c", "output": "a"}, "unclear_key", "'输入 ' is not input"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference_pair", "chosen and rejected"),
         ({"input": {"messages": []}, "preferred_output": [1], "non_preferred_output": [2]}, "preference_pair", "preferred_output and"),
         ({"messages": [{"speaker": "a", "text": "b"}]}, "unknown_role", "whose keys are speaker, text"),

@@ -177,7 +177,8 @@ def test_a_refusal_is_one_line_that_shows_the_first_row_and_what_helps() -> None
         ledger = Ledger(SPLITS)
         ledger.drop("a", "bad_json", Reject("a", 2, "bad_json", detail, text, 2))
         assert helps in str(ledger.problem(WHOLE))
-    near = Reject("a", 2, "unclear_key", "'input ' is not input", "", 2, ())
-    ledger = Ledger(SPLITS)
-    ledger.drop("a", near.reason, near)
-    assert str(ledger.problem(WHOLE)).endswith("read it with --data.columns input=input")
+    for theirs, column in (("input ", "input"), ("输入 ", "输入")):
+        near = Reject("a", 2, "unclear_key", f"{theirs!r} is not input", "", 2, ())
+        ledger = Ledger(SPLITS)
+        ledger.drop("a", near.reason, near)
+        assert str(ledger.problem(WHOLE)).endswith(f"read it with --data.columns input={column}")
