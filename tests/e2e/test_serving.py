@@ -218,7 +218,7 @@ def test_nobody_is_let_in_before_the_gate_opens_and_nobody_without_the_key_after
             answers += [ask(url + path, body, method, Authorization="Bearer wrong")[0] for method in ("GET", "POST")]
             assert set(answers) <= ({200, 405} if path == "/health" else {401, 404, 405}), path
             with_key = ask(url + path, body, "POST", Authorization=f"Bearer {key}")[0]
-            if path in (CHAT, f"{CHAT}/", f"/{CHAT}", "/v1/messages"):
+            if path in (CHAT, f"{CHAT}/", f"/{CHAT}", "/v1/messages", "/v1/messages/count_tokens"):
                 assert with_key == 200, path
             elif path in ("/v1/completions", "/v1/responses"):
                 assert with_key == 400, path
