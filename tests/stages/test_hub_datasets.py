@@ -199,7 +199,7 @@ def test_what_the_user_changed_is_refused_and_the_way_out_is_said(get: Get, tmp_
     os.truncate(tmp_path / "data/hub/org--tiny/data/train.jsonl", 10)
     said = one_line(get("hub"))
     assert "data/hub/org--tiny/data/train.jsonl has another size" in said
-    assert "remove data/hub/org--tiny and run `make data CONFIG=" in said
+    assert "remove data/hub/org--tiny and run `make data`" in said
     (tmp_path / "data/hub/org--tiny/manifest.json").unlink()
     said = one_line(get("hub"))
     assert "did not write: move them away" in said and "--force" not in said
