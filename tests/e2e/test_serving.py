@@ -46,7 +46,7 @@ def check_what_the_gate_saw_of_texts(home: Home, found: dict[str, Any], asker: p
     assert found["row_prompts"] >= 3 and found["row_prompt_mismatches"] == 0
     spoilt = home.copy(tmp_path / "spoilt").run / "adapter"
     edit_json(spoilt / "tokenizer.json", swap_the_last_two)
-    gate_vocabulary.check(asker, "r", spoilt, 512, judged := Findings())
+    gate_vocabulary.check(asker, "r", gate_tokens.template_of(spoilt), 512, judged := Findings())
     assert judged.report == {"vocabulary": size, "vocabulary_mismatches": 1}
     assert judged.reasons == [
         f"the server has another tokenizer than training: ids from 0 to {size - 1} become another text"
@@ -54,7 +54,8 @@ def check_what_the_gate_saw_of_texts(home: Home, found: dict[str, Any], asker: p
     rows = json.loads((home.run / "adapter/reference.json").read_text(encoding="utf-8"))["rows"]
     rows[1]["messages"][0]["content"] += "?"
     rows[0]["input_ids"][4] = rows[0]["input_ids"][5]
-    gate_tokens.check_row_prompts(asker, "r", home.run / "adapter", rows, judged := Findings())
+    chat = gate_tokens.template_of(home.run / "adapter")
+    gate_tokens.check_row_prompts(asker, "r", chat, rows, judged := Findings())
     assert judged.report["row_prompts"] == found["row_prompts"] - 2  # what was cut in training is no fault
 
 

@@ -14,6 +14,8 @@ from typing import Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
+from lockstep.endpoint import protocol
+
 HEAD_BYTES = 2**16
 HEAD_FIELDS = 128
 HEAD_SECONDS = 20.0  # for a head to arrive, counted from the connection or from the first byte of a later head
@@ -27,7 +29,7 @@ ONLY_ONCE = {
     b"content-type",
     b"content-encoding",
     b"origin",
-    b"x-lockstep-secret",
+    protocol.HEADER,
 }
 
 

@@ -95,8 +95,9 @@ def _findings(server: Server, claim: Claim, name: str, tell: Tell) -> Findings:
     recorded = atomic.read_json(adapter / filenames.REFERENCE)
     findings = Findings(tell=tell)
     gate_tokens.check_prompts(server, name, folder, agreed, findings)
-    gate_tokens.check_row_prompts(server, name, adapter, recorded["rows"], findings)
-    gate_vocabulary.check(server, name, adapter, bounds.vocabulary, findings)
+    of_training = gate_tokens.template_of(adapter)
+    gate_tokens.check_row_prompts(server, name, of_training, recorded["rows"], findings)
+    gate_vocabulary.check(server, name, of_training, bounds.vocabulary, findings)
     gate_protocols.check(server, name, agreed, bounds.max_model_len, findings)
     has_other_prompts = bool(findings.reasons)
     if claim.mode == "lora":

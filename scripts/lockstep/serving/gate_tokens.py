@@ -1,5 +1,6 @@
 """The gate's first two proofs: prompts become the tokens of training, and answers end at its stop tokens."""
 
+import copy
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
 from lockstep.prompts import contract, template, vocabulary
+from lockstep.serving import request_messages
 from lockstep.serving.gate_findings import Findings
 from lockstep.serving.probe import Server
 
@@ -31,7 +33,8 @@ def foresee(folder: Path, adapter: Path) -> dict[str, Any]:
     if wrong:
         reasons = [_other_tokens(folder, agreed, wrong)]
     else:
-        reasons = _other_ends(folder, agreed, chat) + _other_texts(folder, adapter, agreed)
+        chats = {folder: chat} | ({adapter: template_of(adapter)} if adapter != folder else {})
+        reasons = _other_ends(folder, agreed, chat) + _other_texts(chats, agreed)
     return {"prompts": len(conversations), "token_mismatches": len(wrong), "reasons": reasons}
 
 
@@ -57,16 +60,15 @@ def check_prompts(server: Server, name: str, folder: Path, agreed: dict[str, Any
         findings.reasons.append(_other_tokens(folder, agreed, wrong))
 
 
-def check_row_prompts(server: Server, name: str, adapter: Path, rows: list[Any], findings: Findings) -> None:
+def check_row_prompts(server: Server, name: str, chat: template.Template, rows: list[Any], findings: Findings) -> None:
     """Proof 1 once more, on held-out rows: their messages become the ids that the rows begin with.
 
     Rows whose prompt was cut in training are left out.
 
     Args:
-        adapter: with the template of training.
+        chat: the tokenizer and template of training.
         rows: of the reference.
     """
-    chat = template_of(adapter)
     asked = [
         row
         for row in rows
@@ -74,7 +76,9 @@ def check_row_prompts(server: Server, name: str, adapter: Path, rows: list[Any],
     ]
 
     def is_same(row: dict[str, Any]) -> bool:
-        body = {"model": name, "messages": row["messages"]} | ({"tools": row["tools"]} if row["tools"] else {})
+        messages = copy.deepcopy(row["messages"])
+        request_messages.tidy(messages, len(messages))  # the form in which the door passes them on
+        body = {"model": name, "messages": messages} | ({"tools": row["tools"]} if row["tools"] else {})
         return bool(server.ask("/tokenize", body)["tokens"] == row["input_ids"][: row["start"]])
 
     wrong = [
@@ -152,11 +156,15 @@ def _other_tokens(folder: Path, agreed: dict[str, Any], wrong: list[str]) -> str
     )
 
 
-def _other_texts(folder: Path, adapter: Path, agreed: dict[str, Any]) -> list[str]:
-    """The reasons where a template or a vocabulary is another one, though the conversations come out the same."""
+def _other_texts(chats: dict[Path, template.Template], agreed: dict[str, Any]) -> list[str]:
+    """The reasons where a template or a vocabulary is another one, though the conversations come out the same.
+
+    Args:
+        chats: of the folder that is served, and of the adapter's.
+    """
     reasons = []
-    for place in dict.fromkeys([adapter, folder]):
-        label, chat = paths.label(place), template_of(place)
+    for folder, chat in chats.items():
+        label = paths.label(folder)
         if hashlib.sha256(chat.text.encode()).hexdigest() != agreed["template_sha256"]:
             reasons.append(f"{label}: the chat template is another text than in training")
         if difference := vocabulary.difference(agreed.get("vocabulary"), chat):

@@ -1,24 +1,22 @@
 """The gate's look at the whole vocabulary: ids become the texts of training at the server, and texts its ids."""
 
-from pathlib import Path
 from typing import Any
 
-from lockstep.serving import gate_tokens
+from lockstep.prompts.template import Template
 from lockstep.serving.gate_findings import Findings
 from lockstep.serving.probe import Server
 
 TOGETHER = 512  # ids in a request
 
 
-def check(server: Server, name: str, adapter: Path, vocabulary: int, findings: Findings) -> None:
-    """Send every id to be made text, and that text to be made ids, and compare with the adapter's tokenizer.
+def check(server: Server, name: str, chat: Template, vocabulary: int, findings: Findings) -> None:
+    """Send every id to be made text, and that text to be made ids, and compare with the tokenizer of training.
 
     Args:
         name: that clients send.
-        adapter: with the tokenizer of training.
+        chat: with the tokenizer of training.
         vocabulary: how many token ids the model has.
     """
-    chat = gate_tokens.template_of(adapter)
     ids = range(min(len(chat.tokenizer), vocabulary))
     chunks = [list(ids[start : start + TOGETHER]) for start in range(0, len(ids), TOGETHER)]
 

@@ -58,7 +58,7 @@ MEANT = {
 
 def tidy(route: str, body: dict[str, Any]) -> None:
     """Take out of a body, in place, what is null and what changes neither prompt nor decoding."""
-    _drop_nulls(body)
+    drop_nulls(body)
     for name in LEFT_OUT & body.keys():
         del body[name]
     for name, (values, _) in ONLY_AS.items():
@@ -66,7 +66,7 @@ def tidy(route: str, body: dict[str, Any]) -> None:
             del body[name]
     options = body.get("stream_options")
     if isinstance(options, dict):
-        _drop_nulls(options)
+        drop_nulls(options)
         options.pop("include_obfuscation", None)  # padding against listeners, which OpenAI's own service adds
         if not options:
             del body["stream_options"]
@@ -90,6 +90,7 @@ def refusal(route: str, body: dict[str, Any]) -> str | None:
     return None
 
 
-def _drop_nulls(fields: dict[str, Any]) -> None:
+def drop_nulls(fields: dict[str, Any]) -> None:
+    """Take out of an object, in place, what is null: it means not set."""
     for name in [name for name, value in fields.items() if value is None]:
         del fields[name]

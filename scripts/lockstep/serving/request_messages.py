@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from lockstep.data.field_checks import MEDIA_PARTS, TEXT_PARTS
+from lockstep.serving.request_fields import drop_nulls
 
 # Whatever else vLLM would take for media, by the key alone.
 MEDIA_KEYS = {
@@ -43,7 +44,7 @@ def tidy_tools(tools: Any) -> None:
 
 
 def _tidy(message: dict[str, Any]) -> str | None:
-    _drop_nulls(message)
+    drop_nulls(message)
     message.pop("task", None)  # a marker of one of vLLM's own renderers, which no data file can hold
     if message.get("audio"):
         return TEXT_ONLY
@@ -98,15 +99,10 @@ def _tidy_call(call: Any) -> None:
     """Without nulls, and with its arguments as JSON text, which is the only form that vLLM takes."""
     if not isinstance(call, dict):
         return
-    _drop_nulls(call)
+    drop_nulls(call)
     function = call.get("function")
     if isinstance(function, dict):
-        _drop_nulls(function)
+        drop_nulls(function)
         if isinstance(function.get("arguments"), dict):
             function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
         function.setdefault("arguments", "{}")
-
-
-def _drop_nulls(fields: dict[str, Any]) -> None:
-    for name in [name for name, value in fields.items() if value is None]:
-        del fields[name]

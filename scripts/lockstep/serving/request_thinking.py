@@ -12,12 +12,8 @@ from lockstep.prompts import template_source
 from lockstep.prompts.template import FAILURES, Template
 
 FIELDS = ("reasoning_effort", "reasoning", "enable_thinking", "thinking", "think", "chat_template_kwargs")
-KINDS: dict[Any, tuple[bool, ...]] = {
-    "enabled": (True,),
-    "disabled": (False,),
-    "auto": (),
-    "adaptive": (),
-}  # `thinking`
+# The types of the field `thinking` → what each asks for.
+KINDS: dict[Any, tuple[bool, ...]] = {"enabled": (True,), "disabled": (False,), "auto": (), "adaptive": ()}
 PROBE = [{"role": "user", "content": "?"}]
 OPEN = re.compile(r"[<\[][\w:]*THINK[\w:]*[>\]]\s*$", re.IGNORECASE)  # a prompt that ends in a block of thought
 # Arguments of the renderer, which no template needs to read for them to act.

@@ -30,8 +30,7 @@ def alone(folder: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         note = server_note.read(folder)
         where = f" at {note.url} by process {note.pid}" if note else ""
-        label = paths.label(folder.parent)
-        raise UserError(f"{label} is already served{where}: run `{stop_command(folder)}` first") from error
+        raise UserError(f"{already(folder)}{where}: run `{stop_command(folder)}` first") from error
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ _WORDS = {
     "lora.lora_alpha": "alpha",
     "lora.lora_dropout": "dropout",
     "lora.target_modules": "lora_target lora_target_modules target targets target_module lora_target_linear "
-    "lora_modules lora_target lora_target_modules target targets target_module lora_target_linear lora_modules",
+    "lora_modules",
     "lora.modules_to_save": "additional_target lora_modules_to_save modules_to_train",
     "lora.use_rslora": "rslora peft_use_rslora",
     "lora.use_dora": "dora peft_use_dora",
@@ -81,7 +81,7 @@ _WORDS = {
     "serve.max_model_len": "context_length ctx_len context_len max_context max_context_length vllm_maxlen n_ctx ctx",
     "serve.max_num_seqs": "max_concurrency max_batch max_seqs",
     "serve.gpu_memory_utilization": "gpu_memory gpu_util gpu_memory_fraction vllm_gpu_util mem_fraction "
-    "gpu_utilization gpu_memory gpu_util gpu_memory_fraction vllm_gpu_util mem_fraction gpu_utilization",
+    "gpu_utilization",
     "serve.tensor_parallel_size": "tp tp_size tensor_parallel num_gpus gpus tensor_parallelism",
     "serve.pipeline_parallel_size": "pp pp_size pipeline_parallel",
     "serve.data_parallel_size": "dp dp_size data_parallel",

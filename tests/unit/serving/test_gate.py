@@ -15,7 +15,7 @@ from lockstep.serving.probe import Server
 def leave_to_the_real_server(monkeypatch: pytest.MonkeyPatch, *proofs: str) -> None:
     """Proofs that need a server's answers, where those are not at stake."""
     monkeypatch.setattr(gate_vocabulary, "check", lambda *_: None)
-    for proof in ("check_row_prompts", *proofs):
+    for proof in ("template_of", "check_row_prompts", *proofs):
         module = gate_log_probs if proof in ("check_rows", "check_chats") else gate_tokens
         monkeypatch.setattr(module, proof, lambda *_: None)
 

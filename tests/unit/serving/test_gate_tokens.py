@@ -100,3 +100,23 @@ def test_what_no_golden_conversation_shows_is_seen_in_the_files(
     report = gate_tokens.foresee(folders["served"], folders["adapter"])
     assert report["token_mismatches"] == 0
     assert len(report["reasons"]) == 1 and report["reasons"][0].endswith(reason) and where in report["reasons"][0]
+
+
+def test_thoughts_of_held_out_rows_are_asked_under_the_name_that_tokenize_knows(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's /tokenize leaves `reasoning_content` out: a right server would be refused."""
+    chat = gate_tokens.template_of(adapter)
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "reasoning_content": "c"},
+        {"role": "user", "content": "d"},
+    ]
+    ids = chat.prompt_ids(turns)
+    asked: list[dict] = []
+    monkeypatch.setattr(Server, "ask", lambda self, path, body: asked.append(body) or {"tokens": ids})
+    row = {"row": "f:1", "messages": turns, "tools": None, "input_ids": [*ids, 9], "start": len(ids)}
+    gate_tokens.check_row_prompts(Server("http://127.0.0.1:9/v1", "s"), "r", chat, [row], found := Findings())
+    assert found.report == {"row_prompts": 1, "row_prompt_mismatches": 0}
+    assert asked[0]["messages"][1] == {"role": "assistant", "content": "b", "reasoning": "c"}
+    assert "reasoning_content" in turns[1]
