@@ -30,7 +30,9 @@ def alone(folder: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         note = server_note.read(folder)
         where = f" at {note.url} by process {note.pid}" if note else ""
-        raise UserError(f"{already(folder)}{where}: run `{stop_command(folder)}` first") from error
+        raise UserError(
+            f"{paths.label(folder.parent)} is already served{where}: run `{stop_command(folder)}` first"
+        ) from error
     try:
         yield
     finally:
