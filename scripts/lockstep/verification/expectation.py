@@ -1,0 +1,22 @@
+"""What the trained model does, as an endpoint is held against it: in the form in which a run puts it on record."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What an endpoint must do if it serves the trained model.
+
+    Attributes:
+        source: where it comes from, for people: a bundle, a run, or the files that it was computed from here.
+        contract: as contract.json: golden conversations with their prompt ids, stop ids, the vocabulary's digests.
+        reference: as reference.json: log-probabilities of the trained model, and of its base; None: only tokens are
+            known.
+        sampling: what generation_config.json says of sampling, by transformers' names; nothing else was asked for.
+    """
+
+    source: str
+    contract: dict[str, Any]
+    reference: dict[str, Any] | None
+    sampling: dict[str, Any]
