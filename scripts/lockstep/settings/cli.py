@@ -53,11 +53,8 @@ def parser(description: str, *sections: str) -> argparse.ArgumentParser:
         description: the script's docstring.
         sections: those whose settings --help shows; the settings of all sections are accepted.
     """
-    arguments = _Parser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    arguments = plain_parser(description)
     arguments.add_argument("--config", metavar="FILE", type=Path, help="YAML file with what differs from the defaults")
-    language_option(arguments)
     group = arguments.add_argument_group("settings (the same names as in the YAML file)")
     for name, field in tree.leaves():
         shown = name.split(".")[0] in {"run", *sections}
@@ -65,6 +62,15 @@ def parser(description: str, *sections: str) -> argparse.ArgumentParser:
         default = "" if value in (None, (), {}) else f" [{_spell(value)}]"
         text = f"{field.description}{default}".replace("%", "%%") if shown else argparse.SUPPRESS
         group.add_argument(f"--{name}", metavar=tree.type_name(field), default=argparse.SUPPRESS, help=text)
+    return arguments
+
+
+def plain_parser(description: str) -> argparse.ArgumentParser:
+    """A parser without settings, for a program that needs no run."""
+    arguments = _Parser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    language_option(arguments)
     return arguments
 
 
