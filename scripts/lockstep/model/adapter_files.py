@@ -64,8 +64,8 @@ def read(folder: Path) -> AdapterDelta:
             partner, or an adapter that changes nothing.
     """
     config = read_config(folder)
-    _refuse_unsupported(config)
-    return of_tensors(_load(folder), config)
+    refuse_unsupported(config)
+    return of_tensors(load_tensors(folder), config)
 
 
 def of_tensors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> AdapterDelta:
@@ -132,7 +132,8 @@ def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _load(folder: Path) -> dict[str, Tensor]:
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of an adapter's file, by the names in it. Raises UserError where there is none that can be read."""
     file = folder / filenames.ADAPTER_WEIGHTS
     if not file.exists():
         hint = ""
@@ -160,7 +161,8 @@ def _owners(tensors: Mapping[str, Tensor], ending: str) -> list[str]:
     return sorted(name.removesuffix(ending) for name in tensors if name.endswith(ending))
 
 
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+def refuse_unsupported(config: Mapping[str, Any]) -> None:
+    """Raise UserError where an adapter uses an option that this merge does not know."""
     used = [key for key in UNSUPPORTED if config.get(key)]
     if config.get("peft_type", "LORA") != "LORA":
         used.append(f"peft_type {config['peft_type']}")

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-PASSED, FAILED, UNKNOWN = "passed", "failed", "unknown"
+PASSED: Final = "passed"
+FAILED: Final = "failed"
+UNKNOWN: Final = "unknown"
 PROOFS = ("weights", "adapter", "tokens", "stops", "sampling")
 # What a model can be instead of the trained one; `found` in verify.json.
 DIAGNOSES = frozenset(
