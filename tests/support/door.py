@@ -46,8 +46,10 @@ def check_fields(url: str) -> None:
     status, answer = ask(url + COMPLETION, {"prompt": "Hello", "max_completion_tokens": 50})
     assert status == 400 and "takes 'max_tokens'" in answer["error"]["message"]
     long = [{"role": ("user", "assistant")[turn % 2], "content": "a"} for turn in range(1031)]
-    status, answer = ask(url + CHAT, {"messages": long, "max_tokens": 2})
-    assert status == 400 and "maximum context length" in answer["error"]["message"], answer  # of the tiny model
+    for messages in (long, [{"role": "user", "content": "tea " * 20_000}]):
+        status, answer = ask(url + CHAT, {"messages": messages, "max_tokens": 2})
+        assert status == 400 and "maximum context length" in answer["error"]["message"], answer  # of the tiny model
+    assert answer["error"]["code"] == "context_length_exceeded"
 
 
 def check_messages(url: str, ids: Any) -> None:
@@ -61,6 +63,27 @@ def check_messages(url: str, ids: Any) -> None:
         ([{"role": "user", "content": MARKED}], [hi]),
         ([{"role": "user", "content": [*MARKED, *MARKED]}], [{"role": "user", "content": "Say hi.\nSay hi."}]),
         ([{"role": "developer", "content": MARKED}, hi], [{"role": "system", "content": "Say hi."}, hi]),
+        # vLLM would put all that it takes for a system message at the front of a chat with a developer's in it
+        (
+            [
+                {"role": "system", "content": "a"},
+                hi,
+                {"role": "assistant", "content": "b"},
+                {"role": "developer", "content": "c"},
+                hi,
+                {"role": "system", "content": "d"},
+                hi,
+            ],
+            [
+                {"role": "system", "content": "a"},
+                hi,
+                {"role": "assistant", "content": "b"},
+                {"role": "system", "content": "c"},
+                hi,
+                {"role": "system", "content": "d"},
+                hi,
+            ],
+        ),
         (
             [hi, {"role": "assistant", "content": None, "refusal": "No.", "audio": None, "tool_calls": None}, hi],
             [hi, {"role": "assistant", "content": "No."}, hi],

@@ -220,7 +220,7 @@ class Template:
         pattern = self._not_in_answers if by_assistant else self._control
         match = pattern.search(text)
         if match is None and not text.isascii():
-            text = self._normalized(text)
+            text = self.normalized(text)
             match = pattern.search(text)
         for pieces in () if match else self._cuts(text):
             if match := pattern.search("".join(pieces)):
@@ -263,7 +263,7 @@ class Template:
 
     def seam_token(self, texts: Sequence[str]) -> str | None:
         """A control token that could arise where two texts of a conversation meet, though neither contains it."""
-        whole = [text if text.isascii() else self._normalized(text) for text in texts]
+        whole = [text if text.isascii() else self.normalized(text) for text in texts]
         return self._seams.token([*whole, *self.pieces(whole)])
 
     def pieces(self, texts: Iterable[str]) -> list[str]:
@@ -286,7 +286,7 @@ class Template:
     def _cut(self) -> re.Pattern[str]:
         return _any_of({*cut_words(self.text), *self.answer_tokens})
 
-    def _normalized(self, text: str) -> str:
+    def normalized(self, text: str) -> str:
         """The text as the tokenizer sees it: some turn ＜ into <, and a control token may appear."""
         core = getattr(self.tokenizer, "backend_tokenizer", None)
         return cast(str, core.normalizer.normalize_str(text)) if core and core.normalizer else text

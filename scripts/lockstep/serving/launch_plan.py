@@ -232,6 +232,7 @@ def _rules(settings: Settings, subject: Subject, loopback: bool, cuda: bool, too
         max_prompts=serve.max_prompts,
         allowed_origins=list(serve.allowed_origins),
         tools=tools,
+        max_model_len=serve.max_model_len,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from socket import socket
 
 from lockstep.endpoint import protocol
+from lockstep.serving import anthropic_forms, routes
 from lockstep.serving.answers import Receive, Refusal, Scope, Send, drain_body, refuse
 from lockstep.serving.cross_origin import CrossOrigin
 
@@ -47,4 +48,5 @@ class LoadingServer:
         if await self.cross_origin.answer_preflight(scope, headers, send):
             return
         await drain_body(headers, receive, MOST_BYTES)
-        await refuse(Refusal(503, f"the server is loading its model: {self.state()}", protocol.LOADING), receive, send)
+        refusal = Refusal(503, f"the server is loading its model: {self.state()}", protocol.LOADING)
+        await refuse(refusal, receive, send, anthropic_forms.are_read(routes.canonical(scope["path"]), headers))

@@ -8,20 +8,28 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from lockstep.serving import anthropic_forms
 from lockstep.serving.answers import Refusal
 from lockstep.serving.request_fields import CHAT, TOKENIZE
 from lockstep.serving.translation import Event
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 SAME = {"model", "max_tokens", "temperature", "top_p", "top_k", "stream", "thinking"}
-LEFT_OUT = {"metadata", "service_tier", "cache_control"}  # change neither prompt nor decoding
+# Change neither prompt nor decoding here. `context_management` asks the service to leave old results of tools and
+# thoughts out of a conversation that grows too long; the whole of it is read here.
+LEFT_OUT = {
+    "metadata", "service_tier", "cache_control", "context_management", "diagnostics", "inference_geo", "speed", "betas",
+    "billing_policy", "fallbacks", "fallback_credit_token", "user_profile_id", "workspace_id",
+}  # fmt: skip
+READ = {"messages", "system", "stop_sequences", "tools", "tool_choice", "output_config"}
+REFUSED = {
+    "compaction": "this server sums no conversations up",
+    "container": "this server runs no code",
+    "mcp_servers": "this server calls no tools by itself",
+    "thread": "nothing is stored here, send the whole conversation each time",
+}
 CHOICES = {"auto": "auto", "none": "none", "any": "required"}
 STOPS = {"length": "max_tokens", "tool_calls": "tool_use"}
-# OpenAI's kinds of errors are not Anthropic's, beyond the first.
-KINDS = {
-    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-    413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
-}  # fmt: skip
 
 
 class MessagesTranslation:
@@ -38,9 +46,9 @@ class MessagesTranslation:
 
     def __init__(self, body: dict[str, Any]) -> None:
         given = {name: value for name, value in body.items() if value is not None}
-        read = {"messages", "system", "stop_sequences", "tools", "tool_choice"}
-        if unknown := sorted(given.keys() - SAME - LEFT_OUT - read):
-            raise Refusal(400, f"the field {unknown[0]!r} is not taken here")
+        if unknown := sorted(given.keys() - SAME - LEFT_OUT - READ):
+            reason = f": {REFUSED[unknown[0]]}" if unknown[0] in REFUSED else ""
+            raise Refusal(400, f"the field {unknown[0]!r} is not taken here{reason}")
         if "max_tokens" not in given:
             raise Refusal(400, "max_tokens is missing: this protocol asks for it")
         self.chat: dict[str, Any] = {name: given[name] for name in SAME & given.keys()}
@@ -55,6 +63,8 @@ class MessagesTranslation:
             self.chat["tools"] = [_tool(tool) for tool in _list(tools, "tools")]
         if "tool_choice" in given:
             self._take_choice(given["tool_choice"])
+        if response_format := _response_format(given.get("output_config", {})):
+            self.chat["response_format"] = response_format
         if given.get("stream"):
             self.chat["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         self.id = f"msg_{uuid.uuid4().hex}"
@@ -90,8 +100,8 @@ class MessagesTranslation:
 
     def error(self, chat: dict[str, Any]) -> dict[str, Any]:
         error = chat.get("error", {})
-        kind = KINDS.get(error.get("code"), "api_error")
-        return {"type": "error", "error": {"type": kind, "message": str(error.get("message", ""))}}
+        code = error.get("code")
+        return anthropic_forms.error(code if isinstance(code, int) else 500, str(error.get("message", "")))
 
     def events(self, chunk: dict[str, Any]) -> Iterator[Event]:
         yield from self.stream.events(chunk)
@@ -257,6 +267,21 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
         "parameters": tool.get("input_schema"),
     }
     return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
+
+
+def _response_format(config: Any) -> dict[str, Any] | None:
+    """`response_format` of a chat request. Raises Refusal.
+
+    Effort and budget change nothing, as thinking is that of training.
+    """
+    if not isinstance(config, dict) or (unknown := sorted(config.keys() - {"effort", "format", "task_budget"})):
+        what = unknown if isinstance(config, dict) else config
+        raise Refusal(400, f"output_config: {what!r:.40} is not taken here, only effort, format and task_budget")
+    if (chosen := config.get("format")) is None:
+        return None
+    if not isinstance(chosen, dict) or chosen.get("type") != "json_schema":
+        raise Refusal(400, f"output_config: the format {chosen!r:.60} is not taken here, only json_schema")
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": chosen.get("schema")}}
 
 
 def _use(call_id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:

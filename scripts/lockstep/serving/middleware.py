@@ -10,14 +10,15 @@ import hmac
 import json
 import os
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lockstep.artifacts import filenames
 from lockstep.endpoint import protocol, server_note
-from lockstep.serving import routes
-from lockstep.serving.answers import App, Headers, Receive, Refusal, Scope, Send, answer, body_of, drain_body, refuse
+from lockstep.serving import anthropic_forms, credentials, request_length, routes
+from lockstep.serving.answers import App, Receive, Refusal, Scope, Send, answer, body_of, drain_body, refuse
 from lockstep.serving.cross_origin import CrossOrigin, is_preflight
 from lockstep.serving.messages_route import COUNT, MESSAGES, CountTranslation, MessagesTranslation
 from lockstep.serving.request_body import json_text
@@ -47,9 +48,10 @@ class Guard:
         self.secret = os.environ[protocol.SECRET].encode()
         self.key = protocol.key().encode()
         self.cross_origin = CrossOrigin(self.rules.allowed_origins)
-        self.running = 0
+        self.running = self.arriving = 0
         self.checking, self.checking_large = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self.rules.template.control_token("")  # loads it now, and not while the first client waits
+        self.rules.length.fewest_tokens("")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -71,9 +73,10 @@ class Guard:
                 self._admit(scope, headers)  # while the body came, others may have come too, or the endpoint closed
             await self._serve(route, translation.route if translation else route, scope, receive, send)
         except Refusal as refusal:
-            if not route:
+            if not route or refusal.status == 429:
                 await drain_body(headers, receive, self.rules.max_body_bytes)
-            await refuse(refusal, receive, send)
+            to_anthropics = anthropic_forms.are_read(routes.canonical(scope["path"]), headers)
+            await refuse(refusal, receive, send, to_anthropics)
 
     async def _answer_supervisor(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the supervisor of this start, which may ask everything."""
@@ -102,11 +105,11 @@ class Guard:
         if route == "/health":  # the canary has answered; vLLM's own route would hang with its engine
             return await answer(200, {"status": "open"}, [], send)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]  # of which uvicorn sends the head alone
-        if model := routes.model_of(route):
-            return await self._show_model(model, {**scope, "method": method}, receive, send)
-        if route in TRANSLATED:
-            scope = {**scope, "headers": self._with_key(scope["headers"])}
-        scope = {**scope, "method": method, "path": inner, "raw_path": inner.encode()}
+        to_anthropics = anthropic_forms.are_read(route, dict(scope["headers"]))
+        scope = {**scope, "method": method, "headers": credentials.for_vllm(scope["headers"], self.key)}
+        if routes.model_of(route) or (route == routes.MODELS and to_anthropics):
+            return await self._show_models(route, to_anthropics, scope, receive, send)
+        scope = {**scope, "path": inner, "raw_path": inner.encode()}
         if route not in LIMITED:
             return await self.app(scope, receive, send)
         self.running += 1
@@ -115,22 +118,21 @@ class Guard:
         finally:
             self.running -= 1
 
-    def _with_key(self, headers: Headers) -> Headers:
-        """A request's headers, with the key where vLLM, behind this, looks for it."""
-        kept = [(name, value) for name, value in headers if name not in (b"authorization", b"x-api-key")]
-        return [*kept, (b"authorization", b"Bearer " + self.key)] if self.key else kept
-
-    async def _show_model(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """GET /v1/models/{model}, which OpenAI has and vLLM has not: its entry in vLLM's list."""
+    async def _show_models(self, route: str, to_anthropics: bool, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what vLLM has not, by its list of models: GET /v1/models/{model}, and Anthropic's form of the list."""
         body = bytearray()
 
         async def keep(message: MutableMapping[str, Any]) -> None:
             body.extend(message.get("body", b""))
 
         await self.app({**scope, "path": routes.MODELS, "raw_path": routes.MODELS.encode()}, receive, keep)
-        for card in json.loads(body).get("data", []):
+        cards = json.loads(body).get("data", [])
+        model = routes.model_of(route)
+        if model is None:
+            return await answer(200, anthropic_forms.models(cards), [], send)
+        for card in cards:
             if card["id"] == model:
-                return await answer(200, card, [], send)
+                return await answer(200, anthropic_forms.model(card) if to_anthropics else card, [], send)
         raise Refusal(404, f"the model {model!r:.80} does not exist: GET {routes.MODELS} lists those that do")
 
     def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
@@ -146,11 +148,8 @@ class Guard:
         listed = self.rules.routes.get(routes.MODELS if routes.model_of(route) else route)
         if scope["method"] != listed and (scope["method"], listed) != ("HEAD", "GET"):
             raise routes.not_served(scope["method"], route, self.rules.routes)
-        given = headers.get(b"authorization", b"").partition(b" ")[2].strip()
-        if route in (MESSAGES, COUNT) and b"authorization" not in headers:  # as Anthropic's clients send it
-            given = headers.get(b"x-api-key", b"").strip()
-        if self.key and route != "/health" and not hmac.compare_digest(given, self.key):
-            raise Refusal(401, "a key is needed: Authorization: Bearer …", protocol.KEY_WANTED)
+        if route != "/health":
+            credentials.check(headers, self.key)
         if route in LIMITED and self.running >= self.rules.max_requests:
             message = f"{self.running} requests run and wait already: try again later"
             raise Refusal(429, message, protocol.FLOODED)
@@ -173,19 +172,51 @@ class Guard:
         Raises:
             Refusal
         """
+        with self._place() as take:
+            reading = body_of(headers, receive, self.rules.max_body_bytes, next_piece=take)
+            try:
+                body = await asyncio.wait_for(reading, BODY_SECONDS)
+            except TimeoutError as error:
+                raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
+            again, translation = await self._checked_text(
+                route, json_text(headers, body), large=len(body) > LARGE_BYTES
+            )
+        return _whole(again, receive), translation
+
+    @contextmanager
+    def _place(self) -> Iterator[Callable[[], None]]:
+        """Hold one of the places for bodies that arrive in pieces, from the first call of what this returns.
+
+        As many may be in memory as requests may run. A body that comes whole, as those of short chats do, needs no
+        place: clients that send slowly take them, and would keep everybody else out.
+
+        Raises:
+            Refusal: by that call, where all places are taken.
+        """
+        held = False
+
+        def take() -> None:
+            nonlocal held
+            if not held and self.arriving >= self.rules.max_requests:
+                message = f"the bodies of {self.arriving} requests are on their way already: try again later"
+                raise Refusal(429, message, protocol.FLOODED)
+            self.arriving += not held
+            held = True
+
         try:
-            body = await asyncio.wait_for(body_of(headers, receive, self.rules.max_body_bytes), BODY_SECONDS)
-        except TimeoutError as error:
-            raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
-        text = json_text(headers, body)
+            yield take
+        finally:
+            self.arriving -= held
+
+    async def _checked_text(self, route: str, text: str, large: bool) -> tuple[bytes, Translation | None]:
+        """See `_rewritten`. Raises Refusal."""
         # In a thread, and one at a time of each kind: a large body, which takes up to a second, must hold up neither
         # the streams of others nor the chats that wait to be checked.
-        async with self.checking_large if len(body) > LARGE_BYTES else self.checking:
+        async with self.checking_large if large else self.checking:
             try:
-                again, translation = await asyncio.to_thread(self._rewritten, route, text)
+                return await asyncio.to_thread(self._rewritten, route, text)
             except RecursionError as error:
                 raise Refusal(400, "the body, or arguments in it, are nested too deeply") from error
-        return _whole(again, receive), translation
 
     def _rewritten(self, route: str, body: str) -> tuple[bytes, Translation | None]:
         """The body, serialised again: the server reads what was checked, whatever it would see in the original.
@@ -205,6 +236,8 @@ class Guard:
             value, route = translation.chat, translation.route
         if reason := self.rules.refusal(route, value):
             raise Refusal(400, reason)
+        if reason := self.rules.length.refusal(route, value):
+            raise Refusal(400, reason, code=request_length.CODE)
         return json.dumps(
             value, ensure_ascii=False
         ).encode(), translation  # which the check may have changed: see `Rules.refusal`

@@ -15,6 +15,11 @@ MEDIA_KEYS = {
     *MEDIA_PARTS, "input_image", "input_file", "image_pil", "image_embeds", "audio_embeds", "video_embeds",
     "prompt_embeds", "tool_reference",
 }  # fmt: skip
+# Fields of other services' answers, which clients send back and no template of ours is given; and a marker of one of
+# vLLM's own renderers.
+NOT_READ = ("annotations", "provider_specific_fields", "thinking_blocks", "reasoning_details", "task")
+# The roles that data files know. A template writes a role as it comes, and so a made-up one could say anything there.
+ROLES = ("system", "user", "assistant", "tool")
 TEXT_ONLY = "messages here hold text only: no images, audio, video or files"
 DEVELOPER = "developer"  # a system message by OpenAI's newer name; in data files, too
 
@@ -35,6 +40,15 @@ def tidy(messages: Any, most: int) -> str | None:
     return None
 
 
+def refuse_roles(messages: Any) -> str | None:
+    """Why the roles of tidied messages are refused; None where training knows them all."""
+    for message in messages if isinstance(messages, list) else ():
+        role = message.get("role") if isinstance(message, dict) else None
+        if isinstance(role, str) and role not in ROLES:
+            return f"the role {role!r:.40} is not known here: {', '.join(ROLES)} and {DEVELOPER} are"
+    return None
+
+
 def tidy_tools(tools: Any) -> None:
     """Take out of tools, in place, what vLLM would write into the prompt and no data file can hold."""
     for tool in tools if isinstance(tools, list) else ():
@@ -45,9 +59,10 @@ def tidy_tools(tools: Any) -> None:
 
 def _tidy(message: dict[str, Any]) -> str | None:
     drop_nulls(message)
-    message.pop("task", None)  # a marker of one of vLLM's own renderers, which no data file can hold
-    if message.get("audio"):
+    if any(message.get(key) for key in MEDIA_KEYS):
         return TEXT_ONLY
+    if message.get("tools"):
+        return "tools of a message are not taken here: send them as the field tools, beside messages"
     if message.get("function_call") or message.get("role") == "function":
         return "function_call and the role function are OpenAI's older form: send tool_calls and the role tool"
     if message.get("role") == DEVELOPER:
@@ -65,14 +80,24 @@ def _tidy(message: dict[str, Any]) -> str | None:
         message["content"] = "\n".join(texts)
     # One name for thoughts, as /tokenize does not know the older one; empty ones are none, as in data files.
     thoughts = [message.pop(name, None) for name in ("reasoning", "reasoning_content")]
+    if message.get("role") == "assistant":
+        thoughts.append(_detailed(message.get("reasoning_details")))
     if given := next(filter(None, thoughts), None):
         message["reasoning"] = given
+    for name in NOT_READ:
+        message.pop(name, None)
     calls = message.get("tool_calls")
     if calls == []:
         del message["tool_calls"]
     for call in calls if isinstance(calls, list) else ():
         _tidy_call(call)
     return None
+
+
+def _detailed(details: Any) -> str:
+    """The thought in `reasoning_details`, in which OpenRouter's clients send it back."""
+    parts = [part for part in details if isinstance(part, dict)] if isinstance(details, list) else []
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
 
 
 def _text_of(part: Any) -> str | None:

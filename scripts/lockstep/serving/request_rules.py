@@ -5,6 +5,7 @@ adapter mode on CPUs) stop the engine with one field. Whatever is not listed her
 """
 
 import json
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from lockstep.prompts import answer_tokens
 from lockstep.serving import request_fields, request_messages, request_thinking
 from lockstep.serving.messages_route import COUNT, MESSAGES
 from lockstep.serving.request_fields import CHAT, COMPLETION, TOKENIZE
+from lockstep.serving.request_length import LengthBound
 from lockstep.serving.responses_route import RESPONSES
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class Rules:
         max_prompts: prompts in a request of completions; also answers to all of them, where max_n is not more.
         tools: whether it reads calls of tools out of answers.
         allowed_origins: of web pages that may call it from a browser.
+        max_model_len: tokens of prompt and answer together.
     """
 
     tokenizer: str
@@ -69,6 +72,7 @@ class Rules:
     max_prompts: int
     tools: bool
     allowed_origins: list[str] = field(default_factory=list)
+    max_model_len: int = sys.maxsize
 
     @classmethod
     def read(cls, file: Path) -> "Rules":
@@ -89,6 +93,11 @@ class Rules:
         chat = template.load(folder, text, self.allow_tokens)
         chat.control_token("", by_assistant=True)  # finds these tokens now, and not while the first client waits
         return chat
+
+    @cached_property
+    def length(self) -> LengthBound:
+        """What a request's text may have at the most."""
+        return LengthBound(self.template, self.max_model_len)
 
     @cached_property
     def thinking(self) -> bool:
@@ -124,7 +133,8 @@ class Rules:
             return "prompt_logprobs and echo stop vLLM's engine while it serves adapters on a CPU: take logprobs"
         if route != TOKENIZE and (reason := self._refuse_tools(body)):
             return reason
-        return self._refuse_counts(body) or self._refuse_texts(body)
+        reason = self._refuse_counts(body) or self._refuse_texts(body)
+        return reason or request_messages.refuse_roles(body.get("messages"))
 
     def _refuse_tools(self, body: dict[str, Any]) -> str | None:
         """For tools whose calls this server could not read out of an answer; it may always be told to call none."""

@@ -45,16 +45,26 @@ def made(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M
 
 
 async def ask(
-    guard: Guard, path: str = CHAT, method: str = "POST", body: Any = ASK, release: Any = None, **headers: str
+    guard: Guard,
+    path: str = CHAT,
+    method: str = "POST",
+    body: Any = ASK,
+    release: Any = None,
+    hang: bool = False,
+    **headers: str,
 ) -> tuple[int, Any, dict[bytes, bytes]]:
-    """(status, JSON body, headers) of one request; `body` may be a list of chunks, None for one that is cut."""
+    """(status, JSON body, headers) of one request; `body` may be a list of chunks, None for one that is cut.
+
+    Args:
+        hang: the last chunk never comes.
+    """
     chunks = body if isinstance(body, list) else [body]
     waiting = [
         {"type": "http.disconnect"}
         if chunk is None
         else {"type": "http.request", "body": chunk, "more_body": n < len(chunks) - 1}
         for n, chunk in enumerate(chunks)
-    ]
+    ][: -1 if hang else None]
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -214,6 +224,8 @@ def test_a_key_is_asked_for_on_every_route_but_health(made: Made) -> None:
     right = {"authorization": f"Bearer {'k' * 20}"}
     for path, method in ((CHAT, "POST"), ("/metrics", "GET"), ("/v1/models", "GET"), ("/tokenize", "POST")):
         assert asyncio.run(ask(guard, path, method))[0] == 401
+        assert asyncio.run(ask(guard, path, method, authorization="Basic " + "k" * 20))[0] == 401
+        assert asyncio.run(ask(guard, path, method, x_api_key="k" * 20))[0] == 200
         assert asyncio.run(ask(guard, path, method, authorization="Bearer wrong"))[0] == 401
         assert asyncio.run(ask(guard, path, method, **right))[0] == 200
     assert asyncio.run(ask(guard, "/health", "GET"))[0] == 200
@@ -270,6 +282,27 @@ def test_beyond_the_queue_others_are_turned_away(made: Made) -> None:
 
     assert asyncio.run(flood()) == [429] * 20 + [200] * 4
     assert guard.running == 0
+
+
+def test_bodies_on_their_way_are_counted_and_keep_no_short_chat_out(made: Made) -> None:
+    guard = made(max_requests=2)
+
+    async def flood() -> tuple[list[int], int, int]:
+        slow = [ASK[:10], ASK[10:20]]  # and no end
+        held = [asyncio.create_task(ask(guard, body=[*slow, b""], hang=True)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        assert guard.arriving == 2
+        turned = [await ask(guard, body=[ASK[:10], ASK[10:]]) for _ in range(20)]
+        assert all(headers[b"retry-after"] == b"2" for _, _, headers in turned)
+        assert protocol.reason_of(turned[0][1]) == protocol.FLOODED
+        whole = (await ask(guard))[0]
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        return [status for status, _, _ in turned], whole, (await ask(guard, body=[ASK[:10], ASK[10:]]))[0]
+
+    assert asyncio.run(flood()) == ([429] * 20, 200, 200)
+    assert guard.arriving == guard.running == 0
 
 
 def test_large_bodies_that_wait_to_be_checked_hold_up_no_chat(made: Made) -> None:

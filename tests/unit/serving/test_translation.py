@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lockstep.endpoint import protocol
+from lockstep.serving import messages_route
 from lockstep.serving.middleware import Guard
 from lockstep.serving.request_rules import Rules
 
@@ -82,7 +83,9 @@ def inner() -> Inner:
 @pytest.fixture
 def guard(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: Inner) -> Callable[..., Guard]:
     def make(key: str = "") -> Guard:
-        Rules(str(tiny_model), [], 512, 8, 2**16, 2, True, True, 32, True).write(tmp_path / "rules.json")
+        Rules(str(tiny_model), [], 512, 8, 2**16, 2, True, True, 32, True, max_model_len=64).write(
+            tmp_path / "rules.json"
+        )
         for name, value in ((protocol.RULES, str(tmp_path / "rules.json")), (protocol.OPEN, str(tmp_path / "open")),
                             (protocol.SECRET, "s" * 43), (protocol.KEY, key)):  # fmt: skip
             monkeypatch.setenv(name, value)
@@ -301,6 +304,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (MESSAGES, {"messages": [USER], "max_tokens": None}, "max_tokens"),
     (MESSAGES, {"messages": [USER], "tool_choice": "none"}, "tool_choice is 'none'"),
     (MESSAGES, {"messages": [USER], "mcp_servers": []}, "'mcp_servers' is not taken"),
+    (MESSAGES, {"messages": [USER], "thread": {"type": "create"}}, "nothing is stored here"),
+    (MESSAGES, {"messages": [USER], "container": "c"}, "runs no code"),
+    (MESSAGES, {"messages": [USER], "output_config": "high"}, "output_config: 'high'"),
+    (MESSAGES, {"messages": [USER], "output_config": {"format": {"type": "xml"}}}, "only json_schema"),
+    (MESSAGES, {"messages": [{"role": "<|im_end|>", "content": "a"}, USER]}, "control token"),
+    (MESSAGES, {"messages": [{"role": "system\nsay", "content": "a"}, USER]}, "is not known here"),
 ]  # fmt: skip
 
 
@@ -347,7 +356,122 @@ def test_the_key_comes_as_either_protocol_sends_it(guard: Any, inner: Inner) -> 
     for header in ({"x_api_key": "k" * 20}, {"authorization": "Bearer " + "k" * 20}):
         assert ask(locked, MESSAGES, body, **header)[0] == 200
         assert inner.headers[b"authorization"] == b"Bearer " + b"k" * 20  # where vLLM looks for it
-    assert ask(locked, RESPONSES, {"input": "a"}, x_api_key="k" * 20)[0] == 401
+        assert ask(locked, RESPONSES, {"input": "a"}, **header)[0] == 200
+        assert inner.headers[b"authorization"] == b"Bearer " + b"k" * 20 and b"x-api-key" not in inner.headers
+    for scheme in ("Basic ", "Token ", "Bearer", "k ", ""):
+        assert ask(locked, MESSAGES, body, authorization=scheme + "k" * 20)[0] == 401
+    both = {"authorization": "Bearer " + "k" * 20, "x_api_key": "k" * 20}
+    assert ask(locked, MESSAGES, body, **both)[0] == 200
+    for other in ({"x_api_key": "wrong"}, {"authorization": "Bearer wrong"}, {"authorization": "Basic " + "k" * 20}):
+        status, text = ask(locked, MESSAGES, body, **both | other)
+        assert status == 401 and "different keys" in json.loads(text)["error"]["message"]
+
+
+def test_each_field_of_anthropics_sdk_is_decided_once() -> None:
+    from anthropic.types import message_count_tokens_params as of_count
+    from anthropic.types import message_create_params as of_messages
+    from anthropic.types.beta import message_create_params as of_beta
+
+    decided = (messages_route.SAME, messages_route.LEFT_OUT, messages_route.READ, set(messages_route.REFUSED))
+    fields = {*of_messages.MessageCreateParamsBase.__annotations__, *of_beta.MessageCreateParamsBase.__annotations__}
+    fields |= {*of_count.MessageCountTokensParams.__annotations__, "top_k", "top_p", "temperature", "stream"}
+    assert len(fields) > 25
+    for name in fields:
+        assert sum(name in names for names in decided) == 1, f"{name}: take it, leave it out, or say why not"
+
+
+def test_what_claude_code_sends_changes_neither_prompt_nor_decoding(guard: Any, inner: Inner) -> None:
+    plain = {"model": "r", "messages": [USER], "max_tokens": 9}
+    assert ask(guard(), MESSAGES, plain)[0] == 200
+    chat = inner.body
+    more = {
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}, "speed": "fast",
+        "output_config": {"effort": "high"}, "metadata": {"user_id": "<|im_end|>"}, "betas": ["a"],
+        "diagnostics": {"previous_message_id": None}, "thinking": {"type": "adaptive", "display": "summarized"},
+    }  # fmt: skip
+    status, text = ask(guard(), MESSAGES, plain | more)
+    assert status == 200 and inner.body == chat, text
+    assert ask(guard(), f"{MESSAGES}/count_tokens", plain | more)[0] == 200
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    assert (
+        ask(guard(), MESSAGES, plain | {"output_config": {"format": {"type": "json_schema", "schema": schema}}})[0]
+        == 200
+    )
+    assert inner.body["response_format"]["json_schema"]["schema"] == schema
+
+
+def of_anthropics_sdk(guard: Guard, key: str) -> Any:
+    """The SDK itself, in front of the guard."""
+    import anthropic
+    import httpx2
+
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(guard))
+    return anthropic.AsyncAnthropic(base_url="http://localhost", api_key=key, http_client=http, max_retries=0)
+
+
+def test_the_sdk_lists_models_and_raises_its_own_exceptions(guard: Any, tmp_path: Path) -> None:
+    import anthropic
+
+    locked = guard(key="k" * 20)
+
+    async def models(scope: Any, receive: Any, send: Any) -> None:
+        assert dict(scope["headers"])[b"authorization"] == b"Bearer " + b"k" * 20
+        cards = [{"id": name, "created": 1700000000, "max_model_len": 64} for name in ("r", "r-base")]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps({"object": "list", "data": cards}).encode()})
+
+    async def walk() -> None:
+        client = of_anthropics_sdk(locked, "k" * 20)
+        locked.app = models
+        listed = [model async for model in client.models.list()]
+        assert [model.id for model in listed] == ["r", "r-base"] and listed[0].created_at.year == 2023
+        assert type(listed[0]).model_validate(listed[0].model_dump()).max_input_tokens == 64
+        assert (await client.models.retrieve("r")).display_name == "r"
+        request = {"model": "r", "messages": [USER], "max_tokens": 9}
+
+        async def raised(kind: Any, what: str, asked: Any) -> None:
+            with pytest.raises(kind) as caught:
+                await asked
+            error = caught.value.body["error"]
+            assert caught.value.body["type"] == "error" and error["type"] == what and error["message"]
+
+        await raised(anthropic.NotFoundError, "not_found_error", client.models.retrieve("x"))
+        await raised(anthropic.NotFoundError, "not_found_error", client.messages.batches.list())
+        bad = request | {"messages": [{"role": "user", "content": "<|im_end|>"}]}
+        await raised(anthropic.BadRequestError, "invalid_request_error", client.messages.create(**bad))
+        count = {"model": "r", "messages": bad["messages"]}
+        await raised(anthropic.BadRequestError, "invalid_request_error", client.messages.count_tokens(**count))
+        large = request | {"messages": [{"role": "user", "content": "a" * 2**17}]}
+        await raised(anthropic.RequestTooLargeError, "request_too_large", client.messages.create(**large))
+        stranger = of_anthropics_sdk(locked, "wrong").messages.create(**request)
+        await raised(anthropic.AuthenticationError, "authentication_error", stranger)
+        locked.running = locked.rules.max_requests
+        await raised(anthropic.RateLimitError, "rate_limit_error", client.messages.create(**request))
+        (tmp_path / "open").unlink()
+        await raised(anthropic.ServiceUnavailableError, "overloaded_error", client.messages.create(**request))
+
+    asyncio.run(walk())
+
+
+def test_openais_sdk_raises_its_own_exceptions(guard: Any) -> None:
+    import httpx2
+    import openai
+
+    locked = guard(key="k" * 20)
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(locked))
+
+    async def walk() -> None:
+        address = {"base_url": "http://localhost/v1", "http_client": http, "max_retries": 0}
+        client = openai.AsyncOpenAI(api_key="k" * 20, **address)
+        with pytest.raises(openai.BadRequestError, match="control token"):
+            await client.responses.create(model="r", input="<|im_end|>")
+        with pytest.raises(openai.AuthenticationError):
+            await openai.AsyncOpenAI(api_key="wrong", **address).responses.create(model="r", input="a")
+        with pytest.raises(openai.BadRequestError, match="maximum context length") as caught:
+            await client.responses.create(model="r", input="x1" * 2**14)
+        assert caught.value.code == "context_length_exceeded" and caught.value.type == "invalid_request_error"
+
+    asyncio.run(walk())
 
 
 def test_errors_of_the_chat_route_keep_their_status(guard: Any, inner: Inner) -> None:
