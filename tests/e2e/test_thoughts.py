@@ -15,7 +15,7 @@ from lockstep.client.conversation import Conversation
 from lockstep.client.openai_client import Endpoint, request
 from lockstep.prompts import template
 from lockstep.prompts.template import Template
-from lockstep.serving import thought_parser, tool_parsers
+from lockstep.serving import tool_parsers
 from lockstep.settings.schema import Sampling
 
 pytestmark = pytest.mark.e2e
@@ -146,6 +146,8 @@ def test_our_client_goes_on_turn_after_turn(server: Served) -> None:
 
 @pytest.mark.parametrize("text", [tokenizer_families.THINKING, tokenizer_families.OPENING])
 def test_the_parser_reads_every_answer_alike_whole_and_in_pieces(text: str) -> None:
+    from lockstep.serving import thought_parser  # with vllm, which every other test's process would load, too
+
     tokenizer = tokenizer_families.thinking()
     chat = Template(tokenizer, text)
     parsing = tool_parsers._Parsing.of(chat, None, thought_parser.NAME, None)

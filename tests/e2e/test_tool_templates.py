@@ -6,8 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import trl
-from support import tiny
+from support import tiny, tokenizer_families
 from tokenizers import AddedToken
 
 from lockstep.prompts import contract
@@ -16,7 +15,7 @@ from lockstep.serving import tool_parsers
 from lockstep.settings.schema import Data
 
 pytestmark = pytest.mark.e2e
-TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+TEMPLATES = tokenizer_families.TRL_TEMPLATES
 MARKS = re.compile(r"<\|[^|<>\s]+\|>|</?(?:think|tool_call)>")
 
 

@@ -1,7 +1,10 @@
 """Small tokenizers of the kinds that models have, with added tokens that are words and such that are signs."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+TRL_TEMPLATES = Path(find_spec("trl").origin).parent / "chat_templates"  # without TRL itself, which imports for long
 CORPUS = ["Say <filename> and <b>bold</b>, then <table> of a city.", "你是谁？本宫沈清漪。", '{"item": "tea"}'] * 20
 LLAMA3 = (
     "{% for message in messages %}{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content "

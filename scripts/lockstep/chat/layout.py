@@ -5,19 +5,11 @@ from typing import Any
 
 import gradio as gr
 
+from lockstep.chat.controls import CONTROLS, PRESETS, STEPS, preset_of, slider_ends
 from lockstep.chat.view import View
-from lockstep.settings.schema import GREEDY, Sampling
+from lockstep.settings.schema import Sampling
 
 CSS, SCRIPT = Path(__file__).with_name("page.css"), Path(__file__).with_name("page.js")
-CONTROLS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens")
-PRESETS = {
-    "balanced": Sampling(),
-    "greedy": GREEDY,
-    "creative": Sampling(temperature=1, top_p=0.95, top_k=100, repetition_penalty=1.05, max_tokens=512),
-}
-STEPS = {"temperature": 0.05, "top_p": 0.05, "top_k": 1, "repetition_penalty": 0.05}  # of the sliders
-# Where a slider over all that the setting takes would be of no use.
-SLIDER_ENDS = {"top_k": {"maximum": 200}, "repetition_penalty": {"minimum": 0.8}}
 FONTS = [
     "system-ui",
     "-apple-system",
@@ -68,7 +60,7 @@ class Parts:
         self.other = gr.Dropdown(label="Compare with", elem_id="compare", filterable=False)
         self.system = gr.Textbox(label="System prompt", lines=2, max_lines=8, elem_id="system")
         self.built_in = gr.HTML(elem_id="built-in")
-        self.preset = gr.Radio([*PRESETS], value=_preset(sampling), label="Sampling", elem_id="preset")
+        self.preset = gr.Radio([*PRESETS], value=preset_of(sampling), label="Sampling", elem_id="preset")
         self.controls = [_control(name, getattr(sampling, name)) for name in CONTROLS]
         with gr.Row():
             self.markdown = gr.Button("Save as Markdown", size="sm", elem_id="markdown", min_width=100)
@@ -113,25 +105,8 @@ def _pane(name: str, visible: bool) -> Any:
     )
 
 
-def _preset(sampling: Sampling) -> str | None:
-    """The preset that has these settings, if one has."""
-    for name, preset in PRESETS.items():
-        if all(getattr(preset, key) == getattr(sampling, key) for key in CONTROLS):
-            return name
-    return None
-
-
 def _control(name: str, value: float) -> Any:
     if name == "max_tokens":
         return gr.Number(value=value, label=name, precision=0, minimum=1, elem_id=name)
     low, high = slider_ends(name)
     return gr.Slider(min(low, value), max(high, value), value, step=STEPS[name], label=name, elem_id=name)
-
-
-def slider_ends(name: str) -> tuple[float, float]:
-    """The least and the greatest value of a sampling setting's slider: what the setting takes, or less."""
-    bounds = Sampling.model_json_schema()["properties"][name]
-    if "exclusiveMinimum" in bounds:
-        bounds["minimum"] = bounds["exclusiveMinimum"] + STEPS[name]
-    bounds |= SLIDER_ENDS.get(name, {})
-    return bounds["minimum"], bounds["maximum"]

@@ -14,7 +14,8 @@ import gradio as gr
 from pydantic import ValidationError
 
 from lockstep.chat import phrases
-from lockstep.chat.layout import CONTROLS, PRESETS, Parts
+from lockstep.chat.controls import CONTROLS, PRESETS
+from lockstep.chat.layout import Parts
 from lockstep.chat.side_by_side import ChatSession, ServedModel
 from lockstep.chat.view import View
 from lockstep.client.health import Watch

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trl
 from support import tiny, tokenizer_families
 from tokenizers import AddedToken
 
@@ -188,7 +187,7 @@ def test_the_contract_proves_both_forms(chat: Template, folder: Path) -> None:
     assert "thoughts in two earlier answers" in by_name
 
 
-TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+TEMPLATES = tokenizer_families.TRL_TEMPLATES
 MARK = re.compile(
     r"<\|[^|<>\s'\"]+\|?>|<[^|<>\s'\"]+\|>|<｜[^｜<>\s]+｜>|</?(?:think|tool_call|tool_response|bos|eos)>|<(?:start|end)_of_turn>"
 )
