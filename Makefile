@@ -49,7 +49,7 @@ parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS=$(call quoted,$(subst $$,$$$$,$(RUN))) ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor verify demo bench test test-long test-e2e test-faults test-gpu test-clients lint format lock lock-check clean
+.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor verify bundle demo bench test test-long test-e2e test-faults test-gpu test-clients lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -145,6 +145,11 @@ monitor: $(LOOK) ## watch the server: requests, tokens/s, TTFT, ITL, cache; ARGS
 verify: $(LOOK) ## is it the trained model? ARGS="--base X --adapter Y --merged Z --endpoint URL", whoever made them
 	@$(PY) scripts/verify.py $(ARGS)
 
+bundle: setup $(TOY) ## pack what a deployment is verified against elsewhere; ARGS="--key key.pem" signs it
+	$(call parse,$(PY) scripts/bundle.py)
+	$(call need,scripts/03_merge_lora.py,merge)
+	$(PY) scripts/bundle.py $(FLAGS)
+
 demo: setup ## the whole pipeline on the embedded model, with base and tuned answers side by side
 	$(if $(ARGS),$(error make demo takes no ARGS: run the stages one by one, with CONFIG=$(CONFIG)))
 	ACCEL=$(ACCEL) $(PY) scripts/demo.py
@@ -184,7 +189,7 @@ lint: .venv/dev.stamp ## ruff, mypy and shellcheck
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m mypy scripts/lockstep
-	for stage in scripts/[0-9]*.py scripts/demo.py scripts/monitor.py scripts/verify.py data/build_toy_dataset.py; do $(PY) -m mypy $$stage || exit 1; done
+	for stage in scripts/[0-9]*.py scripts/demo.py scripts/monitor.py scripts/verify.py scripts/bundle.py data/build_toy_dataset.py; do $(PY) -m mypy $$stage || exit 1; done
 	.venv/bin/shellcheck scripts/*.sh findings/*.sh .ci/run
 
 format: .venv/dev.stamp ## format the code

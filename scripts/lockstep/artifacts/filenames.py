@@ -73,3 +73,4 @@ DEMO = "demo.json"
 
 # outputs/<run>/, beside the stages' folders
 DISK_CHECK = "disk_check.json"
+BUNDLE = "bundle.lockstep"  # what a deployment is verified against elsewhere
