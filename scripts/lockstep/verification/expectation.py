@@ -1,6 +1,7 @@
 """What the trained model does, as an endpoint is held against it: in the form in which a run puts it on record."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -14,9 +15,13 @@ class Expectation:
         reference: as reference.json: log-probabilities of the trained model, and of its base; None: only tokens are
             known.
         sampling: what generation_config.json says of sampling, by transformers' names; nothing else was asked for.
+        tokenizer: a folder with the tokenizer and chat template of training; None: not at hand.
+        suspects: for people, what a template may be instead → its folder; the base's own above all.
     """
 
     source: str
     contract: dict[str, Any]
     reference: dict[str, Any] | None
     sampling: dict[str, Any]
+    tokenizer: Path | None = None
+    suspects: dict[str, Path] = field(default_factory=dict)
