@@ -22,7 +22,7 @@ from lockstep.artifacts import atomic
 from lockstep.endpoint import address
 from lockstep.errors import UserError
 from lockstep.settings import cli
-from lockstep.verification import files, files_expectation, subjects, verdict
+from lockstep.verification import endpoint_expectation, endpoint_proofs, files, subjects, verdict
 from lockstep.verification.verdict import Proof
 
 JSON, PAGE = "verify.json", "verify.html"
@@ -54,8 +54,8 @@ def main() -> int:
     given = subjects.recognised(chosen.base, chosen.adapter, chosen.merged, chosen.export, chosen.data, chosen.template)
     looks: list[dict[str, Proof]] = [files.files_proofs(given)]
     if url:
-        expectation = files_expectation.of_files(given)  # or of chosen.bundle
-        raise UserError(f"--endpoint: not yet {expectation.source}")  # endpoint_proofs(expectation, url, chosen.model)
+        expectation = endpoint_expectation.of_subjects(given, cli.say)  # or of chosen.bundle
+        looks.append(endpoint_proofs.endpoint_proofs(expectation, url, chosen.model, cli.say))
     proofs = files.merged(*looks)
     results = verdict.as_json(proofs)
     file = chosen.json or paths.OUTPUTS / "verify" / JSON
