@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lockstep import paths
-from lockstep.artifacts import filenames
+from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.model import adapter_files
 from lockstep.model.adapter_delta import AdapterDelta
@@ -44,12 +44,6 @@ class AdapterContents:
     absent: tuple[str, ...] = ()
     linear: tuple[str, ...] = ()
     problem: str = ""
-
-    @property
-    def was_quantized(self) -> bool | None:
-        """Whether it was trained on 4-bit weights, as far as its files tell; None where they do not."""
-        named = str(self.config.get("base_model_name_or_path") or "").lower()
-        return True if "bnb-4bit" in named or named.endswith("-4bit") else None
 
 
 def read(folder: Path, names: CheckpointNames | None) -> AdapterContents:
@@ -208,6 +202,10 @@ def _absent(folder: Path, contents: AdapterContents, delta: AdapterDelta, names:
     return tuple(missing)
 
 
-def own_files(folder: Path) -> bool:
-    """Whether a run of Lockstep's made the adapter, and put on record what it was trained on."""
-    return (folder / filenames.BASE_TENSORS).exists()
+def trained_quantized(folder: Path | None, contents: AdapterContents) -> bool | None:
+    """Whether an adapter was trained on 4-bit weights: by a run's record, or the name of its base; else None."""
+    record = folder / filenames.BASE_TENSORS if folder else None
+    if record and record.exists():
+        return bool(atomic.read_json(record).get("dequantized"))
+    named = str(contents.config.get("base_model_name_or_path") or "").lower()
+    return True if named.endswith(("-4bit", "-bnb-4bit")) else None

@@ -108,7 +108,8 @@ class Fit:
     def is_scaled(self) -> bool:
         """Whether a multiple of d explains m as well as rounding allows."""
         rest = self.gg - self.gd**2 / self.dd if self.dd else self.gg
-        return self.is_visible and abs(self.scale) > 0.02 and rest <= self.rounding
+        differs = abs(self.scale) > 0.02 and abs(self.scale - 1) > max(0.005, self.uncertainty)
+        return self.is_visible and differs and rest <= self.rounding
 
     @property
     def relative_error(self) -> float:
@@ -205,7 +206,7 @@ def trained_rows(name: str, weight: Tensor, adapter: AdapterDelta, rows: slice) 
     if isinstance(update, LowRank):
         spread = abs(update.scale) * (update.b[rows].float().abs() @ update.a.float().abs())
         if update.magnitude is not None:  # the row's norm and its quotient are rounded, too
-            spread = spread + 4 * after.abs()
+            spread = spread + 4 / 3 * after.abs()
         return after, spread
     a, b = update.a[rows].float().abs(), update.b[rows].float().abs()
     left, right = (a.mT, b.mT) if update.transposed else (b, a)

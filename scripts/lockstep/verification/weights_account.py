@@ -120,8 +120,9 @@ def _told(fit: Fit, touched: bool, dequantized: bool = False) -> Standing:
 
 
 def _like_nf4(fit: Fit) -> bool:
-    """Whether a tensor is about as far from the base's as its NF4 form is."""
-    return bool(fit.size) and NF4_ERROR[0] <= (fit.gg / fit.size) ** 0.5 <= NF4_ERROR[1]
+    """Whether a tensor is about as far from the trained one, or from the base's, as NF4 moves a weight."""
+    distance = min(fit.residual, fit.gg, fit.gg - fit.scale * fit.gd)
+    return bool(fit.size) and NF4_ERROR[0] <= (distance / fit.size) ** 0.5 <= NF4_ERROR[1]
 
 
 class _Quantized:

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from lockstep import paths
+from lockstep.errors import UserError
 from lockstep.model import checkpoint_names, merge_plan
 from lockstep.model.adapter_delta import AdapterDelta
 from lockstep.processes import busy
@@ -34,20 +35,24 @@ def of_merged(base: Path, merged: Path, contents: AdapterContents | None, adapte
     """
     names, stored_names = checkpoint_names.of_folder(base), checkpoint_names.of_folder(merged)
     delta = contents.delta if contents else AdapterDelta()
-    plan = merge_plan.plan_merge(base, delta, names)
+    try:
+        plan = merge_plan.plan_merge(base, delta, names)
+    except UserError as error:
+        return Proof(
+            UNKNOWN, {}, None, f"what should be merged is not known: {error}", "save the adapter again with PEFT"
+        )
     with TensorReader(base) as base_reader, TensorReader(merged) as stored_reader:
         readers = ParameterReader(names, base_reader), ParameterReader(stored_names, stored_reader)
         walk = weights_account.standings(plan, *readers)
         what = f"comparing {paths.label(merged)} with what base and adapter give"
         account = dict(busy.steps(walk, what, len(plan.shapes), "tensors"))
     figures = _figures(account)
+    if contents and contents.problem:
+        text = f"the adapter cannot be computed with: {contents.problem}"
+        return Proof(UNKNOWN, figures, None, text, "save it again with PEFT")
     if contents is None:
         return _without_adapter(account, figures, base)
-    return _judged(account, figures, contents, bool(adapter and adapter_contents.own_files(adapter)))
-
-
-def unknown(text: str, hint: str) -> Proof:
-    return Proof(UNKNOWN, text=text, next=hint)
+    return _judged(account, figures, contents, adapter_contents.trained_quantized(adapter, contents))
 
 
 def _figures(account: Mapping[str, Standing]) -> dict[str, Any]:
@@ -91,7 +96,9 @@ def _without_adapter(account: Mapping[str, Standing], figures: dict[str, Any], b
     )  # fmt: skip
 
 
-def _judged(account: Mapping[str, Standing], figures: dict[str, Any], contents: AdapterContents, own: bool) -> Proof:
+def _judged(
+    account: Mapping[str, Standing], figures: dict[str, Any], contents: AdapterContents, quantized: bool | None
+) -> Proof:
     """The verdict over all tensors, the gravest first."""
     touched = {name: standing for name, standing in account.items() if standing.touched}
     by_kind = {
@@ -112,7 +119,7 @@ def _judged(account: Mapping[str, Standing], figures: dict[str, Any], contents: 
         return _scaled({name: touched[name] for name in scaled}, len(touched), base, figures, contents)
     if base:
         return _partial(base, touched, figures)
-    return _all_trained(account, figures, contents, own)
+    return _all_trained(account, figures, quantized)
 
 
 def _other(wrong: Mapping[str, Standing], account: Mapping[str, Standing], figures: dict[str, Any]) -> Proof:
@@ -151,10 +158,11 @@ def _scaled(
         middle = scaled[first].scale
     else:
         where = "all tensors"
-    text = f"{where} hold {middle:.3g} times what was trained ({first}){_why_scaled(middle, contents.config)}"
+    twice = alike and abs(middle - 2) <= SAME_SCALE * 2
+    why = "" if twice else _why_scaled(middle, contents.config)
+    text = f"{where} hold {middle:.3g} times what was trained ({first}){why}"
     if not alike:
         text = f"{where} hold between {min(scales):.3g} and {max(scales):.3g} times what was trained ({first} for one)"
-    twice = alike and abs(middle - 2) <= SAME_SCALE * 2
     hint = "merge once, into the base as published" if twice else "merge again with PEFT and the adapter's own config"
     return Proof(FAILED, figures, "twice" if twice else "scaled", text, hint)
 
@@ -187,9 +195,7 @@ def _partial(base: list[str], touched: Mapping[str, Standing], figures: dict[str
     )  # fmt: skip
 
 
-def _all_trained(
-    account: Mapping[str, Standing], figures: dict[str, Any], contents: AdapterContents, own: bool
-) -> Proof:
+def _all_trained(account: Mapping[str, Standing], figures: dict[str, Any], quantized: bool | None) -> Proof:
     share, kept = figures["share_of_expected"], figures["kept_by_rounding"]
     if share is not None and abs(share - 1) > TOTAL + _total_uncertainty(account):
         text = f"all tensors together hold {share:.3f} of the change that base and adapter give"
@@ -199,17 +205,17 @@ def _all_trained(
             FAILED, figures, "wrong_dtype", f"rounding to the stored dtype left {kept:.0%} of what the adapter changes",
             "save the merged model in float32, or serve the adapter itself",
         )  # fmt: skip
-    dequantized = figures["dequantized"]
-    if dequantized:
-        text = f"base and adapter in one, on NF4 weights ({dequantized} tensors): what QLoRA trains"
-        return Proof(PASSED, figures, "merged_dequantized", text)
+    if dequantized := figures["dequantized"]:
+        text = f"base and adapter in one, on NF4 weights ({dequantized} tensors)"
+        if quantized is False:
+            hint = "merge onto the original weights: the adapter was trained on those"
+            return Proof(FAILED, figures, "merged_dequantized", f"{text}, and it was trained without", hint)
+        return Proof(PASSED, figures, "merged_dequantized", f"{text}: what QLoRA trains")
     text = f"base and adapter in one, on the original weights: all {len(account)} tensors"
-    if not contents.was_quantized or own:
-        return Proof(PASSED, figures, "merged_original", text)
-    return Proof(
-        PASSED, figures, "merged_original", text,
-        "the adapter names a 4-bit base: it was trained on NF4 weights, from which these differ; measure the merge",
-    )  # fmt: skip
+    hint = ""
+    if quantized:
+        hint = "the adapter was trained on NF4 weights, and these differ from them: measure what that changes"
+    return Proof(PASSED, figures, "merged_original", text, hint)
 
 
 def _total_uncertainty(account: Mapping[str, Standing]) -> float:
