@@ -18,11 +18,11 @@ import argparse
 from pathlib import Path
 
 from lockstep import paths
-from lockstep.artifacts import atomic
+from lockstep.artifacts import atomic, filenames
 from lockstep.endpoint import address
 from lockstep.errors import UserError
 from lockstep.settings import cli
-from lockstep.verification import endpoint_expectation, endpoint_proofs, files, subjects, verdict
+from lockstep.verification import endpoint_expectation, endpoint_proofs, files, report, subjects, verdict
 from lockstep.verification.verdict import Proof
 
 JSON, PAGE = "verify.json", "verify.html"
@@ -42,8 +42,25 @@ def options() -> argparse.Namespace:
     given.add_argument("--bundle", type=Path, metavar="FILE", help="what `make bundle` packed of a run")
     results = parser.add_argument_group("results")
     results.add_argument("--json", type=Path, metavar="FILE", help=f"[outputs/verify/{JSON}]")
-    results.add_argument("--html", type=Path, metavar="FILE", help=f"[outputs/verify/{PAGE}]")
+    results.add_argument("--html", type=Path, metavar="FILE", help=f"[{PAGE} beside it]")
     return parser.parse_args()
+
+
+def written_files(chosen: argparse.Namespace) -> tuple[Path, Path]:
+    """Where verify.json and verify.html go; the page beside the other one where nothing else is said."""
+    file: Path = chosen.json or (chosen.html.parent if chosen.html else paths.OUTPUTS / filenames.VERIFY) / JSON
+    page: Path = chosen.html or file.parent / PAGE
+    for path in (file, page):
+        paths.make_parent(path)
+        if path.is_dir():
+            raise UserError(f"{paths.label(path)} is a folder: name a file")
+    return file, page
+
+
+def words_of(chosen: argparse.Namespace) -> dict[str, str]:
+    """What was given, for the page."""
+    names = ("base", "adapter", "merged", "export", "endpoint", "model", "data", "template", "bundle")
+    return {name: str(value) for name in names if (value := getattr(chosen, name))}
 
 
 def main() -> int:
@@ -52,15 +69,18 @@ def main() -> int:
         raise UserError("nothing to verify: give --adapter, --merged, --export or --endpoint; --help lists the options")
     url = address.checked_url(chosen.endpoint) if chosen.endpoint else None
     given = subjects.recognised(chosen.base, chosen.adapter, chosen.merged, chosen.export, chosen.data, chosen.template)
+    written_files(chosen)  # a wrong path is told before time is spent
     looks: list[dict[str, Proof]] = [files.files_proofs(given)]
     if url:
         expectation = endpoint_expectation.of_subjects(given, cli.say)  # or of chosen.bundle
         looks.append(endpoint_proofs.endpoint_proofs(expectation, url, chosen.model, cli.say))
-    proofs = files.merged(*looks)
-    results = verdict.as_json(proofs)
-    file = chosen.json or paths.OUTPUTS / "verify" / JSON
-    paths.make_parent(file)
+    results = verdict.as_json(files.merged(*looks))
+    file, page = written_files(chosen)
     atomic.write_json(file, results)
+    report.write(results, words_of(chosen), page)
+    for line in report.lines(results):
+        print(line)
+    print(f"{paths.label(file)}, {paths.label(page)}")
     return verdict.EXIT_CODES[results["verdict"]]
 
 

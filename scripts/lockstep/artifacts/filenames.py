@@ -74,3 +74,6 @@ DEMO = "demo.json"
 # outputs/<run>/, beside the stages' folders
 DISK_CHECK = "disk_check.json"
 BUNDLE = "bundle.lockstep"  # what a deployment is verified against elsewhere
+
+# outputs/, beside the runs
+VERIFY = "verify"  # what `verify` writes, where it is not told otherwise

@@ -109,7 +109,7 @@ def _kept(given: Subjects, contract: dict[str, Any], rows: list[dict[str, Any]])
         "rows": rows,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-    return paths.OUTPUTS / "verify" / "trained" / f"{digest[:32]}.json"
+    return paths.OUTPUTS / filenames.VERIFY / "trained" / f"{digest[:32]}.json"
 
 
 def _decides(file: Path) -> bool:
