@@ -1,5 +1,6 @@
 """A folder's tokenizer and chat template, as servers load them."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,3 +85,8 @@ def stop_ids(folder: Path, file: str) -> list[int]:
         ids = part.get("eos_token_id")
         stops += ids if isinstance(ids, list) else [] if ids is None else [ids]
     return list(dict.fromkeys(stops))
+
+
+def copy_of(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """The same tokenizer, to be given another template."""
+    return deepcopy(tokenizer)

@@ -37,7 +37,7 @@ def merged(*looks: Mapping[str, Proof]) -> dict[str, Proof | None]:
 
 def _weights(subjects: Subjects, looks: Looks) -> None:
     """Add the proofs `weights` and `adapter`."""
-    from lockstep.verification import adapter_contents, adapter_proof, config_proof, weights_proof
+    from lockstep.verification import adapter_contents, adapter_proof, config_proof, export_proof, weights_proof
 
     for option, folder in (("base", subjects.base), ("merged", subjects.merged)):
         _refuse_quantized(option, folder)
@@ -46,6 +46,8 @@ def _weights(subjects: Subjects, looks: Looks) -> None:
     if subjects.adapter:
         contents = adapter_contents.read(subjects.adapter, names)
         looks["adapter"].append(adapter_proof.of_adapter(subjects.adapter, contents, names))
+    if subjects.export:
+        looks["weights"].append(export_proof.of_export(subjects.base, subjects.merged, subjects.export, contents))
     if subjects.merged is None:
         return
     if subjects.base is None:
@@ -59,7 +61,15 @@ def _weights(subjects: Subjects, looks: Looks) -> None:
 
 def _texts(subjects: Subjects, looks: Looks) -> None:
     """Add the proofs `tokens`, `stops` and `sampling`."""
-    from lockstep.verification import chats, conversations, sampling_proof, stops_proof, tokens_proof
+    from lockstep.verification import (
+        chats,
+        conversations,
+        gguf_file,
+        gguf_proofs,
+        sampling_proof,
+        stops_proof,
+        tokens_proof,
+    )
     from lockstep.verification.files_expectation import sampling_of
 
     rows = conversations.rows(subjects.data) if subjects.data else []
@@ -73,8 +83,15 @@ def _texts(subjects: Subjects, looks: Looks) -> None:
             looks["stops"].append(proof)
     known = [each for each in (subjects.base, subjects.adapter) if each]
     asked: dict[str, Any] = {name: value for each in known for name, value in sampling_of(each).items()}
+    if subjects.export and subjects.export.is_file() and trained is not None:
+        file = gguf_file.read(subjects.export)
+        looks["tokens"].append(_named("export", gguf_proofs.tokens(trained, file, rows)))
+        looks["stops"].append(_named("export", gguf_proofs.stops(trained, file)))
+        looks["sampling"].append(_named("export", gguf_proofs.sampling(asked, file)))
+    if subjects.adapter and subjects.base and trained is not None and folder != subjects.base:
+        looks["tokens"].append(_named("adapter", tokens_proof.of_adapter(trained, chats.of_folder(subjects.base))))
     for option, path in _folders(subjects).items():
-        if trained is None:
+        if trained is None or path == folder:
             text = "neither base nor adapter holds a tokenizer, so the training's is not known"
             looks["tokens"].append(Proof(UNKNOWN, text=text, next="give --base, or an adapter with its tokenizer"))
             continue

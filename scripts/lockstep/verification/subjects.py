@@ -36,10 +36,10 @@ class Subjects:
 
     @property
     def reference(self) -> Path | None:
-        """The folder whose tokenizer, template and stop tokens are those of the training."""
+        """The folder whose tokenizer, template and stop tokens are those of the training, as far as anybody knows."""
         if self.adapter and has_tokenizer(self.adapter):
             return self.adapter
-        return self.base
+        return self.base or self.merged
 
     @property
     def models(self) -> dict[str, Path]:

@@ -101,6 +101,12 @@ def _rules(chat: Chat) -> dict[str, Any]:
     return rules
 
 
+def merges_of(chat: Chat) -> list[str]:
+    """The pairs of pieces that a tokenizer joins, in their order; none where it joins none."""
+    merges = _rules(chat).get("model", {}).get("merges") or []
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+
+
 def of_texts(trained: Chat, other: Chat, texts: Iterable[str]) -> Difference | None:
     """The first text that becomes other ids, or whose ids become another text."""
     kept = [text for text in dict.fromkeys(texts) if text]

@@ -38,6 +38,21 @@ def of_folder(trained: Chat, other: Chat, rows: Sequence[Conversation]) -> Proof
     return _of_templates(trained, other, rows, figures)
 
 
+def of_adapter(trained: Chat, base: Chat) -> Proof:
+    """Whether the tokenizer that an adapter brings numbers the base's tokens as the base does.
+
+    Its template may be another one: a server that is given the adapter beside the base would use the base's.
+    """
+    figures = {"vocabulary": len(trained.tokenizer)}
+    if difference := token_differences.of_vocabularies(base, trained):
+        return Proof(FAILED, figures, difference.what, difference.text, "give the base that the adapter was trained on")
+    hint = ""
+    other = trained.text is not None and base.text is not None and token_differences.of_templates(trained, base)
+    if other or (trained.text is not None and base.text is None):
+        hint = f"the adapter's chat template is not that of {base.label}: served beside the base, it must be given"
+    return Proof(PASSED, figures, None, f"the adapter's tokenizer is that of {base.label}", hint)
+
+
 def _of_rules(trained: Chat, other: Chat, rows: Sequence[Conversation], figures: dict[str, Any]) -> Difference | None:
     """The first difference in how texts become ids: in the tokenizer's rules, and on texts of all kinds."""
     parts = token_differences.parts_of_tokenizer_json(trained, other)
