@@ -125,6 +125,7 @@ def test_a_real_prometheus_answers_every_question_of_the_dashboard(server: Serve
         text = text.replace("# authorization:", "authorization:").replace("#   credentials_file", "  credentials_file")
         (tmp_path / "api_key").write_text(key)
     file = tmp_path / "prometheus.yaml"
+    shutil.copy(FILES / "verify-rules.yaml", tmp_path)
     file.write_text(text)
     for checked in (FILES / "prometheus.yaml", file):
         subprocess.run(["promtool", "check", "config", checked], check=True, capture_output=True)

@@ -31,8 +31,8 @@ def files_of(folder: Path) -> list[Path]:
         names += [
             *TOKENIZERS,
             filenames.TOKENIZER_CONFIG,
-            "special_tokens_map.json",
-            "added_tokens.json",
+            filenames.SPECIAL_TOKENS,
+            filenames.ADDED_TOKENS,
             filenames.CHAT_TEMPLATE,
         ]
     files = [folder / name for name in names if (folder / name).exists()]

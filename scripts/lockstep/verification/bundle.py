@@ -6,7 +6,7 @@ the bundle say which: a bundle whose parts belong to several runs is refused whe
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from lockstep.verification import bundle_file, bundle_weights
 from lockstep.verification.bundle_file import Packed
 from lockstep.verification.bundle_weights import TensorRecord
 from lockstep.verification.expectation import Expectation
+from lockstep.verification.files_expectation import SAMPLING
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -32,7 +33,11 @@ STAGES = (MODEL, filenames.DATA, filenames.ADAPTER, filenames.MERGED, filenames.
 WEIGHTS = "weights.json"
 # Of a manifest: what the folder is, and with which packages it was made. Not when, where and by which command.
 _OF_MANIFEST = {"stage", "schema_", "config", "inputs", "files", "digest", "revision", "origin", "versions"}
-_LARGEST = 200_000  # bytes of a file of a model's folder that is taken along, so that differences can be shown
+# A tokenizer in texts: other engines tell log-probabilities by the texts of tokens, not by their ids.
+_OF_TOKENIZER = (
+    filenames.TOKENIZER, filenames.TOKENIZER_CONFIG, filenames.CHAT_TEMPLATE, filenames.SPECIAL_TOKENS,
+    filenames.ADDED_TOKENS,
+)  # fmt: skip
 _OF_MODEL = (
     filenames.CONFIG, filenames.GENERATION_CONFIG, filenames.TOKENIZER_CONFIG, filenames.CHAT_TEMPLATE,
 )  # fmt: skip
@@ -40,19 +45,13 @@ _OF_MODEL = (
 _FILES = {
     filenames.ADAPTER: (
         filenames.CONTRACT, filenames.REFERENCE, filenames.COVERAGE, filenames.BASE_TENSORS, filenames.ADAPTER_CONFIG,
-        filenames.GENERATION_CONFIG, filenames.CHAT_TEMPLATE, filenames.TOKENIZER_CONFIG,
+        filenames.GENERATION_CONFIG, *_OF_TOKENIZER,
     ),
+    MODEL: (filenames.TOKENIZER_CONFIG, filenames.CHAT_TEMPLATE, filenames.GENERATION_CONFIG),
     filenames.MERGED: (filenames.MERGE_REPORT, *_OF_MODEL),
     filenames.BASE: _OF_MODEL,
 }  # fmt: skip
 REQUIRED = (f"{filenames.ADAPTER}/{filenames.CONTRACT}", f"{filenames.ADAPTER}/{filenames.REFERENCE}")
-# Of a generation config: what changes which token is drawn, by transformers' names.
-SAMPLING = frozenset(
-    {
-        "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "num_beams",
-        "no_repeat_ngram_size", "max_new_tokens", "max_length", "min_length", "bad_words_ids", "suppress_tokens",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,37 @@ class Bundle:
             raise UserError(f"{self.source}: its part {WEIGHTS} has another form") from error
 
     def expectation(self) -> Expectation:
-        """What an endpoint is held against."""
+        """What an endpoint is held against, without tokenizer."""
         generation = self.json(f"{filenames.ADAPTER}/{filenames.GENERATION_CONFIG}") or {}
         return Expectation(
             source=self.source,
             contract=self.json(REQUIRED[0]),
             reference=self.json(REQUIRED[1]),
             sampling={key: value for key, value in generation.items() if key in SAMPLING},
+        )
+
+    def unpacked(self, folder: Path) -> Expectation:
+        """The same, with the tokenizer of training and the template of its base written into an empty folder.
+
+        Raises:
+            UserError: a file is none that a tokenizer may have.
+        """
+        from lockstep.model import file_checks
+
+        written: dict[str, Path] = {}
+        for stage in (filenames.ADAPTER, MODEL):
+            texts = {name: self.packed.parts.get(f"{stage}/{name}") for name in _OF_TOKENIZER}
+            written[stage] = folder / stage
+            written[stage].mkdir()
+            for name, text in texts.items():
+                if text is not None:
+                    (written[stage] / name).write_bytes(text.encode("utf-8", errors="surrogatepass"))
+                    file_checks.check_content(written[stage] / name)
+        has_tokenizer = (written[filenames.ADAPTER] / filenames.TOKENIZER).exists()
+        return replace(
+            self.expectation(),
+            tokenizer=written[filenames.ADAPTER] if has_tokenizer else None,
+            suspects={"the base's own template": written[MODEL]},
         )
 
 
@@ -143,7 +166,7 @@ def pack(settings: Settings, file: Path, key: "Ed25519PrivateKey | None" = None)
         record = Manifest.model_validate_json((folder / filenames.MANIFEST).read_text(encoding="utf-8"))
         parts[f"{stage}/{filenames.MANIFEST}"] = _text(record.model_dump(include=_OF_MANIFEST, by_alias=True))
         for name in _FILES.get(stage, ()):
-            if name in record.files and (record.files[name].bytes <= _LARGEST or f"{stage}/{name}" in REQUIRED):
+            if name in record.files:
                 parts[f"{stage}/{name}"] = (folder / name).read_bytes().decode("utf-8")
         if tensors := bundle_weights.hashes(folder):
             weights[stage] = {name: tensor.model_dump() for name, tensor in tensors.items()}

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lockstep.artifacts import atomic
 from lockstep.text import language
 from lockstep.text.language import phrase
 from lockstep.verification.verdict import IN_LOCKSTEP, NOT_IN_LOCKSTEP, PROOFS
@@ -95,7 +96,8 @@ def write(results: Mapping[str, Any], given: Mapping[str, str], file: Path) -> N
         given=given,
         proofs=proofs,
     )
-    file.write_text(text, encoding="utf-8")
+    with atomic.replacing(file) as stream:  # somebody may be reading the one before
+        stream.write(text)
 
 
 def _shown(name: str, proof: Mapping[str, Any]) -> dict[str, Any]:
