@@ -114,8 +114,7 @@ def _rows(tensor: Tensor) -> weight_fits.Rows:
 
 
 def _share(fit: Fit) -> Share:
-    rest = max(0.0, fit.gg - fit.gd**2 / fit.dd)
-    uncertainty = 3 * math.sqrt(rest / (fit.elements * fit.dd))
+    uncertainty = 3 * math.sqrt(fit.rest / (fit.elements * fit.dd))
     size = fit.size or 1.0
     return Share(fit.scale, uncertainty, fit.relative_error, math.sqrt(fit.gg / size))
 
@@ -165,7 +164,7 @@ def _total(fits: Mapping[str, Fit]) -> tuple[float, float]:
     length = sum(fit.dd for fit in touched)
     if not length:
         return 0.0, 0.0
-    noise = sum(max(0.0, fit.gg - fit.gd**2 / fit.dd) * fit.dd / fit.elements for fit in touched)
+    noise = sum(fit.rest * fit.dd / fit.elements for fit in touched)
     return sum(fit.gd for fit in touched) / length, 3 * math.sqrt(noise) / length
 
 

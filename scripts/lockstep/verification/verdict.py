@@ -45,7 +45,8 @@ class Proof:
 def combined(proofs: Sequence[Proof]) -> Proof | None:
     """One proof of several of the same kind, such as of files and of an endpoint; None where there is none.
 
-    The gravest counts: what an endpoint does cannot be inferred from the files that it was meant to serve.
+    The gravest counts, and all that are as grave are named: what an endpoint does cannot be inferred from the files
+    that it was meant to serve.
     """
     if not proofs:
         return None
@@ -55,7 +56,10 @@ def combined(proofs: Sequence[Proof]) -> Proof | None:
         assert not figures.keys() & proof.figures.keys(), "two looks give their figures the same name"
         figures |= proof.figures
     named = next((proof.diagnosis for proof in (gravest, *proofs) if proof.diagnosis), None)
-    return Proof(gravest.status, figures, named, gravest.text, gravest.next)
+    alike = [proof for proof in proofs if proof.status == gravest.status]
+    texts = dict.fromkeys(proof.text for proof in alike if proof.text)
+    steps = dict.fromkeys(proof.next for proof in alike if proof.next)
+    return Proof(gravest.status, figures, named, "; ".join(texts), "; ".join(steps))
 
 
 def verdict(proofs: Mapping[str, Proof | None]) -> str:

@@ -70,9 +70,15 @@ class Fit:
         return self.expected >= FEWEST and self.uncertainty <= 0.5
 
     @property
+    def rest(self) -> float:
+        """Σ of the squares of m − w, less the multiple of d that is nearest to it."""
+        return max(0.0, self.gg - self.gd**2 / self.dd) if self.dd else self.gg
+
+    @property
     def uncertainty(self) -> float:
-        """Three standard errors of `scale`, if rounding is noise: within what it allows, and independent of d."""
-        return 3 * math.sqrt(self.rounding / (3 * self.elements * self.dd)) if self.dd else math.inf
+        """Three standard errors of `scale`, if what is left, or what rounding allows, is noise independent of d."""
+        noise = min(self.rounding / 3, self.rest)
+        return 3 * math.sqrt(noise / (self.elements * self.dd)) if self.dd else math.inf
 
     @property
     def is_trained(self) -> bool:
@@ -107,9 +113,8 @@ class Fit:
     @property
     def is_scaled(self) -> bool:
         """Whether a multiple of d explains m as well as rounding allows."""
-        rest = self.gg - self.gd**2 / self.dd if self.dd else self.gg
         differs = abs(self.scale) > 0.02 and abs(self.scale - 1) > max(0.005, self.uncertainty)
-        return self.is_visible and differs and rest <= self.rounding
+        return self.is_visible and differs and self.rest <= self.rounding
 
     @property
     def relative_error(self) -> float:
