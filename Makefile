@@ -49,7 +49,7 @@ parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS=$(call quoted,$(subst $$,$$$$,$(RUN))) ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor verify bundle demo bench test test-long test-e2e test-faults test-gpu test-clients lint format lock lock-check clean
+.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor verify bundle doctor demo bench test test-long test-e2e test-faults test-gpu test-clients lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -139,6 +139,9 @@ report: setup ## write the report again, from what is there
 chat: setup ## 06 a chat page in the browser, at http://127.0.0.1:7860
 	$(PY) scripts/06_chat_ui.py $(FLAGS)
 
+doctor: ## what is wrong with this machine, its packages or the run, and what mends it; ARGS='--check FILE …' looks at your own scripts
+	@$(shell .venv/bin/python -c '' 2>/dev/null && echo $(PY) || echo $(PYTHON)) scripts/doctor.py $(FLAGS)
+
 monitor: $(LOOK) ## watch the server: requests, tokens/s, TTFT, ITL, cache; ARGS=--once for one line of JSON
 	@$(PY) scripts/monitor.py $(FLAGS)
 
@@ -189,7 +192,7 @@ lint: .venv/dev.stamp ## ruff, mypy and shellcheck
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m mypy scripts/lockstep
-	for stage in scripts/[0-9]*.py scripts/demo.py scripts/monitor.py scripts/verify.py scripts/bundle.py data/build_toy_dataset.py; do $(PY) -m mypy $$stage || exit 1; done
+	for stage in scripts/[0-9]*.py scripts/demo.py scripts/doctor.py scripts/monitor.py scripts/verify.py scripts/bundle.py data/build_toy_dataset.py; do $(PY) -m mypy $$stage || exit 1; done
 	.venv/bin/shellcheck scripts/*.sh findings/*.sh .ci/run
 
 format: .venv/dev.stamp ## format the code

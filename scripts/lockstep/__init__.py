@@ -1,7 +1,7 @@
 """What the scripts share, in one package for each subject. A package imports only from those before it:
 
 errors, paths → text → processes → settings → artifacts → prompts → endpoint → download → model → data → training →
-merging → serving → client → evaluation → verification → chat
+merging → serving → client → evaluation → verification → doctor → chat
 
 Scripts import it before anything else: what stands here must hold while they are still importing.
 """

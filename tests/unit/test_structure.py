@@ -13,7 +13,7 @@ PACKAGE = ROOT / "scripts/lockstep"
 # A room imports only from those before it, inside functions too; scripts import any of them.
 ORDER = (
     "errors", "paths", "text", "processes", "settings", "artifacts", "prompts", "endpoint", "download", "model", "data",
-    "training", "merging", "serving", "client", "evaluation", "verification", "chat",
+    "training", "merging", "serving", "client", "evaluation", "verification", "doctor", "chat",
 )  # fmt: skip
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -65,6 +65,7 @@ MERGE_REPORT = "merge_report.json"
 # serve/
 GATE_REPORT = "gate_report.json"
 SERVER_NOTE = "server.json"
+RULES = "rules.json"  # for the middleware; its path marks all processes of a server
 SERVER_LOG = "server.log"
 
 # eval/, and beside it

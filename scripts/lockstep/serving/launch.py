@@ -13,10 +13,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lockstep import paths
+from lockstep.artifacts import filenames
 from lockstep.endpoint import protocol
 from lockstep.errors import UserError
 from lockstep.processes import child_processes
-from lockstep.serving import preflight, server_control
+from lockstep.serving import preflight
 from lockstep.serving.launch_plan import LaunchPlan
 from lockstep.serving.loading import LoadingServer
 from lockstep.serving.probe import Server, Unanswered
@@ -71,7 +72,7 @@ def launched(plan: LaunchPlan, secret: str, opened: Path, log: Path, state: Call
 def _launch(
     plan: LaunchPlan, secret: str, opened: Path, log: Path, inherited: dict[str, int]
 ) -> "subprocess.Popen[bytes]":
-    rules = plan.folder / server_control.RULES
+    rules = plan.folder / filenames.RULES
     plan.rules.write(rules)
     environment = os.environ | plan.environment | {
         protocol.RULES: str(rules), protocol.OPEN: str(opened), protocol.SECRET: secret,

@@ -17,7 +17,6 @@ from lockstep.serving import gate_report, process_tree
 from lockstep.settings import commands
 
 NOT_RUNNING = 3  # exit code of `status`: nothing that is in lockstep is served
-RULES = "rules.json"  # for the middleware; its path marks all processes of a server
 MARGIN = 15  # seconds beside its own grace that a server has to end in
 
 
@@ -82,7 +81,7 @@ def end_leftovers(folder: Path) -> str:
     """
     if sys.platform != "linux":
         return ""
-    count = process_tree.kill_marked(protocol.RULES, str(folder / RULES))
+    count = process_tree.kill_marked(protocol.RULES, str(folder / filenames.RULES))
     return f"ended {count} processes that a server of {paths.label(folder.parent)} left behind" if count else ""
 
 
