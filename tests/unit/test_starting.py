@@ -12,6 +12,7 @@ import pytest
 from support.programs import ROOT
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+DOCTOR = ROOT / "scripts/doctor.py"  # which looks further: people start it where an environment is broken
 
 
 @pytest.fixture
@@ -27,11 +28,19 @@ def run(*command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=os.environ | more, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path != DOCTOR], ids=lambda path: path.name)
 def test_a_python_without_the_packages_is_one_line(script: Path, bare_python: Path) -> None:
     answer = run(bare_python, script)
     assert (answer.returncode, answer.stdout) == (2, "")
     assert re.fullmatch(r"error: \S+ lacks the package \w+: run `make setup`, .*\n", answer.stderr)
+
+
+def test_the_doctor_says_the_same_among_what_it_can_see_without_them(bare_python: Path, tmp_path: Path) -> None:
+    home = {"LOCKSTEP_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    answer = run(bare_python, DOCTOR, "--config", "any.yaml", "--train.seed", "3", **home)
+    assert (answer.returncode, answer.stderr) == (1, "")
+    assert re.search(r"^error: \[package_missing\] \S+ has none of the packages: ", answer.stdout, flags=re.M)
+    assert re.search(r"^port 8000 ", answer.stdout, flags=re.M) and "kernels" not in answer.stdout
 
 
 def test_the_server_says_the_same(bare_python: Path) -> None:

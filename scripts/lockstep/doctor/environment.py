@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Sequence
 from importlib.metadata import Distribution
 from pathlib import Path
@@ -49,9 +50,13 @@ def packages(cuda: bool, places: Sequence[str] | None = None, root: Path = paths
         places: folders of packages; those of this Python where nobody gives any.
         root: the folder of the locks.
     """
-    installed = _installed(sys.path if places is None else places)
+    installed = _installed(places)
     locked = read_lock(root / LOCKS[cuda], sys.version_info[:2])
-    findings = [*_halves(installed), *_builds(installed, cuda), *_leftovers(sys.path if places is None else places)]
+    findings = [
+        *_halves(installed),
+        *_builds(installed, cuda),
+        *_leftovers([sysconfig.get_path("purelib")] if places is None else places),
+    ]
     missing = sorted(name for name in locked if name not in installed)
     other = sorted(
         f"{name} {installed[name].version} (locked: {' or '.join(sorted(versions))})"
@@ -143,10 +148,12 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _installed(places: Sequence[str]) -> dict[str, Distribution]:
+def _installed(places: Sequence[str] | None) -> dict[str, Distribution]:
     """Package → what is installed, the first one on the path; packages without a name or a version are left out."""
     installed: dict[str, Distribution] = {}
-    for distribution in importlib.metadata.distributions(path=list(places)):
+    own = importlib.metadata.distributions
+    distributions = own() if places is None else own(path=list(places))
+    for distribution in distributions:
         name = distribution.metadata["Name"] if distribution.metadata else None
         if name and distribution.metadata["Version"]:
             installed.setdefault(normalised(name), distribution)

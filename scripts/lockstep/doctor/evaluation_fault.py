@@ -50,8 +50,8 @@ def _trains(script: Script, call: ast.Call) -> bool:
         return last_name(holder) in TRAINERS
     name = dotted(holder)
     values = [value for scope in script.functions for value in script.assigned(scope).get(name, [])]
-    made = any(isinstance(value, ast.Call) and last_name(value) in TRAINERS for value in values)
-    return made or (not values and bool(re.search(r"trainer$", name)))
+    is_trainer = any(isinstance(value, ast.Call) and last_name(value) in TRAINERS for value in values)
+    return is_trainer or (not values and bool(re.search(r"trainer$", name)))
 
 
 def _measures_by_hand(script: Script, trainings: list[ast.Call]) -> bool:

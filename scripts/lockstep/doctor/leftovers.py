@@ -144,8 +144,8 @@ def _dead_server(folder: Path) -> list[Finding]:
     if orphans:
         size = sum(_resident(process) for process in orphans) / 2**30
         what = (
-            f"{len(orphans)} processes of a killed server of {paths.label(folder.parent)} still run and hold {size:.1f} "
-            f"GiB: the next server may lack memory"
+            f"{len(orphans)} processes of a killed server of {paths.label(folder.parent)} still run and hold "
+            f"{size:.1f} GiB: the next server may lack memory"
         )
         return [Finding("orphan_server", what, stop)]
     if match:
@@ -212,5 +212,5 @@ def _mapped(shared: Path) -> set[str]:
             for line in (place / "maps").read_text(encoding="utf-8", errors="replace").splitlines():
                 if str(shared) in line:
                     names.add(line[line.index(str(shared)) :].removesuffix(" (deleted)"))
-            names |= {str(link.readlink()) for link in (place / "fd").iterdir()}
+            names |= {str(link.readlink()) for link in Path(f"{place}/fd").iterdir()}
     return names

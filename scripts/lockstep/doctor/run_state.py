@@ -90,13 +90,13 @@ def _rows(settings: Settings) -> tuple[list[Fact], list[Finding]]:
 def needs(settings: Settings) -> list[Need]:
     """What is still to be downloaded."""
     model, data = settings.model, settings.data
-    wanted = []
+    needed = []
     if model.source != "local" and not manifest.looks_complete(model.folder):
         other = "--model.source modelscope" if model.source == "hub" else "--model.source hub"
-        wanted.append(Need(model.source, f"the model {model.id}", f"try {other}, or --config configs/demo.yaml"))
+        needed.append(Need(model.source, f"the model {model.id}", f"try {other}, or --config configs/demo.yaml"))
     if data.source != "files" and data.id and not manifest.looks_complete(paths.DATASETS / data.id.replace("/", "--")):
-        wanted.append(Need(data.source, f"the data set {data.id}", "name files of your own with --data.train_file"))
-    return wanted
+        needed.append(Need(data.source, f"the data set {data.id}", "name files of your own with --data.train_file"))
+    return needed
 
 
 def disk_needed(settings: Settings) -> int:
