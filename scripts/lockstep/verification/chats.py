@@ -65,7 +65,7 @@ def of_folder(folder: Path, text: str | None = None) -> Chat:
     label = paths.label(folder)
     text = text if text is not None else template_source.of_folder(folder)
     try:
-        tokenizer = tokenizer_folder.load(folder)
+        tokenizer = tokenizer_folder.load(folder, lossy=True)
     except (*FAILURES, OSError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the tokenizer of {label} cannot be loaded: {reason}") from error
