@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lockstep import paths
 from lockstep.artifacts import atomic, filenames
@@ -11,6 +11,9 @@ from lockstep.errors import UserError
 from lockstep.verification import verdict
 from lockstep.verification.subjects import Subjects, has_tokenizer
 from lockstep.verification.verdict import UNKNOWN, Proof
+
+if TYPE_CHECKING:
+    from lockstep.verification.conversations import Conversation
 
 UNREADABLE = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError)  # of a config that is not known
 
@@ -23,9 +26,12 @@ def files_proofs(subjects: Subjects) -> dict[str, Proof]:
     Raises:
         UserError: a file cannot be read, or the adapter belongs to another base.
     """
+    from lockstep.verification import conversations
+
     looks: Looks = {name: [] for name in verdict.PROOFS}
+    rows = conversations.rows(subjects.data) if subjects.data else []
     _weights(subjects, looks)
-    _texts(subjects, looks)
+    _texts(subjects, rows, looks)
     combined = {name: verdict.combined(proofs) for name, proofs in looks.items()}
     return {name: proof for name, proof in combined.items() if proof}
 
@@ -59,7 +65,7 @@ def _weights(subjects: Subjects, looks: Looks) -> None:
     looks["weights"].append(config_proof.of_configs(subjects.base, subjects.merged))
 
 
-def _texts(subjects: Subjects, looks: Looks) -> None:
+def _texts(subjects: Subjects, rows: "list[Conversation]", looks: Looks) -> None:
     """Add the proofs `tokens`, `stops` and `sampling`."""
     from lockstep.verification import (
         chats,
@@ -72,7 +78,6 @@ def _texts(subjects: Subjects, looks: Looks) -> None:
     )
     from lockstep.verification.files_expectation import sampling_of
 
-    rows = conversations.rows(subjects.data) if subjects.data else []
     folder = subjects.reference
     trained = None
     if folder is not None and has_tokenizer(folder):
