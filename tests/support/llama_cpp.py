@@ -19,7 +19,7 @@ SERVER = """
 import sys, time
 import xllamacpp
 params = xllamacpp.CommonParams()
-params.model.path, params.hostname, params.port = sys.argv[1], "127.0.0.1", int(sys.argv[2])
+params.model.path, params.hostnames, params.port = sys.argv[1], ["127.0.0.1"], int(sys.argv[2])
 params.n_ctx, params.n_parallel, params.warmup, params.use_jinja, params.endpoint_props = 1024, 1, False, True, True
 for setting in sys.argv[3:]:
     name, value = setting.split("=", 1)

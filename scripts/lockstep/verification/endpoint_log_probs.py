@@ -10,6 +10,7 @@ from lockstep.verification.endpoint_places import LogProbs, Place
 
 ASKED = 20  # tokens of a distribution that are asked for; vLLM gives no more by default
 LIKELIEST = 100  # of llama.cpp, which tells the likeliest tokens only
+FORCED = 1000  # logit bias by which a token surely comes
 # What leaves a distribution as the model gives it, in vLLM's and SGLang's names: some engines tell log-probabilities
 # after sampling's changes.
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "presence_penalty": 0.0,
@@ -76,14 +77,24 @@ def _sglang(endpoint: Endpoint, place: Place) -> LogProbs:
     return {token: told[token] for token in asked if token in told}
 
 
-def _llama_cpp(endpoint: Endpoint, place: Place) -> LogProbs:
-    body = {
-        "prompt": place.prompt, "n_predict": 1, "n_probs": LIKELIEST, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-        "min_p": 0.0, "repeat_penalty": 1.0, "post_sampling_probs": False, "cache_prompt": False,
-    }  # fmt: skip
-    given = _get(endpoint.ask("/completion", body), "completion_probabilities", 0, "top_logprobs")
-    told = {int(entry["id"]): _number(entry["logprob"]) for entry in given}
-    return {token: told[token] for token in asked_at(place) if token in told}
+def _llama_cpp(letter: int) -> Callable[[Endpoint, Place], LogProbs]:
+    """By llama.cpp's own route, which tells nothing of a token that ends an answer or is half a character.
+
+    Args:
+        letter: the id of one, which is forced to come; log-probabilities are told as they were before.
+    """
+
+    def ask(endpoint: Endpoint, place: Place) -> LogProbs:
+        body = {
+            "prompt": place.prompt, "n_predict": 1, "n_probs": LIKELIEST, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+            "min_p": 0.0, "repeat_penalty": 1.0, "post_sampling_probs": False, "cache_prompt": False,
+            "logit_bias": [[letter, FORCED]],
+        }  # fmt: skip
+        given = _get(endpoint.ask("/completion", body), "completion_probabilities", 0, "top_logprobs")
+        told = {int(entry["id"]): _number(entry["logprob"]) for entry in given}
+        return {token: told[token] for token in asked_at(place) if token in told}
+
+    return ask
 
 
 def _by_chat(texts: Texts) -> Callable[[Endpoint, Place], LogProbs]:
@@ -113,8 +124,10 @@ def way(endpoint: Endpoint, places: Sequence[Place], texts: Texts) -> Way | None
     ways = [
         Way("ids of /v1/completions", True, _vllm),
         Way("ids of /generate", True, _sglang),
-        Way("ids of /completion", True, _llama_cpp),
     ]
+    spelled = endpoint.offers("/tokenize", {"content": "a"})
+    if isinstance(spelled, dict) and spelled.get("tokens"):
+        ways.append(Way("ids of /completion", True, _llama_cpp(int(spelled["tokens"][-1]))))
     if texts:
         ways.append(Way("texts of /v1/chat/completions", False, _by_chat(texts)))
     for candidate in ways:
