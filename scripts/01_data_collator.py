@@ -138,7 +138,7 @@ def write_output(settings: Settings, chat_template: str, files: Files, work: Pat
     collect(files, data, chat, books)
     ledger = books.ledger.as_json()
     atomic.write_json(work / filenames.LEDGER, ledger)
-    agreed["rows_with_thoughts"] = books.quality.thoughts
+    agreed |= {"rows": len(books.quality.split), "rows_with_thoughts": books.quality.thoughts}
     atomic.write_json(work / filenames.CONTRACT, agreed)
     quality = books.quality.report(books.ledger, books.line, progress_bar)
     quality["advice"] += template_advice(chat, data, books.quality.thoughts)

@@ -10,6 +10,7 @@ import openai
 import pytest
 from support import tiny, tokenizer_families
 from support.serving import Home, Served, ask, finished_run, report, served
+from transformers import AddedToken
 
 from lockstep.client.conversation import Conversation
 from lockstep.client.openai_client import Endpoint, request
@@ -166,3 +167,46 @@ def test_the_parser_reads_every_answer_alike_whole_and_in_pieces(text: str) -> N
             answer = answer.removeprefix("<think>").removeprefix("\n")
         for outcome in (parsing.whole(answer), *parsing.in_pieces(answer)):
             assert (outcome.reasoning, outcome.content) == (reasoning, content), answer
+
+
+def read(chat: Template, answer: str) -> set[tuple[str, str]]:
+    """(thought, answer) as the parser gives them, whole and in pieces: one pair where all agree."""
+    from lockstep.serving import thought_parser
+
+    parsing = tool_parsers._Parsing.of(chat, None, thought_parser.NAME, None)
+    outcomes = (parsing.whole(answer), *parsing.in_pieces(answer))
+    return {(outcome.reasoning, outcome.content) for outcome in outcomes}
+
+
+def test_a_thought_in_a_channel() -> None:
+    """Gemma 4's published template: a thought has a name, which is no part of it."""
+    text = (tokenizer_families.TRL_TEMPLATES / "gemma4_v5.jinja").read_text(encoding="utf-8")
+    tokenizer = tiny.tokenizer()
+    marks = ("<bos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>")
+    tokenizer.add_tokens([AddedToken(mark, special=True) for mark in marks])
+    tokenizer.bos_token = "<bos>"
+    chat = Template(tokenizer, text)
+    messages = [{"role": "user", "content": "?"}]
+    answer = {"role": "assistant", "content": "A <b> 4.", "reasoning_content": "x\n\ny"}
+    written = chat.answer_text([*messages, answer], None, chat.render(messages))
+    assert written.startswith("<|channel>thought\n")
+    assert read(chat, written) == {("x\n\ny", "A <b> 4.")}
+    for plain in ("A 4.", "thought\nA", "thought", "\nA"):
+        assert read(chat, plain) == {("", plain)}
+    assert read(chat, "<|channel>thought\nthought\n<channel|>A") == {("thought", "A")}
+    assert read(chat, "<|channel>so<channel|>A") == {("so", "A")}
+    assert read(chat, "<|channel>thought\nx") == {("x", "")}
+
+
+def test_plain_answers_of_a_run_whose_prompts_open_a_thought(tmp_path: Path) -> None:
+    """Only some of its rows hold one."""
+    from lockstep.serving import thought_parser
+
+    tokenizer_families.thinking().save_pretrained(tmp_path)
+    for rows, thoughts, plain in ((9, 3, ("", "A <b> 4.\nB")), (9, 9, ("A <b> 4.\nB", ""))):
+        (tmp_path / "contract.json").write_text(json.dumps({"rows": rows, "rows_with_thoughts": thoughts}))
+        chat = template.load(tmp_path, tokenizer_families.OPENING)
+        assert read(chat, "A <b> 4.\nB") == {plain}
+        assert read(chat, "x\n</think>\n\nA 4.") == {("x", "A 4.")}
+        parser = thought_parser.ThoughtParser(chat.tokenizer)
+        assert parser.count_reasoning_tokens(chat.encode(["A 4."])[0]) == (0 if thoughts < rows else 4)

@@ -3,7 +3,7 @@
 A thinking model's answer comes back in the next request, with its `<think>`. Inside of an assistant's turn that is
 harmless: only what opens or ends a turn or a role could make the rest of the text somebody else's. Such tokens are
 the stop tokens, the tokenizer's own (bos, eos …), those whose names say so in any family, and all that the template
-writes around messages of others.
+writes around messages of others. Gemma 4 has a thought in a channel, whose two tokens are known by where they stand.
 """
 
 import re
@@ -26,6 +26,7 @@ _MARKS = re.compile(
 )
 THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
 _CALLED = "LockstepCalled"
+_THOUGHT, _ANSWER = "LockstepThought", "LockstepAnswer"
 _TOOL = {
     "type": "function",
     "function": {"name": "weather", "description": "a", "parameters": {"type": "object", "properties": {}}},
@@ -65,12 +66,36 @@ def of(chat: Renderer, controls: Sequence[str]) -> set[str]:
         and (_MARKS.search(token) or any(token in text for text in own))
     }
     paired = {token for pair in _pairs(held) for token in pair}
-    return {token for token in held if token in paired or not THOUGHT.search(token)}  # a single one is a switch
+    held = {token for token in held if token in paired or not THOUGHT.search(token)}  # a single one is a switch
+    written = {*around_a_thought(chat, controls)[:2]}
+    if not any(token in others or any(token in text for text in around) for token in written):
+        held |= written
+    return held
 
 
-def thought_marks(tokens: set[str]) -> tuple[str, str] | None:
-    """The tokens that begin and end a thought: <think> and </think>, [THINK] and [/THINK], …; None without such two."""
-    return next(_pairs(tokens), None)
+def thought_marks(chat: Renderer, tokens: set[str]) -> tuple[str, str] | None:
+    """The tokens that begin and end a thought: <think> and </think>, [THINK] and [/THINK], …; None without such two.
+
+    Args:
+        tokens: that answers may hold.
+    """
+    begin, end, _ = around_a_thought(chat, sorted(tokens))
+    return next(_pairs(tokens), (begin, end) if begin else None)
+
+
+def around_a_thought(chat: Renderer, controls: Sequence[str]) -> tuple[str, str, str]:
+    """The single token that the template writes before a thought of an answer, the one after it, and what follows the
+    first one: a line break, or the name of the channel. All are empty where it writes none, or more than these."""
+    user: Message = {"role": "user", "content": "a"}
+    answer = {"role": "assistant", "content": _ANSWER, "reasoning_content": _THOUGHT, "reasoning": _THOUGHT}
+    with suppress(UserError):
+        prompt, text = chat.render([user]), chat.whole([user, answer])
+        before, thought, rest = text.removeprefix(prompt).partition(_THOUGHT)
+        between, content, _ = rest.partition(_ANSWER)
+        begin, end = ([token for token in controls if token in part] for part in (before, between))
+        if text.startswith(prompt) and thought and content and len(begin) == len(end) == 1 and begin != end:
+            return begin[0], end[0], before.partition(begin[0])[2]
+    return "", "", ""
 
 
 def _pairs(tokens: set[str]) -> Iterator[tuple[str, str]]:

@@ -246,11 +246,20 @@ class Template:
     @cached_property
     def thought_marks(self) -> tuple[str, str] | None:
         """The tokens that begin and end a thought in answers; None where the template has none."""
-        return answer_tokens.thought_marks(self.answer_tokens)
+        return answer_tokens.thought_marks(self, self.answer_tokens)
+
+    @cached_property
+    def thought_label(self) -> str:
+        """What the template writes between the first of these tokens and the thought, such as Gemma 4's `thought`."""
+        begin, _, label = answer_tokens.around_a_thought(self, sorted(self.answer_tokens))
+        return label if self.thought_marks and begin == self.thought_marks[0] else ""
 
     def opens_a_thought(self, prompt: str) -> bool:
         """Whether a prompt ends in a thought that the answer goes on with."""
-        return self.thought_marks is not None and prompt.rstrip().endswith(self.thought_marks[0])
+        if self.thought_marks is None:
+            return False
+        begin = self.thought_marks[0]
+        return prompt.rstrip().endswith((begin, begin + self.thought_label.rstrip()))
 
     @property
     def turn_tokens(self) -> set[str]:

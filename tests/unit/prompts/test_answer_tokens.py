@@ -227,3 +227,32 @@ def test_published_templates(family: str, tmp_path: Path) -> None:
         assert allowed == (mark in chat.answer_tokens), mark
         assert chat.control_token(f"a{mark}b", by_assistant=True) == (None if allowed else mark)
     assert chat.control_token(" ".join(WORDS)) is None
+
+
+def test_a_thought_in_a_channel(tmp_path: Path) -> None:
+    """Gemma 4's, whose tokens say nothing of thoughts; gpt-oss's template takes none where data files have them."""
+    chat = published("gemma4_v5", tmp_path / "gemma")
+    assert chat.thought_marks == ("<|channel>", "<channel|>") and chat.thought_label == "thought\n"
+    answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
+    prompt = chat.render([ASK])
+    assert chat.answer_text([ASK, answer], None, prompt) == "<|channel>thought\nHm.\n<channel|>Yes."
+    inside = {"role": "assistant", "content": "<|channel>thought\nHm.\n<channel|>Yes."}
+    assert chat.prompt_ids([ASK, inside, ASK]) == chat.prompt_ids([ASK, answer, ASK])
+    assert not chat.opens_a_thought(prompt) and chat.opens_a_thought(prompt + "<|channel>thought\n")
+    for token in ("<|turn>", "<turn|>", "<|tool_response>", "<|think|>"):
+        assert chat.control_token(token, by_assistant=True) == token
+    assert chat.control_token("<|channel>") == "<|channel>"
+    other = published("gptoss", tmp_path / "gptoss")
+    assert other.thought_marks is None and other.control_token("<|channel|>", by_assistant=True) == "<|channel|>"
+
+
+def published(family: str, folder: Path) -> Template:
+    """A published template with a tokenizer that has its tokens."""
+    text = (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8")
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(
+        [AddedToken(mark, special=True) for mark in sorted({*MARK.findall(text), "<|turn>", "<turn|>"})]
+    )
+    tokenizer.bos_token, tokenizer.chat_template = "<|endoftext|>", text
+    tokenizer.save_pretrained(folder)
+    return template.load(folder, text)
