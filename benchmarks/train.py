@@ -90,12 +90,12 @@ def job(kind: str, data: Path, seed: int) -> None:
     undo()
 
     from lockstep.data.collator import Collator
-    from lockstep.training import reference
+    from lockstep.training import distributions
 
     rows = list(held_out)
     batches = [Collator(0)(rows[start : start + 8]) for start in range(0, len(rows), 8)]
     nats, supervised = 0.0, 0
-    for log_probs, targets in reference.log_probs(model, batches, dtype):
+    for log_probs, targets in distributions.log_probs(model, batches, dtype):
         nats -= log_probs.gather(1, targets[:, None]).sum().item()
         supervised += len(targets)
     tokens = steps_tokens(train, settings, seed)

@@ -30,7 +30,7 @@ from lockstep.data import user_files
 from lockstep.errors import UserError
 from lockstep.merging import disk_check, serving_route
 from lockstep.processes import busy
-from lockstep.serving import gate_log_probs
+from lockstep.serving import gate_foresight
 from lockstep.settings import cli, commands
 from lockstep.settings.tree import Settings
 
@@ -56,7 +56,7 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
         from lockstep.merging import certificate, merge, merged_folder
         from lockstep.model import adapter_delta, adapter_files, merge_plan
 
-    full, data = settings.method == "full", settings.run_dir / filenames.DATA
+    full = settings.method == "full"
     strategies = strategies_of(settings, adapter)
     base = adapter if full else settings.model.folder
     change = adapter_delta.AdapterDelta() if full else adapter_files.read(adapter)
@@ -71,9 +71,9 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
         out = work / name
         sums = merge.write_weights(base, out, change, dequantizer, kept)
         merged_folder.write_rest(base, adapter, out)
-        measured = certificate.in_fresh_process(certificate.measure, out, sums, data, pad, hand_over)
+        measured = certificate.in_fresh_process(certificate.measure, out, sums, adapter, pad, hand_over)
         candidates[name] = measured
-        values = "  ".join(f"{key} {value:.5f}" for key, value in measured.items())
+        values = "  ".join(f"{key} {value:.5f}" for key, value in flat(measured).items())
         cli.say(f"in bfloat16: {values}" if full else f"onto {name} weights: {values}")
     best = min(strategies, key=lambda name: candidates[name]["kl_mean"])
     for file in (work / best).iterdir():
@@ -88,6 +88,11 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
         "strategy": best,
         **verdict(settings, candidates[best]),
     }
+
+
+def flat(measured: dict[str, Any]) -> dict[str, float]:
+    """What was measured of a merge, without the figures of single kinds of places."""
+    return {key: value for key, value in measured.items() if not isinstance(value, dict)}
 
 
 def verdict(settings: Settings, measured: dict[str, float]) -> dict[str, Any]:
@@ -122,16 +127,16 @@ def write_merged(stage: Stage, settings: Settings, adapter: Path) -> None:
     failed, full = stage.folder.with_name(filenames.MERGED_FAILED), settings.method == "full"
     with stage.writing() as work:
         report = merge_candidates(settings, adapter, work)
-        stage.metrics = report["candidates"][report["strategy"]]
+        shipped = report["candidates"][report["strategy"]]
+        stage.metrics = flat(shipped)
         if not report["passed"]:
             refuse(report, settings, adapter, failed)
         atomic.write_json(work / filenames.MERGE_REPORT, report)
     shutil.rmtree(failed, ignore_errors=True)
     how = "all weights in bfloat16" if full else f"merged onto the {report['strategy']} weights"
     kl = stage.metrics["kl_mean"]
-    rows = atomic.read_json(adapter / filenames.REFERENCE)["rows"]
-    as_given = "serve.max_logprob_gap" in settings.explicit
-    if note := gate_log_probs.foresee(rows, stage.metrics, settings.serve.max_logprob_gap, as_given):
+    recorded = atomic.read_json(adapter / filenames.REFERENCE)
+    if note := gate_foresight.of_merge(recorded, report, settings.serve.max_kl, settings.serve.max_logprob_gap):
         cli.say(f"note: {note}")
     cli.say(f"{paths.label(stage.folder)} is complete: {how}, mean KL to the trained model {kl:.5f} nats")
 

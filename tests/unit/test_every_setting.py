@@ -497,7 +497,7 @@ PROBES: dict[str, Probe] = {
     **of_launch(
         mode="base", host="0.0.0.0", port="1", served_model_name="another", dtype="float16", max_model_len="128",
         max_num_seqs="3", max_queue="5", max_n="2", max_prompts="33", tool_call_parser="hermes", max_body_bytes="2048",
-        allowed_origins="http://localhost:5173", shutdown_timeout="7", max_logprob_gap="0.2",
+        allowed_origins="http://localhost:5173", shutdown_timeout="7", max_kl="0.2", max_logprob_gap="0.2",
         min_stop_rate="0.9", kv_cache_memory_bytes=str(2**21), tensor_parallel_size="2", pipeline_parallel_size="2",
         data_parallel_size="2", enforce_eager="false", startup_timeout="3", vllm_args='{"seed": 3}',
     ),

@@ -19,7 +19,8 @@ from lockstep.merging import dequantizer, safetensors_stream
 from lockstep.model import adapter_files, merge_plan, networks
 from lockstep.processes import busy, child_processes
 from lockstep.settings.tree import Settings
-from lockstep.training import reference
+from lockstep.training import distributions, reference, reference_probes
+from lockstep.training.distributions import Batch
 
 MAX_GAP = 0.05  # nats a token between the trained model's own record and the model that is read back
 LOG_PROBS = "trained.f32"  # of the trained model, float32 [positions, vocabulary]
@@ -66,7 +67,7 @@ def _report(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, 
         sender.send(UserError(f"out of memory while a model is measured ({error}): stop other programs and run again"))
 
 
-def probes(data: Path, pad: int) -> list[reference.Batch]:
+def probes(data: Path, pad: int) -> list[Batch]:
     """The held-out rows that a model is measured on, as batches of a few rows.
 
     Args:
@@ -131,7 +132,7 @@ def measure_trained(settings: Settings, adapter: Path, pad: int, work: Path) -> 
     with busy.waiting("loading the trained model"):
         network, of_targets = load_trained(settings, adapter, dtype), []
     with (work / LOG_PROBS).open("wb") as stream:
-        for log_probs, targets in reference.log_probs(network, batches, dtype, "measuring the trained model"):
+        for log_probs, targets in distributions.log_probs(network, batches, dtype, "measuring the trained model"):
             stream.write(log_probs.numpy().data)
             of_targets.append(log_probs.gather(1, targets[:, None])[:, 0])
     measured = torch.cat(of_targets)
@@ -152,21 +153,22 @@ def measure_trained(settings: Settings, adapter: Path, pad: int, work: Path) -> 
     }
 
 
-def measure(folder: Path, sums: safetensors_stream.Sums, data: Path, pad: int, work: Path) -> dict[str, float]:
+def measure(folder: Path, sums: safetensors_stream.Sums, adapter: Path, pad: int, work: Path) -> dict[str, Any]:
     """How far a merged model on disk is from the trained one, in nats per supervised position.
 
     It computes as it will be served here: in the weights' bfloat16 where the device can.
 
     Args:
         sums: of its files, as `merge.write_weights` gave them.
+        adapter: its folder in a run, with the reference.
         work: the folder where `measure_trained` wrote.
 
     Raises:
         UserError: the files do not hold what was written.
 
     Returns:
-        kl_mean, kl_max, top1_agreement and eval_loss; and what the gate will measure, the mean distance of the tokens'
-        log-probabilities, of all and of the end-of-turn tokens.
+        kl_mean, kl_max, top1_agreement and eval_loss; and what the gate will measure: `kl_kinds`, the mean KL of each
+        kind of places, and the mean distance of the tokens' log-probabilities, of all and of the end-of-turn tokens.
     """
     what = f"the merge onto {folder.name} weights"
     with busy.waiting(f"reading {what} back"):
@@ -177,9 +179,9 @@ def measure(folder: Path, sums: safetensors_stream.Sums, data: Path, pad: int, w
     if all(weight.dtype == dtype for weight in network.parameters()):
         dtype = torch.float32  # no autocast: it computes in its own dtype
     start = 0
-    divergences, agreements, losses, gaps, ends = [], [], [], [], []
-    batches = probes(data, pad)
-    measured = reference.log_probs(network, batches, dtype, f"measuring {what}")
+    divergences, agreements, losses, gaps, at_ends = [], [], [], [], []
+    batches = probes(adapter.with_name(filenames.DATA), pad)
+    measured = distributions.log_probs(network, batches, dtype, f"measuring {what}")
     for batch, (merged, targets) in zip(batches, measured, strict=True):
         end = start + merged.numel()
         trained = torch.from_file(str(work / LOG_PROBS), size=end, dtype=torch.float32)[start:].view(merged.shape)
@@ -188,13 +190,18 @@ def measure(folder: Path, sums: safetensors_stream.Sums, data: Path, pad: int, w
         agreements.append(merged.argmax(-1) == trained.argmax(-1))
         losses.append(-merged.gather(1, targets[:, None]))
         gaps.append((merged - trained).gather(1, targets[:, None])[:, 0].abs())
-        ends.append(gaps[-1][(batch["labels"][:, 1:] != IGNORE).sum(1).cumsum(0) - 1])
+        at_ends.append(torch.zeros(len(targets), dtype=torch.bool))
+        at_ends[-1][(batch["labels"][:, 1:] != IGNORE).sum(1).cumsum(0) - 1] = True
     divergence = torch.cat(divergences).clamp_min(0)  # equal ones may come out just below, by rounding
+    more = [probe for probe in reference.read(adapter).get("probes", []) if probe["kind"] != reference_probes.ROWS]
+    kinds = {"rows": divergence[~torch.cat(at_ends)], "ends": divergence[torch.cat(at_ends)]}
     return {
         "kl_mean": divergence.mean().item(),
         "kl_max": divergence.max().item(),
         "top1_agreement": torch.cat(agreements).float().mean().item(),
         "eval_loss": torch.cat(losses).mean().item(),
         "logprob_gap": torch.cat(gaps).mean().item(),
-        "end_token_gap": torch.cat(ends).mean().item(),
+        "end_token_gap": torch.cat(gaps)[torch.cat(at_ends)].mean().item(),
+        "kl_kinds": {kind: values.mean().item() for kind, values in kinds.items() if len(values)}
+        | reference_probes.kl_of(network, more, dtype, f"measuring {what}, probes"),
     }

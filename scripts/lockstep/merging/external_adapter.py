@@ -15,7 +15,7 @@ from lockstep.model import adapter_files, file_checks, merge_plan, networks
 from lockstep.prompts import contract, template, template_source
 from lockstep.prompts.template import Template
 from lockstep.settings.tree import Settings
-from lockstep.training import reference
+from lockstep.training import reference, reference_probes
 
 TOKENIZERS = (filenames.TOKENIZER, filenames.SENTENCEPIECE)  # one of them makes a folder's tokenizer complete
 
@@ -126,13 +126,15 @@ def take_in(settings: Settings, folder: Path, work: Path) -> dict[str, Any]:
             f"({len(lost)} such weights): it was cut or saved in part; save the whole adapter with PEFT"
         )
     atomic.write_json(work / filenames.COVERAGE, account.as_json() | {"adapted_experts": held.changed_experts})
+    rows = reference.probe_rows(data)
     record = reference.record(
         network,
         atomic.read_json(data / filenames.CONTRACT)["conversations"],
-        reference.probe_rows(data),
+        rows,
         dtype,
         without_adapter=network.disable_adapter(),
         longest=reference.longest_prompt(settings, network),
+        more=reference_probes.choose(settings, network, rows, work),
     )
     atomic.write_json(work / filenames.REFERENCE, record)
     log_probs = [value for row in record["rows"] for value in row["trained"]]

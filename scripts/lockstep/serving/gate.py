@@ -3,8 +3,9 @@
 1. It tokenizes the golden conversations of the contract, and the messages of held-out rows, to the ids that training
    rendered, and all ids of the vocabulary become the texts of training and these the same ids again.
 2. Every stop token of the contract ends an answer, and none of the tokens that answers consist of does.
-3. Its log-probabilities are those that training put on record, nearer to the trained model than to the base.
-4. After whole answers it gives the end-of-turn token the log-probability that the trained model gave.
+3. Its distributions are those that training put on record, on held-out rows, on tokens from all over the vocabulary,
+   over its whole length and asked by messages, and nearer to the trained model than to the base.
+4. So are those of the end-of-turn token after whole answers.
 5. Every module of the adapter, where it serves one, lies in the buffers that its answers are computed with.
 
 Then it answers held-out prompts by itself: the share of answers that end is a warning, or a bound if one is set.
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.artifacts import atomic, filenames
-from lockstep.serving import gate_log_probs, gate_modules, gate_protocols, gate_tokens, gate_vocabulary
-from lockstep.serving.gate_findings import Bounds, Findings, Tell
+from lockstep.serving import gate_bounds, gate_log_probs, gate_modules, gate_protocols, gate_tokens, gate_vocabulary
+from lockstep.serving.gate_bounds import Bounds
+from lockstep.serving.gate_findings import Findings, Tell
 from lockstep.serving.probe import Server
 
 ANSWERS = 16  # held-out prompts that are answered
@@ -60,11 +62,12 @@ def prove(server: Server, claim: Claim, tell: Tell = lambda step, detail: None) 
     if others:
         report["others"] = {name: findings[name].report for name in others}
     reasons, warnings = [], []
+    named = next((about.named for about in findings.values() if about.named), None)
     for name, about in findings.items():
         prefix = f"{name}: " if others else ""
         reasons += [f"{prefix}{reason}" for reason in about.reasons]
         warnings += [f"{prefix}{warning}" for warning in about.warnings]
-    return report | {"reasons": reasons, "warnings": warnings, "passed": not reasons}
+    return report | {"reasons": reasons, "named": named, "warnings": warnings, "passed": not reasons}
 
 
 def foresee(claim: Claim) -> dict[str, Any] | None:
@@ -76,7 +79,7 @@ def foresee(claim: Claim) -> dict[str, Any] | None:
     for folder, adapter in claim.folders.values():
         report = gate_tokens.foresee(folder, adapter)
         if claim.mode != "base" and (reason := gate_modules.foresee(adapter)):
-            report["reasons"] = [reason, *report["reasons"]]
+            report |= {"reasons": [reason, *report["reasons"]], "named": "partial"}
         if report["reasons"]:
             return report
     return None
@@ -110,12 +113,14 @@ def _findings(server: Server, claim: Claim, name: str, tell: Tell) -> Findings:
     gate_tokens.check_stops(server, name, agreed, ordinary, findings)
     rows = [row for row in recorded["rows"] if len(row["input_ids"]) <= bounds.max_model_len]
     if is_base:
-        findings.report |= dict.fromkeys(("logprob_gap", "end_token_gap", "differs_from_base", "adapter_effect"))
+        findings.report |= dict.fromkeys(gate_log_probs.NOTHING)
     elif not rows:
-        findings.reasons.append(f"no held-out row fits into --serve.max_model_len {bounds.max_model_len}: raise it")
+        findings.refuse(
+            "too_short", f"no held-out row fits into --serve.max_model_len {bounds.max_model_len}: raise it"
+        )
     else:
-        gate_log_probs.check_rows(server, name, claim.base_name, rows, bounds, findings)
-        gate_log_probs.check_chats(server, name, agreed, recorded["golden"], bounds, findings)
+        certified = gate_bounds.certified(folder) if claim.mode == "merged" else {}
+        gate_log_probs.check(server, name, claim.base_name, recorded, agreed, bounds, certified, findings)
     # how the base ends its answers is no fault of a training
     _check_answers(server, name, rows, replace(bounds, min_stop_rate=None) if is_base else bounds, findings)
     return findings
@@ -138,6 +143,6 @@ def _check_answers(server: Server, name: str, rows: list[Any], bounds: Bounds, f
         f"{rate:.0%} of {len(sample)} answers to held-out prompts ended by themselves within {LONGEST_ANSWER} tokens"
     )
     if bounds.min_stop_rate is not None and rate < bounds.min_stop_rate:
-        findings.reasons.append(f"{finding}, and --serve.min_stop_rate is {bounds.min_stop_rate:.0%}")
+        findings.refuse("few_stops", f"{finding}, and --serve.min_stop_rate is {bounds.min_stop_rate:.0%}")
     elif rate < FEW_STOPS:
         findings.warnings.append(f"only {finding}")

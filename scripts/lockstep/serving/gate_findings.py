@@ -1,4 +1,4 @@
-"""What the gate's proofs have in common: the bounds that they judge by, and the findings that they add to."""
+"""What the gate's proofs have in common: the findings that they add to, and how they ask."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,47 +13,40 @@ STEPS = ("prompts", "stops", "log-probabilities", "whole answers")  # in the ord
 Tell = Callable[[str, str], None]
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """How far the served model may be from the trained one.
-
-    Args:
-        logprob_gap: nats a token, on the mean.
-        as_given: somebody set that bound; otherwise it shrinks where the training itself changed little.
-        min_stop_rate: share of answers that must end by themselves; None: few of them are only a warning.
-        max_model_len: tokens of prompt and answer that the server takes.
-        vocabulary: how many token ids the model has.
-    """
-
-    logprob_gap: float
-    as_given: bool
-    min_stop_rate: float | None
-    max_model_len: int
-    vocabulary: int
-
-
 @dataclass
 class Findings:
     """What the proofs find about a served name: fields of the report, reasons not to serve it, and warnings.
 
     Args:
+        named: what the first reason is, in a word: see docs/files.md.
         tell: is told which proof is in progress, and how far.
     """
 
     report: dict[str, Any] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    named: str | None = None
     tell: Tell = lambda step, detail: None
 
-    def ask_all(self, step: str, question: Callable[[T], R], subjects: Sequence[T]) -> list[R]:
+    def refuse(self, named: str, reason: str) -> None:
+        """Add a reason not to serve it.
+
+        Args:
+            named: what it looks like, in a word.
+        """
+        self.reasons.append(reason)
+        self.named = self.named or named
+
+    def ask_all(self, step: str, question: Callable[[T], R], subjects: Sequence[T], at_once: int = AT_ONCE) -> list[R]:
         """The answers to a question about each subject, in order; several are asked at once.
 
         Args:
             step: one of STEPS, to which the question belongs.
+            at_once: how many.
         """
         place = f"proof {STEPS.index(step) + 1} of {len(STEPS)} ({step})"
         answers = []
-        pool = ThreadPoolExecutor(AT_ONCE)
+        pool = ThreadPoolExecutor(at_once)
         try:
             for answer in pool.map(question, subjects):
                 answers.append(answer)

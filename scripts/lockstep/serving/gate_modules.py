@@ -69,12 +69,13 @@ def check(server: Server, name: str, adapter: Path, findings: Findings) -> None:
     active = len(expected) - len(missing)
     findings.report |= dict(zip(FIELDS, (active, len(_adapted(adapter)) or len(expected)), strict=True))
     if reason := foresee(adapter):
-        findings.reasons.append(reason)
+        findings.refuse("partial", reason)
     if missing or not expected:
         named = "; ".join(missing[:NAMED]) + ("; …" if len(missing) > NAMED else "")
-        findings.reasons.append(
+        findings.refuse(
+            "partial",
             f"{active} of the adapter's {len(expected)} modules are in effect in vLLM: {named}; "
-            "take --serve.mode merged"
+            "take --serve.mode merged",
         )
 
 

@@ -34,7 +34,10 @@ def check(server: Server, name: str, agreed: dict[str, Any], longest: int, findi
     wrong = [route for (route, _), same in zip(questions, sameness, strict=True) if not same]
     findings.report["other_protocols"] = len(questions)
     if wrong:
-        findings.reasons.append(f"{len(wrong)} golden conversations become other tokens at {wrong[0]} than in training")
+        findings.refuse(
+            "other_template",
+            f"{len(wrong)} golden conversations become other tokens at {wrong[0]} than in training",
+        )
 
 
 def _is_plain(conversation: dict[str, Any]) -> bool:

@@ -13,7 +13,9 @@ def summary(report: dict[str, Any]) -> str:
     parts = [f"{report['prompts']} golden prompts are the tokens of training"]
     if report.get("modules_active") is not None:
         parts.append(f"all {report['modules_active']} modules of the adapter are in effect")
-    if report["logprob_gap"] is not None:
+    if report.get("kl") is not None:
+        parts.append(f"{report['kl']:.4f} nats a token from the trained model (KL, bound {report['kl_bound']:.4f})")
+    elif report["logprob_gap"] is not None:  # of an earlier version
         parts.append(f"log-probabilities within {report['logprob_gap']:.4f} nats a token of the trained model's")
     if report["adapter_effect"] is not None:
         parts.append(f"effect of the training {report['adapter_effect']:.2f} of 1")

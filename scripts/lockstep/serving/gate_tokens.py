@@ -13,6 +13,8 @@ from lockstep.serving import request_messages
 from lockstep.serving.gate_findings import Findings
 from lockstep.serving.probe import Server
 
+Fault = tuple[str, str]  # in a word, and the reason
+
 ORDINARY = 64  # tokens of each kind that must not end an answer: enough to tell, at one short request each
 
 
@@ -24,18 +26,23 @@ def foresee(folder: Path, adapter: Path) -> dict[str, Any]:
         adapter: with the contract.
 
     Returns:
-        fields of the report, `reasons` among them.
+        fields of the report, `reasons` and `named` among them.
     """
     agreed = atomic.read_json(adapter / filenames.CONTRACT)
     chat = template_of(folder)
     conversations = agreed["conversations"]
     wrong = [c["name"] for c in conversations if chat.prompt_ids(c["messages"], c.get("tools")) != c["prompt_ids"]]
     if wrong:
-        reasons = [_other_tokens(folder, agreed, wrong)]
+        faults = [_other_tokens(folder, agreed, wrong)]
     else:
         chats = {folder: chat} | ({adapter: template_of(adapter)} if adapter != folder else {})
-        reasons = _other_ends(folder, agreed, chat) + _other_texts(chats, agreed)
-    return {"prompts": len(conversations), "token_mismatches": len(wrong), "reasons": reasons}
+        faults = _other_ends(folder, agreed, chat) + _other_texts(chats, agreed)
+    return {
+        "prompts": len(conversations),
+        "token_mismatches": len(wrong),
+        "reasons": [reason for _, reason in faults],
+        "named": faults[0][0] if faults else None,
+    }
 
 
 def check_prompts(server: Server, name: str, folder: Path, agreed: dict[str, Any], findings: Findings) -> None:
@@ -55,9 +62,11 @@ def check_prompts(server: Server, name: str, folder: Path, agreed: dict[str, Any
     wrong = [conversation["name"] for conversation, same in sameness if not same]
     findings.report |= {"prompts": len(conversations), "token_mismatches": len(wrong)}
     if len(conversations) < contract.FEWEST:
-        findings.reasons.append(f"{filenames.CONTRACT} holds only {len(conversations)} conversations: it was cut")
+        findings.refuse(
+            "cut_contract", f"{filenames.CONTRACT} holds only {len(conversations)} conversations: it was cut"
+        )
     if wrong:
-        findings.reasons.append(_other_tokens(folder, agreed, wrong))
+        findings.refuse(*_other_tokens(folder, agreed, wrong))
 
 
 def check_row_prompts(server: Server, name: str, chat: template.Template, rows: list[Any], findings: Findings) -> None:
@@ -86,8 +95,9 @@ def check_row_prompts(server: Server, name: str, chat: template.Template, rows: 
     ]
     findings.report |= {"row_prompts": len(asked), "row_prompt_mismatches": len(wrong)}
     if wrong:
-        findings.reasons.append(
-            f"{len(wrong)} of {len(asked)} held-out rows become other tokens than in training (first {wrong[0]})"
+        findings.refuse(
+            "other_template",
+            f"{len(wrong)} of {len(asked)} held-out rows become other tokens than in training (first {wrong[0]})",
         )
 
 
@@ -111,15 +121,17 @@ def check_stops(server: Server, name: str, agreed: dict[str, Any], ordinary: lis
     ended_at = dict(zip(tokens, findings.ask_all("stops", ends_at, tokens), strict=True))
     for token in agreed["stop_ids"]:
         if not ended_at[token]:
-            findings.reasons.append(
+            findings.refuse(
+                "lost_end_token",
                 f"stop token {token} does not end an answer: special tokens, or the eos_token_id of "
-                f"{filenames.GENERATION_CONFIG}, differ"
+                f"{filenames.GENERATION_CONFIG}, differ",
             )
     findings.report["ordinary_tokens"] = len(ordinary)
     for token in ordinary:
         if ended_at[token]:
-            findings.reasons.append(
-                f"token {token} ends an answer, which in training went on after it: another eos_token_id"
+            findings.refuse(
+                "extra_end_token",
+                f"token {token} ends an answer, which in training went on after it: another eos_token_id",
             )
 
 
@@ -145,37 +157,41 @@ def ordinary_tokens(folder: Path, agreed: dict[str, Any], rows: list[Any], vocab
     return list(dict.fromkeys(tokens))
 
 
-def _other_tokens(folder: Path, agreed: dict[str, Any], wrong: list[str]) -> str:
-    """The reason where the conversations of these names become other tokens."""
+def _other_tokens(folder: Path, agreed: dict[str, Any], wrong: list[str]) -> Fault:
+    """Where the conversations of these names become other tokens."""
     file = folder / filenames.CHAT_TEMPLATE
     text = file.read_bytes() if file.exists() else b""
     same_text = hashlib.sha256(text).hexdigest() == agreed["template_sha256"]
     return (
+        "other_tokens" if same_text else "other_template",
         f"{len(wrong)} of {len(agreed['conversations'])} golden conversations become other tokens than in training "
-        f"(first {wrong[0]!r}): the {'tokenizer' if same_text else 'chat template'} differs"
+        f"(first {wrong[0]!r}): the {'tokenizer' if same_text else 'chat template'} differs",
     )
 
 
-def _other_texts(chats: dict[Path, template.Template], agreed: dict[str, Any]) -> list[str]:
-    """The reasons where a template or a vocabulary is another one, though the conversations come out the same.
+def _other_texts(chats: dict[Path, template.Template], agreed: dict[str, Any]) -> list[Fault]:
+    """Where a template or a vocabulary is another one, though the conversations come out the same.
 
     Args:
         chats: of the folder that is served, and of the adapter's.
     """
-    reasons = []
+    faults = []
     for folder, chat in chats.items():
         label = paths.label(folder)
         if hashlib.sha256(chat.text.encode()).hexdigest() != agreed["template_sha256"]:
-            reasons.append(f"{label}: the chat template is another text than in training")
+            faults.append(("other_template", f"{label}: the chat template is another text than in training"))
         if difference := vocabulary.difference(agreed.get("vocabulary"), chat):
-            reasons.append(f"{label}: the tokenizer differs: {difference}")
-    return reasons
+            faults.append(("other_tokens", f"{label}: the tokenizer differs: {difference}"))
+    return faults
 
 
-def _other_ends(folder: Path, agreed: dict[str, Any], chat: template.Template) -> list[str]:
-    """The reasons where special tokens are others than in training, or answers would end at ordinary ones."""
-    reasons = [
-        f"the tokenizer's {name} token is {chat.special_ids[name]}, and was {token} in training"
+def _other_ends(folder: Path, agreed: dict[str, Any], chat: template.Template) -> list[Fault]:
+    """Where special tokens are others than in training, or answers would end at ordinary ones."""
+    faults = [
+        (
+            "lost_end_token" if token in agreed["stop_ids"] else "other_tokens",
+            f"the tokenizer's {name} token is {chat.special_ids[name]}, and was {token} in training",
+        )
         for name, token in agreed["special_ids"].items()
         if chat.special_ids[name] != token
     ]
@@ -185,5 +201,5 @@ def _other_ends(folder: Path, agreed: dict[str, Any], chat: template.Template) -
     added = chat.tokenizer.added_tokens_decoder
     for token in ends if isinstance(ends, list) else [] if ends is None else [ends]:
         if token not in agreed["stop_ids"] and not (token in added and added[token].special):
-            reasons.append(f"{file.name} ends answers at token {token}, which is an ordinary one")
-    return reasons
+            faults.append(("extra_end_token", f"{file.name} ends answers at token {token}, which is an ordinary one"))
+    return faults

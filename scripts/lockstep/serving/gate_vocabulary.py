@@ -33,4 +33,4 @@ def check(server: Server, name: str, chat: Template, vocabulary: int, findings: 
     differences = [words for words in findings.ask_all("prompts", difference, chunks) if words]
     findings.report |= {"vocabulary": len(ids), "vocabulary_mismatches": len(differences)}
     if differences:
-        findings.reasons.append(f"the server has another tokenizer than training: {differences[0]}")
+        findings.refuse("other_tokens", f"the server has another tokenizer than training: {differences[0]}")

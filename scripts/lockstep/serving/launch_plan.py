@@ -15,7 +15,7 @@ from lockstep.endpoint import address, curl_line, protocol, server_note
 from lockstep.errors import UserError
 from lockstep.serving import device_flags, model_flags, preflight, probe, server_control, serving_modes
 from lockstep.serving.gate import Claim
-from lockstep.serving.gate_findings import Bounds
+from lockstep.serving.gate_bounds import Bounds
 from lockstep.serving.request_rules import Rules
 from lockstep.serving.serving_modes import Subject
 from lockstep.settings.tree import Settings
@@ -238,8 +238,7 @@ def _rules(settings: Settings, subject: Subject, loopback: bool, cuda: bool, too
 
 def _claim(settings: Settings, subject: Subject, vocabulary: int) -> Claim:
     serve = settings.serve
-    as_given = "serve.max_logprob_gap" in settings.explicit
-    bounds = Bounds(serve.max_logprob_gap, as_given, serve.min_stop_rate, serve.max_model_len, vocabulary)
+    bounds = Bounds(serve.max_kl, serve.max_logprob_gap, serve.min_stop_rate, serve.max_model_len, vocabulary)
     folders = {name: (subject.answers_with, adapter) for name, adapter in subject.adapters.items()}
     return Claim(serve.mode, folders, subject.base_name, bounds)
 

@@ -302,11 +302,18 @@ class Serve(Section):
     shutdown_timeout: int = Field(
         30, ge=0, description="seconds that answers in progress have left once the server is told to stop"
     )
-    max_logprob_gap: float = Field(
-        0.05,
+    max_kl: float | None = Field(
+        None,
         gt=0,
-        description="mean distance from the trained model, in nats a token, above which the gate stays shut; "
-        "where nobody sets it, less is allowed after a training that changed little",
+        description="mean KL divergence from the trained model, in nats a token, above which the gate stays shut; "
+        "default: 0.01, or three times the noise of the server's own answers, or twice what the merge's certificate "
+        "measured",
+    )
+    max_logprob_gap: float | None = Field(
+        None,
+        gt=0,
+        description="mean distance of the tokens' log-probabilities from the trained model's, in nats, above which the "
+        "gate stays shut, too; default: max_kl alone decides",
     )
     min_stop_rate: float | None = Field(
         None, ge=0, le=1, description="share of answers that must end by themselves; default: few are only a warning"

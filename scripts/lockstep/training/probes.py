@@ -21,6 +21,13 @@ def probe_tokens(network: nn.Module, count: int, start: int = 0) -> list[int]:
     Args:
         start: another one gives other tokens.
     """
+    ids = text_ids(network)
+    step = max(1, len(ids) // (4 * count))
+    return [ids[(start + place * step) % len(ids)] for place in range(count)]
+
+
+def text_ids(network: nn.Module) -> list[int]:
+    """The ids of its vocabulary to which a network's config gives no role of their own."""
     config: Any = network.config
     text = config.get_text_config()
     special = {0, 1, 2}
@@ -28,9 +35,7 @@ def probe_tokens(network: nn.Module, count: int, start: int = 0) -> list[int]:
         for name, value in part.to_dict().items():
             if name.endswith(("token_id", "token_ids", "token_index")):
                 special.update(value if isinstance(value, list) else [value])
-    ids = [token for token in range(text.vocab_size) if token not in special]
-    step = max(1, len(ids) // (4 * count))
-    return [ids[(start + place * step) % len(ids)] for place in range(count)]
+    return [token for token in range(text.vocab_size) if token not in special]
 
 
 def probe_rows(network: nn.Module, variant: int = 0, length: int | None = None) -> list[dict[str, list[int]]]:

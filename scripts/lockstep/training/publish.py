@@ -10,7 +10,7 @@ from lockstep.artifacts import atomic, filenames
 from lockstep.model import adapter_files, carried_files, full_weights, networks, peft_adapter
 from lockstep.processes import distributed
 from lockstep.settings.tree import Settings
-from lockstep.training import loss_plot, model_card, packed_attention, reference, setup
+from lockstep.training import loss_plot, model_card, packed_attention, reference, reference_probes, setup
 
 if TYPE_CHECKING:
     from lockstep.prompts.template import Template
@@ -99,12 +99,14 @@ def remember(trainer: "SupervisedTrainer", settings: Settings, dtype: torch.dtyp
             model = model if full else PeftModel.from_pretrained(model, work)
     else:
         trainer.network.set_attn_implementation(packed_attention.plain(trainer.network))
+    rows = reference.probe_rows(data)
     record = reference.record(
         model,
         atomic.read_json(data / filenames.CONTRACT)["conversations"],
-        reference.probe_rows(data),
+        rows,
         dtype,
         without_adapter=None if full else model.disable_adapter(),
         longest=reference.longest_prompt(settings, trainer.network),
+        more=reference_probes.choose(settings, trainer.network, rows, work),
     )
     atomic.write_json(work / filenames.REFERENCE, record)

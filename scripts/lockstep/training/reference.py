@@ -9,10 +9,11 @@
     rows       for at most 32 held-out rows: `input_ids`, the places in it that are supervised, and the
                log-probability of each token there, trained and base; `end` is the last of them, the
                end-of-turn token after the whole answer; `messages` and `tools` that its last answer was given to
+    probes     whole distributions, on rows of several kinds: see `reference_probes`
     experts    for each stack of experts that has an adapter: how many of them it changes
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,13 @@ from lockstep.data import conversation_row
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.errors import UserError
 from lockstep.model import networks
-from lockstep.processes import busy
 from lockstep.settings.tree import Settings
-from lockstep.training import loss
+from lockstep.training import distributions, reference_probes
+from lockstep.training.distributions import Batch
+from lockstep.training.reference_probes import Probe
 
 MAX_ROWS, MAX_POSITIONS = 32, 2000  # of held-out rows: a pass over them must cost little beside a training
 LONG = 512  # tokens of a golden conversation that is recorded in any case; the gate compares the shortest ones
-TOP = 20  # as many as vLLM gives
-DIGITS = 6
-
-Batch = dict[str, Tensor]
 
 
 def probe_rows(data: Path) -> list[dict[str, Any]]:
@@ -66,23 +64,6 @@ def longest_prompt(settings: Settings, network: Any) -> int:
     return min(limit, networks.longest(network.config) or limit)
 
 
-def log_probs(
-    network: nn.Module, batches: Sequence[Batch], dtype: torch.dtype, what: str = "log-probabilities"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batch by batch: float32 log-probabilities [positions, vocabulary] at supervised positions, and their targets.
-
-    Args:
-        dtype: of the matrix products; training computed so.
-        what: the bar's name.
-    """
-    network.eval()
-    device = next(network.parameters()).device
-    for batch in busy.steps(batches, what, unit="batches"):
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits, targets = loss.supervised_logits(network, {name: part.to(device) for name, part in batch.items()})
-            yield torch.log_softmax(logits, dim=-1).cpu(), targets.cpu()
-
-
 def record(
     model: Any,
     conversations: Sequence[dict[str, Any]],
@@ -90,33 +71,49 @@ def record(
     dtype: torch.dtype,
     without_adapter: AbstractContextManager[Any] | None,
     longest: int | None,
+    more: Sequence[Probe] = (),
 ) -> dict[str, Any]:
     """Everything that reference.json holds.
 
     Args:
         conversations: of the contract; those longer than `longest` tokens, if that is set, are left out.
         without_adapter: a block in which the model is its base; None after full training.
+        more: probes beside the held-out rows.
     """
     from lockstep.model import experts_adapter  # PEFT and bitsandbytes: a merged model is measured without
 
     fit = [golden for golden in conversations if longest is None or len(golden["prompt_ids"]) < longest]
     prompts = sorted(fit, key=lambda golden: len(golden["prompt_ids"]))
-    batches = _asked([golden["prompt_ids"] for golden in prompts]), _eights(by_length(rows))
-    nexts, tokens = _measure(model, batches, dtype, "what the trained model says")
+    batches, ordered = _asked([golden["prompt_ids"] for golden in prompts]), by_length(rows)
+    what = "what the trained model says"
+    nexts, tokens = _nexts(model, batches, dtype, what), _tokens(model, ordered, dtype, what)
+    others = []
+    for probe, (at, targets) in zip(
+        more, distributions.of_rows(model, reference_probes.batches_of(more), dtype, f"{what}, probes"), strict=True
+    ):
+        others.append(reference_probes.as_json(probe, *reference_probes.likeliest(at, targets), None))
     base_nexts: list[Any] = [None] * len(nexts)
-    base_tokens: list[Any] = [None] * len(tokens)
+    base_tokens: list[Any] = [(None, None, None)] * len(tokens)
     if without_adapter is not None:
         with without_adapter:
-            base_nexts, base_tokens = _measure(model, batches, dtype, "what its base says")
-    measured = {id(row): place for place, row in enumerate(by_length(rows))}
-    places = [measured[id(row)] for row in rows]
+            what = "what its base says"
+            base_nexts = _nexts(model, batches, dtype, what)
+            base_tokens = _tokens(model, ordered, dtype, what, [ids for _, ids, _ in tokens])
+    measured = {id(row): place for place, row in enumerate(ordered)}
+    recorded, likeliest = [], []
+    for row in rows:
+        (trained, ids, values), (base, _, base_values) = (of[measured[id(row)]] for of in (tokens, base_tokens))
+        recorded.append(_row(row, trained, base))
+        probe = Probe(reference_probes.ROWS, list(row["input_ids"]), reference_probes.places_of(row["labels"]))
+        likeliest.append(reference_probes.as_json(probe, ids, values, base_values))
     return {
         "dtype": networks.dtype_name(dtype),
         "golden": [
             {"name": golden["name"], "trained": trained, "base": base}
             for golden, trained, base in zip(prompts, nexts, base_nexts, strict=True)
         ],
-        "rows": [_row(row, tokens[place], base_tokens[place]) for row, place in zip(rows, places, strict=True)],
+        "rows": recorded,
+        "probes": [*likeliest, *others],
     } | ({"experts": experts} if (experts := experts_adapter.changed(model)) else {})
 
 
@@ -136,22 +133,36 @@ def _row(row: dict[str, Any], trained: list[float], base: list[float] | None) ->
     }
 
 
-def _measure(
-    model: Any, batches: tuple[list[Batch], list[Batch]], dtype: torch.dtype, what: str
-) -> tuple[list[dict[str, Any]], list[list[float]]]:
-    """The likeliest next tokens after each prompt, and the log-probabilities of each row's supervised tokens."""
+def _nexts(model: Any, batches: list[Batch], dtype: torch.dtype, what: str) -> list[dict[str, Any]]:
+    """The likeliest next tokens after each prompt."""
     nexts = []
-    for after_prompts, _ in log_probs(model, batches[0], dtype, f"{what}, conversations"):
-        values, ids = after_prompts.topk(min(TOP, after_prompts.shape[-1]), dim=-1)
+    for after_prompts, _ in distributions.log_probs(model, batches, dtype, f"{what}, conversations"):
+        values, ids = after_prompts.topk(min(distributions.TOP, after_prompts.shape[-1]), dim=-1)
         for likeliest, their_values in zip(ids, values, strict=True):
-            nexts.append({"ids": likeliest.tolist(), "logprobs": _rounded(their_values)})
-    tokens: list[list[float]] = []
-    of_rows = log_probs(model, batches[1], dtype, f"{what}, rows")
-    for (at_positions, targets), batch in zip(of_rows, batches[1], strict=True):
-        counts = (batch["labels"][:, 1:] != IGNORE).sum(1).tolist()
-        chosen = at_positions.gather(1, targets[:, None])[:, 0]
-        tokens += [_rounded(part) for part in torch.split(chosen, counts)]
-    return nexts, tokens
+            nexts.append({"ids": likeliest.tolist(), "logprobs": distributions.rounded(their_values)})
+    return nexts
+
+
+def _tokens(
+    model: Any, rows: Sequence[dict[str, Any]], dtype: torch.dtype, what: str, ids: Sequence[Any] | None = None
+) -> list[tuple[list[float], list[list[int]], list[list[float]]]]:
+    """Of each row: the log-probabilities of its supervised tokens; and at its probe's places, ids and theirs.
+
+    Args:
+        ids: of each row, the ones to measure at its places; None: the likeliest.
+    """
+    measured = []
+    for number, (row, (at, targets)) in enumerate(
+        zip(rows, distributions.of_rows(model, _eights(rows), dtype, f"{what}, rows"), strict=True)
+    ):
+        supervised = [place for place, label in enumerate(row["labels"]) if label != IGNORE and place > 0]
+        chosen = torch.tensor([supervised.index(place) for place in reference_probes.places_of(row["labels"])])
+        if ids is None:
+            of_places = reference_probes.likeliest(at[chosen], targets[chosen])
+        else:
+            of_places = ids[number], reference_probes.values_of(at[chosen], ids[number])
+        measured.append((distributions.rounded(at.gather(1, targets[:, None])[:, 0]), *of_places))
+    return measured
 
 
 def _asked(prompts: Sequence[Sequence[int]]) -> list[Batch]:
@@ -168,8 +179,17 @@ def _eights(rows: Sequence[dict[str, Any]]) -> list[Batch]:
     return [Collator(0)(rows[start : start + 8]) for start in range(0, len(rows), 8)]
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, DIGITS) for value in values.tolist()]
+def read(adapter: Path) -> dict[str, Any]:
+    """The record that lies in an adapter's folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    file = adapter / filenames.REFERENCE
+    if not file.exists():
+        raise UserError(f"{paths.label(file)} is missing, as earlier versions wrote none: {manifest.again(adapter)}")
+    record: dict[str, Any] = atomic.read_json(file)
+    return record
 
 
 def gap(adapter: Path, measured: Tensor, count: int) -> float:
@@ -182,10 +202,7 @@ def gap(adapter: Path, measured: Tensor, count: int) -> float:
     Raises:
         UserError: there is no record.
     """
-    file = adapter / filenames.REFERENCE
-    if not file.exists():
-        raise UserError(f"{paths.label(file)} is missing, as earlier versions wrote none: {manifest.again(adapter)}")
-    rows = by_length(atomic.read_json(file)["rows"][:count])
+    rows = by_length(read(adapter)["rows"][:count])
     recorded = [value for row in rows for value in row["trained"]]
     distance: float = sum(abs(a - b) for a, b in zip(recorded, measured.tolist(), strict=True))
     return distance / len(recorded)

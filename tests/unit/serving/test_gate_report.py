@@ -21,10 +21,14 @@ def test_the_outcome_leaves_out_what_was_not_measured(home: Path) -> None:
     base = {"prompts": 43, "logprob_gap": None, "adapter_effect": None, "stop_rate": None}
     label = gate_report.write(folder, base)
     assert gate_report.outcome(folder) == f"in lockstep: 43 golden prompts are the tokens of training ({label})"
-    gate_report.write(folder, base | {"logprob_gap": 0.00123, "adapter_effect": 1.004, "stop_rate": 0.5})
+    earlier = base | {"logprob_gap": 0.00123}
+    gate_report.write(folder, earlier)
+    assert "log-probabilities within 0.0012 nats a token of the trained model's" in gate_report.outcome(folder)
+    more = {"kl": 0.00123, "kl_bound": 0.01, "adapter_effect": 1.004, "stop_rate": 0.5}
+    gate_report.write(folder, earlier | more)
     assert gate_report.outcome(folder) == (
-        "in lockstep: 43 golden prompts are the tokens of training, log-probabilities within 0.0012 nats a token of the "
-        f"trained model's, effect of the training 1.00 of 1, 50% of answers end by themselves ({label})"
+        "in lockstep: 43 golden prompts are the tokens of training, 0.0012 nats a token from the trained model (KL, "
+        f"bound 0.0100), effect of the training 1.00 of 1, 50% of answers end by themselves ({label})"
     )
 
 

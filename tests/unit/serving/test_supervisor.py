@@ -59,7 +59,7 @@ server.serve_forever()
 START = """
 import sys
 from pathlib import Path
-from lockstep.serving import gate, gate_findings, launch_plan, request_rules, supervisor
+from lockstep.serving import gate, gate_bounds, launch_plan, request_rules, supervisor
 from lockstep.settings import cli
 home, port, mode, timeout, passes, folder = sys.argv[1], *sys.argv[3:]
 report = {"passed": passes == "yes", "reasons": ["the adapter is not in it"], "warnings": [], "prompts": 43,
@@ -67,7 +67,7 @@ report = {"passed": passes == "yes", "reasons": ["the adapter is not in it"], "w
 plan = launch_plan.LaunchPlan(
     command=[sys.executable, "-c", sys.argv[2], port, mode], environment={}, folder=Path(home, "outputs/r", folder),
     url=f"http://127.0.0.1:{port}/v1", model="r", route="", served={},
-    claim=gate.Claim("merged", {}, None, gate_findings.Bounds(0.05, False, None, 64, 512)),
+    claim=gate.Claim("merged", {}, None, gate_bounds.Bounds(None, None, None, 64, 512)),
     rules=request_rules.Rules("t", [], 1, 1, 1024, 1, True, True, 1, False), canary=[1],
     timing=launch_plan.Timing(float(timeout), grace=1, pause=0.3, patience=0.3), remade={}, example={"model": "r"},
 )

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, BloomConfig
 from lockstep.artifacts import filenames
 from lockstep.data.collator import IGNORE, Collator
 from lockstep.model import networks
-from lockstep.training import reference
+from lockstep.training import distributions, reference
 
 ROWS = [
     {
@@ -22,7 +22,7 @@ ROWS = [
 
 
 def said(network: torch.nn.Module) -> torch.Tensor:
-    ((found, targets),) = reference.log_probs(network, [Collator(0)(ROWS)], torch.float32)
+    ((found, targets),) = distributions.log_probs(network, [Collator(0)(ROWS)], torch.float32)
     return found.gather(1, targets[:, None])[:, 0]
 
 
@@ -83,5 +83,7 @@ def test_rows_are_measured_by_length_and_recorded_in_their_order(tiny_model: Pat
         torch.testing.assert_close(torch.tensor(row["trained"]), torch.tensor(other["trained"]), atol=1e-5, rtol=0)
     # a record of an earlier version holds more rows than are measured now
     (tmp_path / filenames.REFERENCE).write_text(json.dumps(found))
-    ((log_probs, targets),) = reference.log_probs(network, [Collator(0)(reference.by_length(rows[:2]))], torch.float32)
+    ((log_probs, targets),) = distributions.log_probs(
+        network, [Collator(0)(reference.by_length(rows[:2]))], torch.float32
+    )
     assert reference.gap(tmp_path, log_probs.gather(1, targets[:, None])[:, 0], 2) < 1e-5
