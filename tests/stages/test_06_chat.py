@@ -66,7 +66,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, s
         tokenizer.save_pretrained(adapter)
         (adapter / "manifest.json").write_text("{}")
         own = ("--serve.port", str(stub.server_address[1]))
-        with shown(folder, *own, "--ui.port", str(free_port()), LOCKSTEP_API_KEY=KEY) as url:
+        with shown(folder, *own, "--ui.port", str(free_port()), fresh=True, LOCKSTEP_API_KEY=KEY) as url:
             yield stub, url
 
 

@@ -1,5 +1,7 @@
 """The chat page as a person sees it: the program, a small OpenAI-compatible server, and somebody in a real Chromium."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,9 +9,11 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 from support.checks import wait_for
 from support.misbehaving import Handler, Server
 from support.programs import ROOT, script_environment
@@ -19,21 +23,48 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextmanager
-def shown(folder: Path, *words: str, **environment: str) -> Iterator[str]:
-    """The page, started as a user does; its address."""
-    program = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts/06_chat_ui.py"), "--run", "r", "--ui.check_seconds", "0.3", *words],
-        env=script_environment(folder, HTTP_PROXY="http://127.0.0.1:9", **environment), cwd=folder, text=True, stdout=subprocess.PIPE,
-    )  # fmt: skip
+def shown(folder: Path, *words: str, fresh: bool = False, **environment: str) -> Iterator[str]:
+    """The page, as a user starts it; its address.
+
+    Args:
+        fresh: as a program of its own, and not forked after its imports.
+    """
+    argv = [str(ROOT / "scripts/06_chat_ui.py"), "--run", "r", "--ui.check_seconds", "0.3", *words]
+    environment = script_environment(folder, HTTP_PROXY="http://127.0.0.1:9", **environment)
+    output = folder / "page.txt"
+    output.write_text("")
+    if fresh:
+        with output.open("w") as stream:
+            program = psutil.Popen([sys.executable, *argv], env=environment, cwd=folder, stdout=stream)
+    else:
+        program = psutil.Process(forked(argv, environment, folder, output))
     try:
-        assert program.stdout
-        line = next(line for line in program.stdout if "chat page at" in line)
+        wait_for(lambda: "chat page at" in output.read_text(), 60)
+        line = next(line for line in output.read_text().splitlines() if "chat page at" in line)
         url = line.split()[3].replace("0.0.0.0", "127.0.0.1")
         wait_for(lambda: answers(url))
         yield url
     finally:
         program.terminate()
         program.wait(timeout=20)
+
+
+@cache
+def warm() -> subprocess.Popen[str]:
+    """What pages are forked from, for all tests of a process."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT / 'tests'}"}
+    program = [sys.executable, str(ROOT / "tests/support/warm_pages.py")]
+    return subprocess.Popen(program, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def forked(argv: list[str], environment: dict[str, str], folder: Path, output: Path) -> int:
+    """Fork a page; its process id."""
+    stdin, stdout = warm().stdin, warm().stdout
+    assert stdin and stdout
+    task = {"argv": argv, "environment": environment, "folder": str(folder), "output": str(output)}
+    stdin.write(json.dumps(task) + "\n")
+    stdin.flush()
+    return int(stdout.readline())
 
 
 def answers(url: str) -> bool:

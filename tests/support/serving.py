@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 from support import programs, tiny
-from support.nursery import Nursery
 from support.programs import ROOT, free_port, script_environment
 
 from lockstep.artifacts import atomic, filenames, manifest
@@ -52,7 +51,8 @@ class Home:
         return Home(folder)
 
     def stage(self, script: str, *words: str) -> None:
-        programs.run(self.folder, script, *self.words, *words).check_returncode()
+        ended = programs.run(self.folder, script, *self.words, *words)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def report(home: Home) -> Any:
@@ -84,13 +84,12 @@ def finished_run(
         return home
     model(folder / "tiny")
     rows(folder / "rows.jsonl", 40)
-    with Nursery(folder) as nursery:
-        nursery.finish("00_download_model.py", *home.words)
-        nursery.finish("01_data_collator.py", *home.words, *extra)
-        nursery.finish("02_train_qlora.py", *home.words, *extra, *TRAIN)
-        nursery.finish("03_merge_lora.py", *home.words)
-        if base:
-            nursery.finish("03_merge_lora.py", *home.words, "--base")
+    home.stage("00_download_model.py")
+    home.stage("01_data_collator.py", *extra)
+    home.stage("02_train_qlora.py", *extra, *TRAIN)
+    home.stage("03_merge_lora.py")
+    if base:
+        home.stage("03_merge_lora.py", "--base")
     return home
 
 
