@@ -225,19 +225,19 @@ def test_answers_that_are_not_whole_are_marked(person: Person, server: Server) -
     assert "incomplete" in person.note() and person.text() == GOOD["r"][0]
 
 
-@pytest.mark.parametrize(("mode", "says"), [("429", "flooded (429)"), ("500", "(500)"), ("reset", "broke off")])
-def test_an_error_is_a_state_line_and_the_question_is_kept(
-    person: Person, server: Server, mode: str, says: str
-) -> None:
-    server.mode = mode
-    person.say("keep me")
-    wait_for(lambda: says in person.page.locator("#trouble").inner_text())
-    assert person.page.locator("#box textarea").input_value() == "keep me"
-    assert not person.text() and not person.note()
-    server.mode = ""
-    person.page.press("#box textarea", "Enter")
-    person.settled(1)
-    assert not person.page.locator("#trouble").is_visible()
+def test_an_error_is_a_state_line_and_the_question_is_kept(person: Person, server: Server) -> None:
+    for mode, says in (("429", "flooded (429)"), ("500", "(500)"), ("reset", "broke off")):
+        server.mode = mode
+        person.say(f"keep me, {mode}")
+        wait_for(lambda says=says: says in person.page.locator("#trouble").inner_text())
+        assert person.page.locator("#box textarea").input_value() == f"keep me, {mode}"
+        assert not person.text() and not person.note()
+        server.mode = ""
+        person.page.press("#box textarea", "Enter")
+        person.settled(1)
+        assert not person.page.locator("#trouble").is_visible()
+        person.page.click("#new")
+        wait_for(lambda: not person.text())
 
 
 def test_a_gate_that_shuts_and_a_key_that_changes(person: Person, server: Server) -> None:
