@@ -69,7 +69,6 @@ def _texts(subjects: Subjects, rows: "list[Conversation]", looks: Looks) -> None
     """Add the proofs `tokens`, `stops` and `sampling`."""
     from lockstep.verification import (
         chats,
-        conversations,
         gguf_file,
         gguf_proofs,
         sampling_proof,
