@@ -36,7 +36,8 @@ def main() -> None:
     for line in sys.stdin:
         task = json.loads(line)
         if pid := os.fork():
-            print(pid, flush=True)
+            sys.stdout.write(f"{pid}\n")
+            sys.stdout.flush()
             continue
         become(**task)
         return
