@@ -48,7 +48,7 @@ from lockstep.doctor import (  # noqa: E402
     machine,
     network,
 )
-from lockstep.doctor.findings import Finding, Look  # noqa: E402
+from lockstep.doctor.findings import Fact, Finding, Look  # noqa: E402
 from lockstep.errors import USER_ERROR, UserError  # noqa: E402
 from lockstep.text import language  # noqa: E402
 
@@ -125,17 +125,19 @@ def installed(package: str) -> bool:
 
 
 def read_settings(options: argparse.Namespace) -> "tuple[Settings | None, Look]":
-    """The settings, or what is wrong with them; none where this Python cannot read them."""
+    """The settings, or what is wrong with them; none where nobody names a run, or this Python cannot read them."""
     if not options.has_settings:
         return None, Look()
     from lockstep.settings import cli
-    from lockstep.settings.tree import Settings
 
     try:
-        return cli.settings_from(options), Look()
+        settings = cli.settings_from(options)
     except UserError as error:
-        cure = "mend the config, docs/settings.md has all names; the other looks were taken with the defaults"
-        return Settings(), Look((), (Finding("config_wrong", str(error), cure),))
+        cure = "mend the command line or the config: docs/settings.md has all names"
+        return None, Look((), (Finding("config_wrong", str(error), cure),))
+    if not options.config and not settings.explicit:
+        return None, Look((Fact("run", "none is named: --config FILE looks at one"),))
+    return settings, Look()
 
 
 def run_part(settings: "Settings | None", look: "Callable[[Settings], Any]", otherwise: Any) -> Any:
