@@ -23,10 +23,11 @@ from lockstep.settings import commands
 from lockstep.settings.tree import ConfigFile, flatten
 
 SCHEMA = 1
-# Files that contain timings, or are in the reader's language: verified like all others, but not part of what the
-# folder *is*. Digests of older folders cover the preview.
-VOLATILE_FILES = frozenset({filenames.METRICS, filenames.PREVIEW})
+# Files that contain timings, or sentences for people: verified like all others, but not part of what the folder *is*.
+# Digests of older folders cover more of them.
+VOLATILE_FILES = frozenset({filenames.METRICS, filenames.PREVIEW, filenames.QUALITY})
 ONCE_VOLATILE = frozenset({filenames.METRICS})
+FORMERLY_VOLATILE = (ONCE_VOLATILE, frozenset({filenames.METRICS, filenames.PREVIEW}))
 CACHED = 500  # hashes of large files to remember
 # Stage → the goal of make that makes its folder, for messages about missing folders.
 MAKERS = {
@@ -110,6 +111,11 @@ class Manifest(BaseModel):
             "files": {name: record.sha256 for name, record in self.files.items() if name not in volatile},
         }
         return hashlib.sha256(canonical(content)).hexdigest()
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the digest is that of the content, by the rules of this version or of an earlier one."""
+        return self.digest in map(self.content_digest, (VOLATILE_FILES, *FORMERLY_VOLATILE))
 
     def differences(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
         """What would change if the stage ran again with this config and these inputs."""
@@ -212,8 +218,7 @@ def read(folder: Path) -> Manifest:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         raise UserError(f"{name}/{filenames.MANIFEST} is damaged: {again(folder)}") from error
-    digests = (manifest.content_digest(), manifest.content_digest(ONCE_VOLATILE))
-    if manifest.schema_ != SCHEMA or manifest.digest not in digests:
+    if manifest.schema_ != SCHEMA or not manifest.is_intact:
         raise UserError(f"{name}/{filenames.MANIFEST} was changed by hand: {again(folder)}")
     return manifest.model_copy(update={"inputs": as_renamed(manifest.inputs, folder)})
 

@@ -229,7 +229,7 @@ def _fault(packed: Packed, manifests: Mapping[str, Manifest]) -> str:
     if filenames.ADAPTER not in manifests or filenames.DATA not in manifests:
         return "it lacks the manifest of the training or of its data"
     for stage, record in manifests.items():
-        if record.content_digest() != record.digest and record.content_digest(manifest.ONCE_VOLATILE) != record.digest:
+        if not record.is_intact:
             return f"the manifest of {stage} is not what its own digest says"
         for label, digest in record.inputs.items():
             source = _stage_of(label)

@@ -38,12 +38,15 @@ def test_equal_bytes_have_an_equal_digest_and_timings_are_no_part_of_it(home: Pa
     assert manifest.read(make(home / "models/m", config={"a": {"b": 2}})).digest != first.digest
 
 
-def test_a_preview_in_another_language_changes_no_digest_and_older_digests_that_cover_it_hold(home: Path) -> None:
+@pytest.mark.parametrize("file", [filenames.PREVIEW, filenames.QUALITY])
+def test_sentences_in_other_words_change_no_digest_and_older_digests_that_cover_them_hold(
+    home: Path, file: str
+) -> None:
     records = []
     for text in ("What will be trained", "将要训练的内容"):
         stage = Stage("data", home / "outputs/r/data", {}, [], force=True)
         with stage.writing() as work:
-            (work / filenames.PREVIEW).write_text(text, encoding="utf-8")
+            (work / file).write_text(text, encoding="utf-8")
         records.append(manifest.read(stage.folder))
     assert records[0].digest == records[1].digest and records[0].files != records[1].files
     older = records[1].model_copy(update={"digest": records[1].content_digest(manifest.ONCE_VOLATILE)})
