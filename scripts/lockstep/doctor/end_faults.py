@@ -27,6 +27,10 @@ PAD_NAME = re.compile(r"(^|_)pad(_token)?(_id)?$|^pad_idx$", re.IGNORECASE)
 ONLY_PROMPT = re.compile(
     r"(prompt|instruction|question|query|input|source|context|system|user|prefix)s?$", re.IGNORECASE
 )
+ANSWER = re.compile(
+    r"output|response|answer|completion|target|reply|assistant|solution|回答|答案|回复|输出|(^|_)(out|ans|resp|tgt)$",
+    re.IGNORECASE,
+)
 CURE_END = (
     "append the template's end-of-turn token to every answer and give it a label, or render with the chat template"
 )
@@ -62,28 +66,34 @@ def _answers(script: Script, maker: Scope) -> Iterator[ast.AST]:
         last = parts[-1]
         if last.text.strip():  # a prompt, which waits for its answer
             continue
-        if len(parts) == 1 and (ONLY_PROMPT.search(last.name) or _is_built_elsewhere(script, last)):
-            continue
-        yield call
+        if len(parts) > 1 or _is_an_endless_answer(script, last):
+            yield call
 
 
-def _is_built_elsewhere(script: Script, part: Part) -> bool:
-    """Whether a text comes from outside of what can be read: it is judged by whether the script knows an end at all."""
-    return any(_is_end_word(node) for node in script.nodes)
+def _is_an_endless_answer(script: Script, part: Part) -> bool:
+    """Whether a text that is filled in whole is an answer, or is built elsewhere in the script and ends in one."""
+    names = part.name.split(".")
+    if any(map(ONLY_PROMPT.search, names)):
+        return False
+    built = [(value, script.scope_of(value)) for value in script.built(names[-1])]
+    if built:
+        texts = [[p for p in script.parts(value, scope) if p.text or p.name] for value, scope in built]
+        ends = [parts[-1] for parts in texts if len(parts) > 1]
+        return bool(ends) and not any(_ends(end) or end.text.strip() for end in ends)
+    return any(map(ANSWER.search, names))
 
 
 def _ends(part: Part) -> bool:
     return bool(END_TOKEN.search(part.text)) or bool(END_NAME.search(part.name.split(".")[-1]))
 
 
-def _is_end_word(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str) and bool(END_TOKEN.search(node.value))
-
-
 def _adds_an_end(script: Script, maker: Scope) -> bool:
     """Whether a function appends an end token by its id, or lets the chat template render whole conversations."""
-    padding = {id(n) for node in ast.walk(maker) for n in _paddings(node)}
-    for node in ast.walk(maker):
+    called = {last_name(node) for node in ast.walk(maker) if isinstance(node, ast.Call)}
+    bodies = [maker, *(body for name in sorted(called) if (body := script.function(name)) and body is not maker)]
+    nodes = [node for body in bodies for node in ast.walk(body)]
+    padding = {id(n) for node in nodes for n in _paddings(node)}
+    for node in nodes:
         if id(node) in padding:
             continue
         if isinstance(node, ast.Name | ast.Attribute) and END_NAME.search(last_name(node)):

@@ -11,6 +11,10 @@ from lockstep.doctor.script_tree import Script, dotted, is_true, keyword, last_n
 MEASURES = re.compile(
     r"(^|_)(evaluate|eval|perplexity|exact_match|accuracy|score|benchmark|rouge|bleu)\w*$", re.IGNORECASE
 )
+CURE = (
+    "keep rows apart and measure base and tuned model on them: trainer.evaluate() before and after train(); "
+    "`make evaluate`"
+)
 
 
 def never_measured(project: Project) -> Iterator[Finding]:
@@ -18,6 +22,7 @@ def never_measured(project: Project) -> Iterator[Finding]:
     for script in project.scripts:
         trainings = [call for call in script.calls if _trains(script, call)]
         if not trainings:
+            yield from _loop(script)
             continue
         held_out = any(
             keyword(call, "eval_dataset") is not None or any(k.arg is None for k in call.keywords)
@@ -34,10 +39,24 @@ def never_measured(project: Project) -> Iterator[Finding]:
         yield fault(
             10,
             f"{missing}: nothing tells whether the tuned model is better than its base",
-            "keep rows apart and measure base and tuned model on them: trainer.evaluate() before and after train(); "
-            "`make evaluate`",
+            CURE,
             script,
             *trainings,
+        )
+
+
+def _loop(script: Script) -> Iterator[Finding]:
+    """A training loop written by hand, in which nothing is ever measured."""
+    names = {last_name(call) for call in script.calls}
+    backward = [call for call in script.calls if dotted(call.func).endswith("loss.backward")]
+    learns = backward and "step" in names and "zero_grad" in names and "from_pretrained" in names
+    if learns and not any(name == "eval" or MEASURES.search(name) for name in names):
+        yield fault(
+            10,
+            "no rows are held out: nothing tells whether the tuned model is better than its base",
+            CURE,
+            script,
+            *backward,
         )
 
 

@@ -20,7 +20,9 @@ from lockstep.doctor.script_tree import (
 LIMIT = re.compile(r"max_?(seq(uence)?_?)?len(gth)?|max_tokens|cutoff|block_size|(^|_)limit$|model_max", re.IGNORECASE)
 IDS = re.compile(r"(^|_)(input_?)?ids?$|labels?|mask|tokens|tokenized|encod|^full|_full|^seq", re.IGNORECASE)
 OF_PROMPT = re.compile(r"prompt|question|query|source|instruction|context|prefix|history", re.IGNORECASE)
-SAYS = ("print", "warn", "warning", "info", "error", "log", "debug", "append", "add", "update", "exception", "write")
+SAYS = ("print", "warn", "warning", "info", "error", "log", "debug", "exception", "write")
+NOTES = ("append", "add", "update")  # to something whose name tells that it is an account
+ACCOUNT = re.compile(r"drop|skip|cut|trunc|long|reject|count|stat|bad|lost|ledger", re.IGNORECASE)
 SHORTEST_CUT = 64  # a slice up to a smaller number cuts no rows
 
 
@@ -35,7 +37,8 @@ def boundary_by_length(project: Project) -> Iterator[Finding]:
                     for other, text in texts.items()
                     if other != name and _begins_with(script, scope, text, prompt)
                 ]
-                cuts = [node for node in ast.walk(scope) if longer and _cuts_by(node, name)]
+                names = {name, *_lengths_of(script, scope, name)}
+                cuts = [node for node in ast.walk(scope) if longer and any(_cuts_by(node, n) for n in names)]
                 if cuts and not _compares(scope, name, longer):
                     yield fault(
                         5,
@@ -61,6 +64,15 @@ def _encoded(script: Script, scope: Scope) -> dict[str, ast.expr]:
     return texts
 
 
+def _lengths_of(script: Script, scope: Scope, name: str) -> list[str]:
+    """Names that hold the length of what a name holds."""
+    return [
+        other
+        for other, values in script.assigned(scope).items()
+        if any(_is_length_of(node, name) for value in values for node in ast.walk(value)) and other != name
+    ]
+
+
 def _root(node: ast.expr) -> ast.expr:
     while isinstance(node, ast.Subscript | ast.Attribute):
         node = node.value
@@ -71,13 +83,21 @@ def _encodes(script: Script, call: ast.Call) -> bool:
     if last_name(call) == "apply_chat_template":
         tokenize = keyword(call, "tokenize")
         return not (isinstance(tokenize, ast.Constant) and tokenize.value is False)
-    return script.is_tokenizing(call)
+    if script.is_tokenizing(call):
+        return True
+    helper = script.function(last_name(call)) if isinstance(call.func, ast.Name) else None
+    inside = [node for node in ast.walk(helper) if isinstance(node, ast.Call)] if helper else []
+    taken = {argument.arg for argument in helper.args.args[:1]} if helper else set()
+    return any(script.is_tokenizing(node) and taken & names_in(node) for node in inside)
 
 
 def _begins_with(script: Script, scope: Scope, text: ast.expr, prompt: ast.expr) -> bool:
     """Whether a text is the prompt and something after it, as far as the script shows."""
     if ast.dump(text) == ast.dump(prompt):
         return False
+    same_call = _of_one_call(*(_value_of(script, scope, node) for node in (text, prompt)))
+    if same_call:
+        return True
     # messages[:-1] of messages, and prompt in `prompt + answer`
     inner = _root(prompt)
     if isinstance(prompt, ast.Subscript) and isinstance(prompt.slice, ast.Slice) and ast.dump(inner) == ast.dump(text):
@@ -93,10 +113,30 @@ def _begins_with(script: Script, scope: Scope, text: ast.expr, prompt: ast.expr)
     return len(long) > len(short) > 0 and same and any(part.text for part in short)
 
 
+def _value_of(script: Script, scope: Scope, node: ast.expr) -> ast.expr:
+    values = script.assigned(scope).get(node.id, []) if isinstance(node, ast.Name) else []
+    return values[-1] if len(values) == 1 else node
+
+
+def _of_one_call(text: ast.expr, prompt: ast.expr) -> bool:
+    """Whether one function renders both: `render(messages)` and `render(messages[:-1])`, `f(q, a)` and `f(q)`."""
+    if not isinstance(text, ast.Call) or not isinstance(prompt, ast.Call) or dotted(text.func) != dotted(prompt.func):
+        return False
+    if not text.args or not prompt.args or not dotted(text.func):
+        return False
+    long, short = ([ast.dump(argument) for argument in call.args] for call in (text, prompt))
+    if len(short) < len(long):
+        return long[: len(short)] == short
+    cut = isinstance(prompt.args[0], ast.Subscript) and isinstance(prompt.args[0].slice, ast.Slice)
+    return cut and ast.dump(_root(prompt.args[0])) == long[0]
+
+
 def _cuts_by(node: ast.AST, name: str) -> bool:
     """Whether a node cuts ids or labels at the length of what a name holds."""
-    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
-        bounds = [bound for bound in (node.slice.lower, node.slice.upper) if bound]
+    if isinstance(node, ast.Subscript):
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]  # labels[:, :n]
+        slices = [part for part in parts if isinstance(part, ast.Slice)]
+        bounds = [bound for part in slices for bound in (part.lower, part.upper) if bound]
         return any(_is_length_of(inner, name) for bound in bounds for inner in ast.walk(bound))
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):  # [-100] * len(prompt) + full[n:]
         left = node.left
@@ -112,7 +152,9 @@ def _is_length_of(node: ast.AST, name: str) -> bool:
         return name in names_in(node.args[0])  # type: ignore[attr-defined]
     if isinstance(node, ast.Subscript | ast.Attribute):  # prompt_ids.shape[1]
         return dotted(_root(node)) == name and "shape" in names_in(node)
-    return isinstance(node, ast.Name) and bool(re.search(r"len", node.id)) and name.split("_")[0] in node.id
+    if not isinstance(node, ast.Name):
+        return False
+    return node.id == name or (bool(re.search(r"len", node.id)) and name.split("_")[0] in node.id)
 
 
 def _compares(scope: ast.AST, name: str, longer: list[str]) -> bool:
@@ -132,7 +174,7 @@ def silent_cut(project: Project) -> Iterator[Finding]:
         if not trains:
             return
         makers = script.label_makers or _mapped(script)
-        cuts = [node for maker in makers if not _says(maker) for node in ast.walk(maker) if _cuts(script, node)]
+        cuts = [node for maker in makers if not _says(maker) for node in ast.walk(maker) if _cuts(script, maker, node)]
         if cuts and not _filters(script):
             yield fault(
                 6,
@@ -157,7 +199,8 @@ def _mapped(script: Script) -> list[Scope]:
     return [scope for scope in script.functions if not isinstance(scope, ast.Module) and scope.name in names]
 
 
-def _cuts(script: Script, node: ast.AST) -> bool:
+def _cuts(script: Script, maker: Scope, node: ast.AST) -> bool:
+    """Whether a node of a function cuts rows, and not prompts alone whose answers are encoded apart."""
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice) and isinstance(node.ctx, ast.Load):
         upper, lower, target = node.slice.upper, node.slice.lower, dotted(node.value) or " ".join(names_in(node.value))
         keys = [str(n.value) for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
@@ -166,13 +209,14 @@ def _cuts(script: Script, node: ast.AST) -> bool:
         number = upper.value if isinstance(upper, ast.Constant) and isinstance(upper.value, int) else 0
         limit = bool(LIMIT.search(last_name(upper))) or number >= SHORTEST_CUT
         return limit and bool(IDS.search(target.split(".")[-1]) or any(IDS.search(key) for key in keys))
-    if isinstance(node, ast.Call) and script.is_tokenizing(node):
+    if isinstance(node, ast.Call) and (script.is_tokenizing(node) or last_name(node) == "apply_chat_template"):
         cut = keyword(node, "truncation")
         on = isinstance(cut, ast.Constant) and cut.value in (True, "longest_first", "only_first", "only_second")
         counted = is_true(keyword(node, "return_overflowing_tokens")) or is_true(keyword(node, "return_length"))
         text = node.args[0] if node.args else None
         of_prompt = text is not None and bool(OF_PROMPT.search(" ".join((last_name(text), *_keys(text)))))
-        return on and not counted and not of_prompt
+        encodings = [n for n in ast.walk(maker) if isinstance(n, ast.Call) and script.is_tokenizing(n)]
+        return on and not counted and not (of_prompt and len(encodings) > 1)
     return False
 
 
@@ -189,11 +233,17 @@ def _says(scope: ast.AST) -> bool:
                     return True
                 if isinstance(inner, ast.Return) and (inner.value is None or _is_nothing(inner.value)):
                     return True
-                if isinstance(inner, ast.Call) and last_name(inner) in SAYS:
+                if isinstance(inner, ast.Call) and _is_word(inner):
                     return True
         if isinstance(node, ast.Assert) and _asks_for_length(node.test):
             return True
     return False
+
+
+def _is_word(call: ast.Call) -> bool:
+    """Whether a call tells or notes something."""
+    name = last_name(call)
+    return name in SAYS or (name in NOTES and bool(ACCOUNT.search(dotted(call.func))))
 
 
 def _is_nothing(node: ast.expr) -> bool:

@@ -61,6 +61,7 @@ def does_not_run(project: Project) -> Iterator[Finding]:
         yield from _imports(script)
         yield from _arguments(script)
         yield from _unpadded_labels(script)
+        yield from _lists_of_many_lengths(script, project)
         yield from _dropped_columns(script, project)
         yield from _few_targets(script)
 
@@ -175,6 +176,33 @@ def _unpadded_labels(script: Script) -> Iterator[Finding]:
                 script,
                 call,
             )
+
+
+def _lists_of_many_lengths(script: Script, project: Project) -> Iterator[Finding]:
+    """Labels that nothing fills up: without a collator Trainer fills up ids and masks alone."""
+    for call in script.calls:
+        if last_name(call) not in ("Trainer", "Seq2SeqTrainer") or not script.label_makers:
+            continue
+        given = {argument.arg for argument in call.keywords}
+        even = any(is_padded(node) for node in script.nodes) or any(map(_fills_labels, script.functions))
+        if not given & {"data_collator", None} and len(call.args) < 3 and not even:
+            yield fault(
+                9,
+                "Trainer without a data_collator does not fill up labels: a batch of rows of different lengths ends "
+                "with a ValueError",
+                "data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)",
+                script,
+                call,
+            )
+
+
+def is_padded(node: ast.AST) -> bool:
+    """Whether rows are filled up when they are encoded: `padding="max_length"`."""
+    return (
+        isinstance(node, ast.keyword)
+        and node.arg == "padding"
+        and not (isinstance(node.value, ast.Constant) and node.value.value in (False, None))
+    )
 
 
 def _hands_over_labels(script: Script, call: ast.Call) -> bool:

@@ -156,7 +156,7 @@ def fault_of(number: int, what: str, cure: str, command: Command) -> Finding:
 
 def commands_of(unit: Unit) -> list[Command]:
     """The commands of a shell's text, with lines that go on joined; lines that no shell reads are left out."""
-    commands: list[Command] = []
+    commands: list[Command] = _of_containers(unit)
     lines = unit.text.split("\n")
     number = 0
     while number < len(lines):
@@ -168,6 +168,29 @@ def commands_of(unit: Unit) -> list[Command]:
         number += 1
         text = re.sub(r"^\s*(?:\$|>|-|RUN|CMD|ENTRYPOINT|ExecStart=|command:)\s+", "", text)
         commands += [Command(unit, start + 1, words) for words in _split(text)]
+    return commands
+
+
+def _of_containers(unit: Unit) -> list[Command]:
+    """The arguments that a YAML file of Docker or Kubernetes gives to vLLM's image, which starts the server itself."""
+    commands: list[Command] = []
+    if not re.search(r"^\s*(?:- )?image:.*vllm", unit.text, re.MULTILINE):
+        return commands
+    lines = unit.text.split("\n")
+    for number, line in enumerate(lines):
+        match = re.match(r"(\s*)(?:- )?(?:command|args):\s*(.*)", line)
+        if not match:
+            continue
+        words = re.sub(r"[\[\],]", " ", match[2].strip("|>-")).split()
+        for below in lines[number + 1 :]:
+            if (
+                below.strip()
+                and len(below) - len(below.lstrip()) <= len(match[1])
+                and not below.lstrip().startswith("- ")
+            ):
+                break
+            words += re.sub(r"^\s*- ", "", below).split()
+        commands.append(Command(unit, number + 1, ("vllm", "serve", *(word.strip("\"'") for word in words))))
     return commands
 
 
@@ -195,8 +218,21 @@ def _split(text: str) -> list[tuple[str, ...]]:
             else:
                 words.append(word)
     except ValueError:
-        words = text.split()
-    return [command for command in (*commands, tuple(words)) if command]
+        commands, words = [], text.split()
+    return [shown for command in (*commands, tuple(words)) if (shown := _without_redirections(command))]
+
+
+def _without_redirections(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a command without `> file`, `2>&1` and the like."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif re.match(r"\d*[<>]", word):
+            skip = bool(re.fullmatch(r"\d*[<>]+", word))
+        else:
+            kept.append(word)
+    return tuple(kept)
 
 
 def _started_by(script: Script) -> list[Command]:

@@ -132,7 +132,35 @@ class Script:
             encodes = any(isinstance(node, ast.Call) and self.is_tokenizing(node) for node in inner)
             if encodes and (any(map(_names_labels, inner)) or any(map(is_ignored_label, inner))):
                 makers.append(scope)
-        return makers
+        return makers or self._makers_for_a_collator()
+
+    def _makers_for_a_collator(self) -> list[Scope]:
+        """The functions that rows are mapped with, where a collator makes the labels of their ids later."""
+        if not any(last_name(call) == "DataCollatorForLanguageModeling" for call in self.calls):
+            return []
+        scopes: dict[Scope, None] = {}
+        for call in self.calls:
+            if last_name(call) != "map":
+                continue
+            given = [*call.args[:1], *(k.value for k in call.keywords if k.arg == "function")]
+            bodies = [self.function(last_name(node)) or node for node in given]
+            for node in (inner for body in bodies for inner in ast.walk(body)):
+                if isinstance(node, ast.Call) and self.is_tokenizing(node):
+                    scopes[self.scope_of(node)] = None
+        return list(scopes)
+
+    def built(self, field: str) -> list[ast.expr]:
+        """What the script puts into a field of rows: `{"text": value}`, `row["text"] = value`."""
+        values = []
+        for node in self.nodes:
+            if isinstance(node, ast.Dict):
+                pairs = zip(node.keys, node.values, strict=True)
+                values += [v for key, v in pairs if isinstance(key, ast.Constant) and key.value == field]
+            elif isinstance(node, ast.Assign):
+                for target in node.targets:
+                    if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant):
+                        values += [node.value] if target.slice.value == field else []
+        return values
 
     def is_tokenizing(self, call: ast.Call) -> bool:
         """Whether a call turns texts into token ids."""
@@ -193,7 +221,9 @@ class Script:
             parts = self.parts(others[-1], place, depth + 1)
             for value in added:
                 parts += self.parts(_rest(value, node.id), place, depth + 1)
-            return parts if any(part.text for part in parts) else [Part("", node.id, node)]
+            if any(part.text for part in parts):
+                return parts
+            return [Part("", f"{node.id}.{parts[-1].name}" if parts else node.id, node)]
         return [Part("", node.id, node)]
 
     def _of_operator(self, node: ast.BinOp, scope: Scope, depth: int) -> list[Part]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from lockstep.doctor.findings import Finding
-from lockstep.doctor.project import Project, body_of, fault
+from lockstep.doctor.project import TRAINERS, Project, body_of, fault
 from lockstep.doctor.script_tree import Script, dotted, is_true, keyword, last_name
 
 # Control tokens of a family, and the models that have them.
@@ -46,8 +46,10 @@ def two_templates(project: Project) -> Iterator[Finding]:
     if project.mentions(r"^--chat[-_]template\b") or _sets_a_template(project):
         return
     for script in project.scripts:
-        for maker in script.label_makers:
+        for maker in script.label_makers or ([script.tree] if _trains(script) else []):
             nodes, shown = _own_template(script, maker, project)
+            if not nodes and maker in (*script.label_makers[-1:], script.tree):
+                nodes, shown = _rendered_strings(script)
             if not nodes or _asked_with_it(project, shown):
                 continue
             requests = (
@@ -100,6 +102,24 @@ def _own_template(script: Script, maker: ast.AST, project: Project) -> tuple[lis
             if own or token:
                 nodes.append(part.node)
                 shown = shown or token or own[0].strip()  # type: ignore[index]
+    return nodes, shown
+
+
+def _trains(script: Script) -> bool:
+    return any(last_name(call) in TRAINERS for call in script.calls)
+
+
+def _rendered_strings(script: Script) -> tuple[list[ast.AST], str]:
+    """The strings of a training script that render a row with words of their own, wherever they stand."""
+    nodes: list[ast.AST] = []
+    shown = ""
+    for node in script.nodes if _trains(script) else ():
+        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        filled = "{" in text or isinstance(script.statement_of(node), ast.Return | ast.Assign | ast.AugAssign)
+        match = OWN_WORDS.search(text)
+        if match and filled and id(node) not in script.docstrings:
+            nodes.append(node)
+            shown = shown or match[0].strip()
     return nodes, shown
 
 

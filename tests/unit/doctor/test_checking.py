@@ -301,6 +301,79 @@ FAULTY = {
     ),
 }
 
+FAULTY |= {
+    "1 and no labels of its own": (
+        1,
+        "a.py",
+        "from trl import DataCollatorForLanguageModeling\n\n\ndef render(row):\n"
+        "    return {'text': f\"{row['q']} {row['a']}\"}\n\n\n"
+        "rows = rows.map(render).map(lambda row: tokenizer(row['text']))\ncollate = DataCollatorForLanguageModeling(0)\n",
+        8,
+    ),
+    "2 by a function of the trainer's": (
+        2,
+        "a.py",
+        "def render(row):\n    return f\"### Instruction:\\n{row['q']}\\n### Response:\\n{row['a']}\"\n\n\n"
+        "trainer = SFTTrainer('base', eval_dataset=held, train_dataset=rows, formatting_func=render)\n"
+        "trainer.evaluate()\ntrainer.train()\ntrainer.evaluate()\n",
+        2,
+    ),
+    "5 by a helper and a number": (
+        5,
+        "a.py",
+        "def ids_of(text):\n    return tokenizer(text + tokenizer.eos_token)['input_ids']\n\n\ndef encode(row):\n"
+        "    whole = ids_of(render(row['q'], row['a']))\n    start = len(ids_of(render(row['q'])))\n"
+        "    return {'input_ids': whole, 'labels': [-100] * start + whole[start:]}\n",
+        8,
+    ),
+    "5 by a shape": (
+        5,
+        "a.py",
+        "def encode(turns, tokenizer):\n    whole = tokenizer.apply_chat_template(turns, tokenize=False)\n"
+        "    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False)\n"
+        "    ids = tokenizer(whole, return_tensors='pt').input_ids\n"
+        "    n = tokenizer(prompt, return_tensors='pt').input_ids.shape[1]\n"
+        "    labels = ids.clone()\n    labels[:, :n] = -100\n    return ids, labels\n",
+        7,
+    ),
+    "7 in a file of docker": (
+        7,
+        "a.yaml",
+        "services:\n  llm:\n    image: vllm/vllm-openai\n    command:\n      - --model\n      - m\n      - --adapter\n",
+        4,
+    ),
+    "7 beside redirections": (
+        7,
+        "a.sh",
+        "nohup vllm serve m --served-model-name a > log 2>&1 &\n"
+        'curl localhost:8000/v1/completions -d "{\\"model\\": \\"b\\", \\"prompt\\": \\"x\\"}"\n',
+        2,
+    ),
+    "7 by requests": (
+        7,
+        "a.py",
+        "import requests\nurl = 'http://localhost:8000/v1/chat/completions'\n"
+        "requests.post(url, json={'model': 'my-model', 'messages': []})\n",
+        3,
+    ),
+    "9 no collator": (
+        9,
+        "a.py",
+        changed(TRAIN, "    data_collator=DataCollatorForSeq2Seq(tokenizer), processing_class=tokenizer,\n", "")
+        .replace("from rows import encode\n", "")
+        .replace("rows = load", PLAIN.replace(", tokenizer)", ")").strip() + "\n\n\nrows = load"),
+        22,
+    ),
+    "9 removed from Trainer": (9, "a.py", changed(TRAIN, "processing_class=tokenizer", "tokenizer=tokenizer"), 19),
+    "10 a loop": (
+        10,
+        "a.py",
+        "model = AutoModelForCausalLM.from_pretrained('m')\nfor batch in batches:\n    loss = model(**batch).loss\n"
+        "    loss.backward()\n    optimizer.step()\n    optimizer.zero_grad()\n",
+        4,
+    ),
+}
+
 
 @pytest.mark.parametrize("case", FAULTY)
 def test_each_fault_is_found_with_its_line_and_no_other_with_it(case: str, tmp_path: Path) -> None:
@@ -388,6 +461,24 @@ FINE = {
     "measured at the start and on": (
         "a.py",
         changed(TRAIN, "print(trainer.evaluate())\n", "").replace("bf16=True,", "bf16=True, eval_on_start=True,"),
+    ),
+    "offsets": (
+        "a.py",
+        "def encode(row, tokenizer):\n    prompt = f\"<|im_start|>user\\n{row['q']}<|im_end|>\\n<|im_start|>assistant\\n\"\n"
+        "    coded = tokenizer(prompt + row['a'] + '<|im_end|>', return_offsets_mapping=True)\n"
+        "    pairs = zip(coded['input_ids'], coded['offset_mapping'])\n"
+        "    return {'labels': [token if start >= len(prompt) else -100 for token, (start, _) in pairs]}\n",
+    ),
+    "a trainer that renders and ends rows itself": (
+        "a.py",
+        "from trl import SFTConfig, SFTTrainer\n"
+        "trainer = SFTTrainer('m', args=SFTConfig('out', max_length=2048), train_dataset=rows, eval_dataset=held)\n"
+        "trainer.evaluate()\ntrainer.train()\ntrainer.evaluate()\n",
+    ),
+    "a loop that measures": (
+        "a.py",
+        "model = AutoModelForCausalLM.from_pretrained('m')\nprint(evaluate(model, held))\nfor batch in batches:\n"
+        "    model(**batch).loss.backward()\n    optimizer.step()\n    optimizer.zero_grad()\nprint(evaluate(model, held))\n",
     ),
     "comments and docstrings": ("a.py", '"""Do not write <|end_header_id> by hand."""\n# vllm serve m --adapter x\n'),
 }
