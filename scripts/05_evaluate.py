@@ -38,6 +38,7 @@ from lockstep.serving import server_control
 from lockstep.settings import cli, commands
 from lockstep.settings.schema import GREEDY, Sampling
 from lockstep.settings.tree import Settings
+from lockstep.text import language
 
 FORCED = "forced.json"  # beside the answers: which evaluation --force replaces
 LIKELIHOODS = ("likelihood", "prose", "reference")  # tasks that ask for log-probabilities and not for answers
@@ -49,7 +50,8 @@ def progress_bar(description: str, rows: int, done: int, records: Iterator[Answe
     """The same records, counted by a progress bar in a terminal."""
     from tqdm import tqdm
 
-    return iter(tqdm(records, desc=description, total=rows, initial=done, unit=" rows", disable=None))
+    shown, unit = language.translated(description), f" {busy.unit_name('rows')}"
+    return iter(tqdm(records, desc=shown, total=rows, initial=done, unit=unit, disable=None))
 
 
 # ---- who answers what ----

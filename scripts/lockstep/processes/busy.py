@@ -11,13 +11,25 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from lockstep.processes import distributed
-from lockstep.text.language import translated
+from lockstep.text.language import phrase, translated
 
 SHOWN_AFTER = 2.0  # seconds
 TICK = 0.5  # seconds between two looks at a line that counts seconds
 LINE_AFTER, LINE_EVERY = 60.0, 60.0  # seconds, where there is no terminal: logs must not be flooded
 
+# What is counted, as the catalogues have it: these words mean other things elsewhere.
+UNIT = " (unit)"
+UNITS = (
+    "steps (unit)", "rows (unit)", "files (unit)", "tensors (unit)", "batches (unit)", "chunks (unit)",
+    "answers (unit)",
+)  # fmt: skip
+
 Step = TypeVar("Step")
+
+
+def unit_name(unit: str) -> str:
+    """A unit of work, such as `rows`, in the reader's language."""
+    return phrase(unit + UNIT).removesuffix(UNIT)
 
 
 def steps(work: Iterable[Step], what: str, total: int | None = None, unit: str = "steps") -> Iterator[Step]:
@@ -32,7 +44,15 @@ def steps(work: Iterable[Step], what: str, total: int | None = None, unit: str =
     if not distributed.FIRST:
         yield from work
         return
-    bar = tqdm(work, desc=translated(what), total=total, unit=f" {unit}", delay=SHOWN_AFTER, disable=None, leave=False)
+    bar = tqdm(
+        work,
+        desc=translated(what),
+        total=total,
+        unit=f" {unit_name(unit)}",
+        delay=SHOWN_AFTER,
+        disable=None,
+        leave=False,
+    )
     if not bar.disable:
         yield from bar
         return
@@ -42,7 +62,8 @@ def steps(work: Iterable[Step], what: str, total: int | None = None, unit: str =
         if time.monotonic() >= due:
             due = time.monotonic() + LINE_EVERY
             of_all = f" of {bar.total}" if bar.total else ""
-            _say(f"{translated(f'{what}: {number}{of_all} {unit} after {time.monotonic() - started:.0f} s')}\n")
+            seconds, name = time.monotonic() - started, unit_name(unit)
+            _say(f"{translated(f'{what}: {number}{of_all} {name} after {seconds:.0f} s')}\n")
         yield step
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from lockstep.artifacts import filenames, jsonl_log
+from lockstep.processes import busy
 from lockstep.text.unicode import drop_controls
 
 FILES = (filenames.TRAINING_LOG, filenames.SAMPLES)
@@ -40,7 +41,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started, self.first = time.monotonic(), state.global_step
         hidden = None if self.chief else True  # None: shown where there is a terminal
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=hidden)
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, unit=f" {busy.unit_name('steps')}", disable=hidden
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update()
