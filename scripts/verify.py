@@ -34,6 +34,7 @@ from lockstep.verification import (
     gauge,
     repeating,
     report,
+    signature,
     subjects,
     verdict,
 )
@@ -159,6 +160,9 @@ def main() -> int:
     seconds = repeating.interval(chosen.every) if chosen.every else None
     with contextlib.ExitStack() as stack:
         packed = stack.enter_context(BundleLook(chosen.bundle, chosen.public_key)) if chosen.bundle else None
+        if packed and packed.bundle.signed_by and not chosen.public_key:
+            key = packed.bundle.signed_by[: signature.SHOWN]
+            cli.say(f"note: the bundle says that the key {key} signed it; without --public-key nobody knows")
         if seconds is not None:
             return watch(chosen, packed, seconds)
         outcome = repeating.one_look(lambda: results_of(chosen, packed, cli.say))

@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server, write_to_textfile
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    disable_created_metrics,
+    start_http_server,
+    write_to_textfile,
+)
 
 from lockstep import paths
 from lockstep.errors import UserError
@@ -27,6 +34,7 @@ class Metrics:
     """
 
     def __init__(self, labels: Mapping[str, str], every: float | None = None) -> None:
+        disable_created_metrics()  # when each counter was made: nobody asks
         self.registry = CollectorRegistry()
         self._verdict = self._gauge("verdict", "1 for the verdict of the last look, 0 for the others", "verdict")
         self._proof = self._gauge("proof", "1 for the status of each proof that applies", "proof", "status")
