@@ -206,11 +206,14 @@ def _all_trained(account: Mapping[str, Standing], figures: dict[str, Any], quant
             "save the merged model in float32, or serve the adapter itself",
         )  # fmt: skip
     if dequantized := figures["dequantized"]:
-        text = f"base and adapter in one, on NF4 weights ({dequantized} tensors)"
         if quantized is False:
+            text = (
+                f"base and adapter in one, on NF4 weights ({dequantized} tensors), and training used the original ones"
+            )
             hint = "merge onto the original weights: the adapter was trained on those"
-            return Proof(FAILED, figures, "merged_dequantized", f"{text}, and it was trained without", hint)
-        return Proof(PASSED, figures, "merged_dequantized", f"{text}: what QLoRA trains")
+            return Proof(FAILED, figures, "merged_dequantized", text, hint)
+        text = f"base and adapter in one, on NF4 weights ({dequantized} tensors): what QLoRA trains"
+        return Proof(PASSED, figures, "merged_dequantized", text)
     text = f"base and adapter in one, on the original weights: all {len(account)} tensors"
     hint = ""
     if quantized:
