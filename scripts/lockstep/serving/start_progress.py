@@ -7,7 +7,9 @@ from collections.abc import Callable
 from lockstep.text import language
 
 NOTE_EVERY = 0.5  # seconds between two entries in server.json
-LINE_EVERY = 15.0  # seconds between two lines where there is no terminal
+LINE_EVERY = 60.0  # seconds between two lines of one step where there is no terminal
+MARK = "  … "  # begins these lines, so that `Relayed` knows them
+ERASED = "\r\x1b[K"  # a line of a terminal
 
 
 class StartProgress:
@@ -34,13 +36,42 @@ class StartProgress:
             self._note(self.text)
         shown = language.translated(self.text)
         if self._terminal:
-            self._show(f"\r\x1b[K  {shown}")
+            self._show(f"{ERASED}  {shown}")
         elif is_new or now - self._shown >= LINE_EVERY:
             self._shown = now
-            self._show(f"  {shown}\n")
+            self._show(f"{MARK}{shown}\n")
 
     def clear(self) -> None:
         """Make room on the terminal for a line."""
         self.text = self._step = ""
         if self._terminal:
-            self._show("\r\x1b[K")
+            self._show(ERASED)
+
+
+class Relayed:
+    """Shows on this terminal what a server in the background prints: its progress in one line, the rest as it is.
+
+    Args:
+        progress: how far it is now, as server.json says it; empty where it says nothing.
+        show: writes to the terminal as it is.
+    """
+
+    def __init__(self, progress: Callable[[], str], show: Callable[[str], None]) -> None:
+        self._progress, self._show = progress, show
+        self._terminal = sys.stdout.isatty()
+        self._shown = ""
+
+    def add(self, printed: str) -> None:
+        """Show what it has printed since, and how far it is."""
+        if not self._terminal:
+            return self._show(printed)
+        lines = [line for line in printed.splitlines(keepends=True) if not line.startswith(MARK)]
+        now = language.translated(self._progress())
+        if lines or now != self._shown:
+            self._show((ERASED if self._shown else "") + "".join(lines) + (f"  {now}" if now else ""))
+            self._shown = now
+
+    def end(self, printed: str) -> None:
+        """Show the last that it printed, and no progress."""
+        self._progress = str
+        self.add(printed)

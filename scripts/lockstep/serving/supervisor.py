@@ -29,7 +29,7 @@ from lockstep.serving.gate import Claim
 from lockstep.serving.gate_findings import Tell
 from lockstep.serving.launch_plan import LaunchPlan
 from lockstep.serving.probe import Server, Unanswered
-from lockstep.serving.start_progress import StartProgress
+from lockstep.serving.start_progress import Relayed, StartProgress
 from lockstep.settings import cli, commands
 from lockstep.settings.tree import Settings
 from lockstep.text import language
@@ -250,12 +250,9 @@ def detach(words: list[str], folder: Path) -> int:
         )  # fmt: skip
     try:
         with log.open(encoding="utf-8", errors="replace") as output:
-
-            def show() -> None:
-                print(output.read(), end="", flush=True)
-
-            note = server_note.wait_until_open(folder, supervisor, meanwhile=show)
-            show()
+            relayed = Relayed(partial(_progress_of, folder), partial(print, end="", flush=True))
+            note = server_note.wait_until_open(folder, supervisor, meanwhile=lambda: relayed.add(output.read()))
+            relayed.end(output.read())
     except KeyboardInterrupt:  # nobody waits for it any more
         supervisor.terminate()
         raise
@@ -267,6 +264,11 @@ def detach(words: list[str], folder: Path) -> int:
         f"it runs on in the background, as process {supervisor.pid}: {commands.make('status')}, {commands.make('stop')}"
     )
     return 0
+
+
+def _progress_of(folder: Path) -> str:
+    note = server_note.read(folder)
+    return note.progress if note else ""
 
 
 def main() -> int:
