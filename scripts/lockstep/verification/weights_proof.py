@@ -159,8 +159,9 @@ def _scaled(
     else:
         where = "all tensors"
     twice = alike and abs(middle - 2) <= SAME_SCALE * 2
-    why = "" if twice else _why_scaled(middle, contents.config)
-    text = f"{where} hold {middle:.3g} times what was trained ({first}){why}"
+    text = f"{where} hold {middle:.3g} times what was trained ({first})"
+    if not twice and (why := _why_scaled(middle, contents.config)):
+        text += f"; {why}"
     if not alike:
         text = f"{where} hold between {min(scales):.3g} and {max(scales):.3g} times what was trained ({first} for one)"
     hint = "merge once, into the base as published" if twice else "merge again with PEFT and the adapter's own config"
@@ -172,14 +173,14 @@ def _why_scaled(scale: float, config: Mapping[str, Any]) -> str:
     rank, alpha = config["r"], config["lora_alpha"]
     right = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     explanations = {
-        1.0: "lora_alpha / r left out",
-        float(alpha): "lora_alpha for lora_alpha / r",
-        alpha / rank: "use_rslora left out",
-        alpha / math.sqrt(rank): "use_rslora taken to be set",
+        1.0: "the merge left lora_alpha / r out",
+        float(alpha): "the merge took lora_alpha for lora_alpha / r",
+        alpha / rank: "the merge left use_rslora out",
+        alpha / math.sqrt(rank): "the merge took use_rslora to be set",
     }
     for used, words in explanations.items():
         if abs(used / right - scale) <= 0.02 * abs(scale) and abs(used - right) > 0.02 * right:
-            return f": {words}"
+            return words
     return ""
 
 

@@ -149,7 +149,7 @@ def test_a_setting_that_the_merge_left_out_is_named(made: Path, tmp_path: Path) 
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": False}))
     merged = merges.by_peft(made / "base", adapter, tmp_path / "merged")
     proof = proof_of(made / "base", merged, made / "adapter")
-    assert proof.diagnosis == "scaled" and "use_rslora left out" in proof.text
+    assert proof.diagnosis == "scaled" and "the merge left use_rslora out" in proof.text
 
 
 @pytest.mark.parametrize(("part", "words"), [("q_proj", "none of q_proj was merged"), ("layers.1.", "layers.1.")])
