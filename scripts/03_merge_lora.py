@@ -29,10 +29,12 @@ from lockstep.artifacts.stage import Stage
 from lockstep.data import user_files
 from lockstep.errors import UserError
 from lockstep.merging import disk_check, serving_route
-from lockstep.processes import busy
+from lockstep.processes import busy, child_processes
 from lockstep.serving import gate_foresight
 from lockstep.settings import cli, commands
 from lockstep.settings.tree import Settings
+
+LIBRARIES = ("datasets", "safetensors.torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
 
 
 def strategies_of(settings: Settings, adapter: Path) -> dict[str, Any]:
@@ -50,13 +52,15 @@ def strategies_of(settings: Settings, adapter: Path) -> dict[str, Any]:
 
 def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str, Any]:
     """Write the candidates, measure each, and keep the closest in `work`. Returns the report."""
+    full = settings.method == "full"
+    # three models are measured, each in a process of its own, and all need the same libraries
+    forks = child_processes.Forks((*LIBRARIES, *(() if full else ("peft",))))
     with busy.waiting("loading PyTorch and transformers"):
         from transformers import AutoTokenizer
 
         from lockstep.merging import certificate, merge, merged_folder
         from lockstep.model import adapter_delta, adapter_files, merge_plan
 
-    full = settings.method == "full"
     strategies = strategies_of(settings, adapter)
     base = adapter if full else settings.model.folder
     change = adapter_delta.AdapterDelta() if full else adapter_files.read(adapter)
@@ -65,13 +69,13 @@ def merge_candidates(settings: Settings, adapter: Path, work: Path) -> dict[str,
     pad = AutoTokenizer.from_pretrained(adapter, local_files_only=True).pad_token_id or 0
     hand_over = work / "measuring"
     hand_over.mkdir()
-    trained = certificate.in_fresh_process(certificate.measure_trained, settings, adapter, pad, hand_over)
+    trained = certificate.in_fresh_process(certificate.measure_trained, settings, adapter, pad, hand_over, forks=forks)
     candidates: dict[str, Any] = {"original": None, "dequantized": None}
     for name, dequantizer in strategies.items():
         out = work / name
         sums = merge.write_weights(base, out, change, dequantizer, kept)
         merged_folder.write_rest(base, adapter, out)
-        measured = certificate.in_fresh_process(certificate.measure, out, sums, adapter, pad, hand_over)
+        measured = certificate.in_fresh_process(certificate.measure, out, sums, adapter, pad, hand_over, forks=forks)
         candidates[name] = measured
         values = "  ".join(f"{key} {value:.5f}" for key, value in flat(measured).items())
         cli.say(f"in bfloat16: {values}" if full else f"onto {name} weights: {values}")

@@ -16,6 +16,7 @@ import hashlib
 import json
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.forkserver
 import multiprocessing.util
 import os
 import resource
@@ -320,6 +321,7 @@ def child(task: Task, home: Path, pipe: int) -> int:
     watch = Watch(task, str(home), reads)
     # what stages start as fresh processes is forked, too: their imports would take longer than all else
     multiprocessing.get_context = lambda method=None: multiprocessing.context.ForkContext()
+    multiprocessing.forkserver.ensure_running = lambda: None
     multiprocessing.util.register_after_fork(watch, Watch.begin_anew)
     if task.watch_reads:
         sys.addaudithook(reads)

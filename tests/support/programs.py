@@ -103,6 +103,7 @@ def become(argv: list[str], environment: dict[str, str], home: Path, said: list[
         one_thread()  # several would not outlive a fork
         multiprocessing.util.register_after_fork(one_thread, lambda again: again())
         multiprocessing.get_context = lambda method=None: multiprocessing.context.ForkContext()
+        multiprocessing.forkserver.ensure_running = lambda: None
     if file_size:
         limit(file_size)
     runpy.run_path(argv[0], run_name="__main__")

@@ -29,14 +29,19 @@ TOGETHER = 512  # supervised positions in a pass, and rows of logits in memory
 Answer = TypeVar("Answer")
 
 
-def in_fresh_process(work: Callable[..., Answer], *arguments: Any) -> Answer:
+def in_fresh_process(
+    work: Callable[..., Answer], *arguments: Any, forks: child_processes.Forks | None = None
+) -> Answer:
     """Run `work`, a module's function, in a new process and return what it returns.
+
+    Args:
+        forks: where the process is forked from; without them it imports everything itself.
 
     Raises:
         UserError: its own, or the process was killed, as where memory runs out.
         OSError: its own.
     """
-    with child_processes.fresh(_report, work, arguments) as (child, receiver):
+    with child_processes.fresh(_report, work, arguments, forks=forks) as (child, receiver):
         try:
             with busy.waiting("loading PyTorch in a process of its own"):
                 receiver.recv()  # that it has begun

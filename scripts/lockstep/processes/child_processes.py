@@ -2,31 +2,58 @@
 
 import ctypes
 import multiprocessing
+import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+# A GPU's driver must not be asked for anything before a fork, and libraries ask it while they are imported.
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
+class Forks:
+    """Processes that are forked from one which has imported libraries, instead of importing them in each.
+
+    None of them sees what another did: the one they are forked from does nothing but import. Where there may be a GPU,
+    and where forks are not safe (macOS), they are started afresh, as all others are.
+
+    Args:
+        libraries: modules that the work needs; their import begins at once, beside whatever the caller does.
+    """
+
+    def __init__(self, libraries: Sequence[str]) -> None:
+        self.method = "spawn"
+        if sys.platform == "linux" and not any(Path(driver).exists() for driver in DRIVERS):
+            self.method = "forkserver"
+            multiprocessing.get_context(self.method).set_forkserver_preload([*libraries])
+            with _no_ctrl_c():
+                multiprocessing.forkserver.ensure_running()
 
 
 @contextmanager
-def fresh(work: Callable[..., None], *arguments: Any) -> Iterator[tuple[BaseProcess, Connection]]:
+def fresh(
+    work: Callable[..., None], *arguments: Any, forks: Forks | None = None
+) -> Iterator[tuple[BaseProcess, Connection]]:
     """A new process that runs work(sender, *arguments), and the end of a pipe that receives what it sends.
 
     The process is killed when the block ends.
 
     Args:
         work: a function at the top level of a module, as `spawn` needs it.
+        forks: where the process is forked from; without them it is started afresh.
     """
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(forks.method if forks else "spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_run, args=(os.getpid(), work, sender, *arguments), daemon=True)
+    child = context.Process(target=_run, args=(work, sender, *arguments), daemon=True)
     with _no_ctrl_c():
         child.start()
     sender.close()
@@ -52,10 +79,23 @@ def _no_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run(parent: int, work: Callable[..., None], *arguments: Any) -> None:
+def _run(work: Callable[..., None], *arguments: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(parent)
+    starter = multiprocessing.parent_process()
+    assert starter
+    if os.getppid() == starter.pid:
+        die_with_parent(starter.pid)
+    elif not starter.is_alive():
+        os._exit(1)
+    else:  # this one was forked from another process, which lives as long as this one
+        threading.Thread(target=_end_with, args=(starter.sentinel,), daemon=True).start()
     work(*arguments)
+
+
+def _end_with(starter: int) -> None:
+    """Wait for the end of the process that is watched through `starter`, and end this one."""
+    wait([starter])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def die_with_parent(parent: int) -> None:
