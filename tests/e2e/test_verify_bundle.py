@@ -35,10 +35,10 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return home
 
 
-def verify(elsewhere: Path, *words: str) -> Ended:
+def verify(elsewhere: Path, *words: str, **extra: str) -> Ended:
     """The program where there is neither a model nor a run."""
     elsewhere.mkdir(exist_ok=True)
-    return run(elsewhere, "verify.py", "--json", str(elsewhere / "verify.json"), *words, fresh=True)
+    return run(elsewhere, "verify.py", "--json", str(elsewhere / "verify.json"), *words, fresh=True, **extra)
 
 
 def metrics(port: int) -> dict[str, float]:
@@ -64,8 +64,11 @@ def test_the_runs_own_model_passes_and_another_runs_does_not(packed: Home, other
     bundles = {name: str(home.run / filenames.BUNDLE) for name, home in (("own", packed), ("other", other))}
     url = f"http://127.0.0.1:{port}/v1"
     with served(packed, "--serve.port", str(port)):
-        answer = verify(tmp_path / "own", "--bundle", bundles["own"], "--endpoint", url)
+        own = ("--bundle", bundles["own"], "--endpoint", url)
+        answer = verify(tmp_path / "own", *own, PYTHONPROFILEIMPORTTIME="1")
         assert answer.returncode == 0, answer.stdout + answer.stderr
+        loaded = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
+        assert "tokenizers" in loaded and "torch" not in loaded
         proofs = atomic.read_json(tmp_path / "own/verify.json")["proofs"]
         assert {proof["status"] for proof in proofs.values()} == {"passed"}
         assert proofs["weights"]["figures"]["endpoint_kl_trained"] < 0.01

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from lockstep.prompts import tokenizer_folder
 from lockstep.verification import (
     endpoint_client,
     endpoint_log_probs,
@@ -12,6 +11,7 @@ from lockstep.verification import (
     endpoint_stops,
     endpoint_tokens,
     endpoint_weights,
+    plain_tokenizer,
 )
 from lockstep.verification.endpoint_client import Endpoint
 from lockstep.verification.endpoint_places import Place
@@ -61,7 +61,7 @@ def _texts(expectation: Expectation, places: list[Place]) -> dict[bytes, int]:
     """Text → id of the tokens on record that have a text of their own; empty where the tokenizer is not at hand."""
     if expectation.tokenizer is None:
         return {}
-    tokenizer = tokenizer_folder.load(expectation.tokenizer)
+    tokenizer = plain_tokenizer.load(expectation.tokenizer)
     ids = {token for place in places for token in endpoint_log_probs.asked_at(place)}
     texts: dict[bytes, int] = {}
     ambiguous: set[bytes] = set()

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lockstep.prompts import tokenizer_folder
-from lockstep.verification import endpoint_places
+from lockstep.verification import endpoint_places, plain_tokenizer
 from lockstep.verification.endpoint_client import Endpoint, NotOffered
 from lockstep.verification.expectation import Expectation
 from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
@@ -91,7 +90,7 @@ def _ordinary(expectation: Expectation) -> list[int]:
     special = set(stops)
     added: list[int] = []
     if expectation.tokenizer is not None:
-        tokens = tokenizer_folder.load(expectation.tokenizer).added_tokens_decoder
+        tokens = plain_tokenizer.load(expectation.tokenizer).added_tokens_decoder
         special |= {number for number, token in tokens.items() if token.special}
         added = [number for number, token in tokens.items() if not token.special]
     common = [token for token, _ in frequent.most_common() if token not in special][:ORDINARY]
@@ -125,7 +124,7 @@ def _of_forced(expectation: Expectation, ended: dict[int, bool]) -> list[Proof]:
 def _name(expectation: Expectation, token: int) -> str:
     if expectation.tokenizer is None:
         return str(token)
-    return f"{tokenizer_folder.load(expectation.tokenizer).decode([token])!r} ({token})"
+    return f"{plain_tokenizer.load(expectation.tokenizer).decode([token])!r} ({token})"
 
 
 def _of_answers(
@@ -173,7 +172,7 @@ def _ends_early(expectation: Expectation, row: dict[str, Any], text: str) -> boo
     """Whether an answer is the beginning of the right one and ends where the trained model surely goes on."""
     if expectation.tokenizer is None:
         return False
-    tokenizer = tokenizer_folder.load(expectation.tokenizer)
+    tokenizer = plain_tokenizer.load(expectation.tokenizer)
     start, trained = row["start"], dict(zip(row["places"], row["trained"], strict=True))
     for place in range(start, len(row["input_ids"]) - 1):
         begun = tokenizer.decode(row["input_ids"][start:place], skip_special_tokens=True)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lockstep.prompts import template, template_source, tokenizer_folder
+from lockstep.prompts import template, template_source
+from lockstep.verification import plain_tokenizer
 from lockstep.verification.endpoint_client import LLAMA_CPP, Endpoint, NotOffered
 from lockstep.verification.expectation import Expectation
 from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
@@ -202,7 +203,7 @@ def _suspect(expectation: Expectation, served: dict[str, Served]) -> str:
 def _makes(expectation: Expectation, served: dict[str, Served], text: str) -> bool:
     conversations = {conversation["name"]: conversation for conversation in expectation.contract["conversations"]}
     assert expectation.tokenizer
-    tokenizer = tokenizer_folder.load(expectation.tokenizer)
+    tokenizer = plain_tokenizer.load(expectation.tokenizer)
     for name, what in served.items():
         conversation = conversations[name]
         if what.refusal:
@@ -225,7 +226,7 @@ def _text(endpoint: Endpoint, expectation: Expectation, ids: list[int] | None) -
     if ids is None:
         return None
     if expectation.tokenizer is not None:
-        tokenizer = tokenizer_folder.load(expectation.tokenizer)
+        tokenizer = plain_tokenizer.load(expectation.tokenizer)
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     body = {"tokens": ids} if endpoint.engine == LLAMA_CPP else {"model": endpoint.model, "tokens": ids}
     answer = endpoint.offers("/detokenize", body)

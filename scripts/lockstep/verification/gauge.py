@@ -34,7 +34,7 @@ class Metrics:
     """
 
     def __init__(self, labels: Mapping[str, str], every: float | None = None) -> None:
-        disable_created_metrics()  # when each counter was made: nobody asks
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # when each counter was made: nobody asks
         self.registry = CollectorRegistry()
         self._verdict = self._gauge("verdict", "1 for the verdict of the last look, 0 for the others", "verdict")
         self._proof = self._gauge("proof", "1 for the status of each proof that applies", "proof", "status")
