@@ -116,8 +116,11 @@ def connect(url: str, model: str | None) -> Endpoint:
         UserError: it cannot be reached, or the name is not among its models, or none is given and it has several.
     """
     endpoint = Endpoint(url.rstrip("/").removesuffix("/v1") + "/v1")
+    listed, refusal = None, ""
     try:
-        listed = endpoint.offers("/v1/models")
+        listed = endpoint.ask("/v1/models")
+    except NotOffered as error:  # such as 503 while it loads
+        refusal = f" ({error})"
     except NoResponse as error:
         raise UserError(f"{url} cannot be reached: {error}") from error
     cards = listed.get("data") if isinstance(listed, dict) else None
@@ -125,7 +128,7 @@ def connect(url: str, model: str | None) -> Endpoint:
     names = [card["id"] for card in cards]
     if model is None:
         if len(names) != 1:
-            has = f"has {len(names)} models ({', '.join(names[:5])})" if names else "lists no model"
+            has = f"has {len(names)} models ({', '.join(names[:5])})" if names else f"lists no model{refusal}"
             raise UserError(f"{url} {has}: say which with --model")
         model = names[0]
     endpoint.model = model
