@@ -136,12 +136,25 @@ def noise_in_one_tensor(home: Home) -> tuple[str, str]:
     return "merged", "its log-probabilities are|the effect of the training is|it answers as the base does"
 
 
+def a_layer_without_its_adapter(home: Home) -> tuple[str, str]:
+    from safetensors.torch import load_file
+
+    base = load_file(home.run / "base/model.safetensors")
+
+    def leave_out(tensors: dict[str, torch.Tensor]) -> None:
+        tensors |= {name: base[name] for name in tensors if ".layers.1." in name}
+
+    edit_tensors(home.run / "merged/model.safetensors", leave_out)
+    reseal(home.run / "merged")
+    return "merged", "these are other weights|the effect of the training is"
+
+
 SPOILT = [
     a_line_break_in_the_template, a_system_prompt_of_its_own, a_tokenizer_without_some_merges,
     a_tokenizer_that_folds_letters, another_end_token, an_ordinary_token_that_ends,
     an_ordinary_token_that_ends_by_the_models_own_config, sampling_in_the_generation_config,
     an_adapter_of_zeros, an_adapter_at_another_scale, another_base_beneath_the_adapter,
-    a_merge_that_left_the_adapter_out, noise_in_one_tensor,
+    a_merge_that_left_the_adapter_out, noise_in_one_tensor, a_layer_without_its_adapter,
 ]  # fmt: skip
 
 

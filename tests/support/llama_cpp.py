@@ -84,9 +84,7 @@ def gguf(folder: Path, file: Path, *, dtype: str = "BF16", pre: str = "smollm", 
     return file
 
 
-def _write_tokenizer(
-    writer: Any, folder: Path, tokenizer: Any, size: int, pre: str, changes: dict[str, Any]
-) -> None:
+def _write_tokenizer(writer: Any, folder: Path, tokenizer: Any, size: int, pre: str, changes: dict[str, Any]) -> None:
     import gguf as library
 
     tokens, kinds = [], []

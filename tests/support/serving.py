@@ -104,7 +104,7 @@ def reseal(folder: Path, inputs: dict[str, str] | None = None) -> str:
 
 def note_as_compared(home: Home) -> None:
     """Let the comparison of files with base and adapter be passed over, so that a live server has to show a fault."""
-    (model,) = (home.folder / "models").iterdir()
+    (model,) = (folder for folder in (home.folder / "models").iterdir() if folder.is_dir())
     notes = {}
     for name in (filenames.MERGED, filenames.BASE):
         folders = [home.run / name, home.run / filenames.ADAPTER, model]

@@ -12,7 +12,7 @@ from lockstep.serving.gate_divergence import Distance
 HALF = 0.5  # of the way from base to trained: below, it is the base rather
 AS_BASE = 0.15  # of that way, which is none
 SCALES = 0.25  # by which the effect of a training may differ from 1 in any case
-EXPLAINED = 0.6  # share of all differences that another scale must explain to be the fault
+EXPLAINED = 0.4  # share of all differences that another scale must explain to be the fault
 
 
 @dataclass(frozen=True)

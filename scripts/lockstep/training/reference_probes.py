@@ -64,7 +64,7 @@ def choose(settings: Settings, network: Any, rows: Sequence[dict[str, Any]], fol
     device = next(network.parameters()).device.type
     length = min(settings.serve.max_model_len, longest, LONG.get(device, LONG_ON_CPU))
     ids = _text_ids(network, folder)
-    return [*drawn(ids, length), *lengthy(ids, [row["input_ids"] for row in rows], length)]
+    return [*drawn(ids, length), *lengthy([row["input_ids"] for row in rows], length)]
 
 
 def drawn(ids: Sequence[int], longest: int) -> list[Probe]:
@@ -84,16 +84,17 @@ def drawn(ids: Sequence[int], longest: int) -> list[Probe]:
     return [Probe(VOCABULARY, [*chunk, chunk[0]], [length]) for chunk in chunks]
 
 
-def lengthy(ids: Sequence[int], rows: Sequence[list[int]], length: int) -> list[Probe]:
-    """The row of the kind `long`: tokens drawn from `ids`, held-out rows, and the same drawn tokens again.
+def lengthy(rows: Sequence[list[int]], length: int) -> list[Probe]:
+    """The row of the kind `long`: tokens drawn from held-out rows, these rows, and the same drawn tokens again.
 
     Args:
         length: tokens of it. None is made where a held-out row is as long, or nothing would be between the ends.
     """
     between = length - 2 * ECHO
-    if between < ECHO or not rows or length <= max(len(row) for row in rows) or len(ids) < 2:
+    if between < ECHO or not rows or length <= max(len(row) for row in rows):
         return []
     draw = random.Random(1)
+    ids = sorted({token for row in rows for token in row})
     echoed = [draw.choice(ids) for _ in range(ECHO)]
     middle: list[int] = []
     while len(middle) < between:
