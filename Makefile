@@ -91,7 +91,7 @@ tensorboard: setup ## watch the curves of all runs in a browser, at http://127.0
 
 merge: setup $(TOY) ## 03 merge the adapter, and measure that nothing changed
 	$(call parse,$(PY) scripts/03_merge_lora.py)
-	$(call need,scripts/00_download_model.py,download)
+	$(call need,scripts/00_download_model.py --to-merge,download)
 	$(call need,scripts/01_data_collator.py,data)
 	$(if $(findstring --adapter.path,$(ARGS)),,$(call need,scripts/02_train_qlora.py,train))
 	$(PY) scripts/03_merge_lora.py $(FLAGS)

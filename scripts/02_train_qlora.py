@@ -159,7 +159,8 @@ def main() -> None:
     settings = cli.settings_from(options)
     check(settings)
     if options.check:
-        sys.exit(user_files.check_exit_code(settings, "train", settings.run_dir / filenames.ADAPTER))
+        code = user_files.check_exit_code(settings, "train", settings.run_dir / filenames.ADAPTER)
+        sys.exit(0 if settings.adapter.path else code)  # stage 03 takes that adapter in, and nothing is trained
 
     commands.then("merge")
     settings, stage = with_inputs(settings, options.force)

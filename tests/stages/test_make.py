@@ -127,3 +127,35 @@ def test_the_demos_own_rows_are_written_before_its_paths_are_checked(checkout: P
     again = make(checkout, "data", PIP_NO_INDEX="1")
     assert again.stdout.count("build_toy_dataset.py") == 1
     assert min(file.stat().st_mtime_ns for file in (checkout / "data/toy").iterdir()) > max(written)
+
+
+def test_an_adapter_of_the_config_is_not_trained_again(checkout: Path) -> None:
+    """Stage 02 says so to make, which cannot look into a config."""
+    adapter = checkout / "theirs"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    tiny.rows(checkout / "rows.jsonl", 3)
+    for text, code in (("", 3), (f"adapter: {{path: {adapter}}}\n", 0)):
+        (checkout / "mine.yaml").write_text(f"run: mine\ndata: {{train_file: rows.jsonl}}\n{text}")
+        command = [sys.executable, "scripts/02_train_qlora.py", "--config", "mine.yaml", "--check"]
+        answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+        assert answer.returncode == code, answer.stderr
+
+
+def test_a_trained_whole_model_is_merged_without_its_base(checkout: Path) -> None:
+    """Which its user may have deleted: gigabytes would be downloaded again."""
+    (checkout / "mine.yaml").write_text("run: mine\ndata: {train_file: rows.jsonl}\n")
+    tiny.rows(checkout / "rows.jsonl", 3)
+    making = (
+        "from lockstep import paths; from lockstep.artifacts.stage import Stage\n"
+        "import sys\n"
+        "with Stage('train', paths.run_dir('mine') / 'adapter', {'method': sys.argv[1]}, [], force=True).writing() as work:\n"
+        "    (work / 'weights').write_text('w')\n"
+    )
+    for method, code in (("qlora", 3), ("full", 0)):
+        environment = os.environ | {"PYTHONPATH": str(checkout / "scripts"), "LOCKSTEP_HOME": str(checkout)}
+        subprocess.run([sys.executable, "-c", making, method], cwd=checkout, env=environment, check=True)
+        for words, expected in ((["--to-merge"], code), ([], 3)):
+            command = [sys.executable, "scripts/00_download_model.py", *words, "--config", "mine.yaml", "--check"]
+            answer = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+            assert answer.returncode == expected, answer.stderr

@@ -88,6 +88,13 @@ def refuse_edits(settings: Settings, folder: Path, record: Manifest) -> None:
         differing = [edit for edit in differing if edit.where == yaml_file.TYPED or f"--{edit.key}" not in then]
     if not differing:
         return
+    for edit in differing:
+        if missing := _missing_file(edit):
+            before = commands.as_word(edit.before)
+            raise UserError(
+                f"--{edit.key}: no file {missing}; {paths.label(folder)} was made from {before}: name a file that is "
+                f"there, or set {edit.key} back to go on"
+            )
     shown = ", ".join(f"{edit.key} is {edit.now!r} {edit.where} and was {edit.before!r}" for edit in differing[:_SHOWN])
     more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
     verb = _VERBS.get(record.stage, "made")
@@ -97,6 +104,19 @@ def refuse_edits(settings: Settings, folder: Path, record: Manifest) -> None:
         f"{paths.label(folder)} was {verb} with other settings: {shown}{more}; to make it again, "
         f"{_first_to_make(folder, record, differing)}; to go on with what is there, set it back or add {keep}"
     )
+
+
+def _missing_file(edit: Edit) -> str:
+    """The first path of a setting for files of rows that leads nowhere; empty where all are there."""
+    if not (edit.key.startswith("data.") and edit.key.endswith("_file") and edit.now):
+        return ""
+    names = edit.now if isinstance(edit.now, list) else [edit.now]
+    return next((name for name in names if not any(_matches(paths.data_file(name)))), "")
+
+
+def _matches(pattern: Path) -> Iterable[Path]:
+    root = Path(pattern.anchor)
+    return root.glob(str(pattern.relative_to(root)))
 
 
 def _first_to_make(folder: Path, record: Manifest, differing: list[Edit]) -> str:

@@ -51,6 +51,11 @@ def check_exit_code(settings: Settings, goal: str, *folders: Path) -> int:
     return MISSING
 
 
+def is_whole_model(folder: Path) -> bool:
+    """Whether a finished training lies there that trained all weights: to merge it takes no base."""
+    return manifest.looks_complete(folder) and manifest.read(folder).config.get("method") == "full"
+
+
 def check_paths(settings: Settings, stage: str) -> None:
     """Refuse paths that one stage would read and that do not exist. Raises UserError."""
     data = settings.data

@@ -97,6 +97,22 @@ def test_the_refusal_names_file_values_and_both_ways_on(home: Path) -> None:
         lineage.require(data, folder, "train")
 
 
+def test_rows_that_are_not_there_are_no_way_on(home: Path) -> None:
+    settings = read(home, CONFIG)
+    stage = Stage("data", settings.run_dir / "data", settings.sections("model", "data"), [], settings.config_file)
+    with stage.writing() as work:
+        (work / "ledger.json").write_text("{}")
+    with pytest.raises(UserError) as refusal:
+        lineage.require(read(home, CONFIG, {"data.train_file": "rwos.jsonl"}), stage.folder, "data")
+    text = str(refusal.value)
+    assert text.startswith("--data.train_file: no file rwos.jsonl; outputs/r/data was made from") and "make" not in (
+        text.removeprefix("--data.train_file").replace("was made from", "")
+    )
+    (home / "others.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="to make it again"):
+        lineage.require(read(home, CONFIG, {"data.train_file": f"{home}/o*.jsonl"}), stage.folder, "data")
+
+
 def test_rows_that_were_changed_since_are_told(home: Path) -> None:
     rows = home / "rows.jsonl"
     rows.write_text("{}\n")
