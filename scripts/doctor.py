@@ -206,9 +206,18 @@ def show(looks: list[Look], checked: list[str] | None) -> None:
     if facts and every:
         print()
     for finding in sorted(every, key=lambda finding: not finding.stops):
-        say(f"{'error' if finding.stops else 'note'}: [{finding.code}] {finding.text}")
+        print(in_a_line(finding))
     if not every:
         say("none of the ten faults is in these files" if checked else "all is well: nothing stands in a stage's way")
+
+
+def in_a_line(finding: Finding) -> str:
+    """A finding in the reader's language: what it is and what mends it are looked up apart."""
+    if language.current() == language.ENGLISH:
+        return f"{'error' if finding.stops else 'note'}: [{finding.code}] {finding.text}"
+    what, cure = (" ".join(language.translated(part).split()) for part in (finding.what, finding.next))
+    place = f"{finding.place}：" if finding.file else ""
+    return f"{'错误' if finding.stops else '提示'}：[{finding.code}] {place}{what}；{cure}"
 
 
 def say(message: str) -> None:

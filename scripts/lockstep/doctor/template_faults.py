@@ -30,6 +30,8 @@ OTHER_TOKENS = (
     "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|observation|>", "<|pad|>", "<|return|>",
     "<|message|>", "<|channel|>", "<|start|>", "<|eot|>", "<|header_start|>", "<|header_end|>",
 )  # fmt: skip
+# Gemma 4's tokens have their bar on one side: <|turn> begins one, and <turn|> ends it.
+ONE_BAR = ("turn", "channel", "think", "tool", "tool_call", "tool_response", "image", "audio", "video")
 KNOWN = [token for tokens, _ in FAMILIES.values() for token in tokens] + list(OTHER_TOKENS)
 LIKE_A_TOKEN = re.compile(r"<\|[a-z_]{3,24}\|?>|<[a-z_]{3,24}\|>|<\|[a-z_]{3,24}(?=[^a-z_|>])")
 OWN_WORDS = re.compile(
@@ -204,7 +206,7 @@ def damaged_token(text: str) -> str:
     """The first word that is almost a control token; empty where none is."""
     for match in LIKE_A_TOKEN.finditer(text):
         word = match[0]
-        if word in KNOWN:
+        if word in KNOWN or word.strip("<|>") in ONE_BAR:
             continue
         whole = f"<|{word.strip('<|>')}|>"
         near = difflib.get_close_matches(whole, [token for token in KNOWN if token.startswith("<|")], 1, cutoff=0.9)

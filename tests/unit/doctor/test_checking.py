@@ -480,6 +480,10 @@ FINE = {
         "model = AutoModelForCausalLM.from_pretrained('m')\nprint(evaluate(model, held))\nfor batch in batches:\n"
         "    model(**batch).loss.backward()\n    optimizer.step()\n    optimizer.zero_grad()\nprint(evaluate(model, held))\n",
     ),
+    "tokens with one bar": (
+        "a.py",
+        "TURN = '<|turn>user\\n{q}<turn|>\\n<|channel>thought<channel|>'\nllm.generate(TURN)\n",
+    ),
     "comments and docstrings": ("a.py", '"""Do not write <|end_header_id> by hand."""\n# vllm serve m --adapter x\n'),
 }
 
