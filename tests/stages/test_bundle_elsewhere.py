@@ -138,7 +138,7 @@ def test_again_and_again_until_a_signal(elsewhere: Path, how: signal.Signals) ->
     """A folder that is right, then spoilt, then unreadable, then right again."""
     port = free_port()
     words = ["--bundle", filenames.BUNDLE, "--merged", "merged", "--every", "1s", "--metrics", str(port)]
-    words += ["--metrics-file", "verify.prom"]
+    words += ["--metrics-file", "verify.prom", "--public-key", "key.pub.pem"]
     loop = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts/verify.py"), *words], cwd=elsewhere, env=script_environment(elsewhere),
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
