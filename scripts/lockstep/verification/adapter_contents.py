@@ -112,8 +112,11 @@ def _on_base(folder: Path, contents: AdapterContents, delta: AdapterDelta, names
     spelled = _renamings(delta.names, known, names)
     lost = sorted(name for name in delta.names if name not in spelled)
     base = names.network.config._name_or_path or "the base"
-    if lost and not spelled:
+    if lost and not spelled and not any(name in names.tensors for name in lost):
         raise UserError(f"--adapter {paths.label(folder)} belongs to another base: {lost[0]} is not in {base}")
+    if lost and all(name in names.tensors for name in lost):
+        problem = f"{lost[0]} is a single expert's, which the base holds as a part of a stack"
+        return replace(contents, delta=delta, problem=problem, linear=_linear(names))
     delta = _renamed(delta.without(lost), {name: new for name, (new, _) in spelled.items()})
     for name in sorted(delta.names):
         shape = names.shapes.get(name) or names.shapes.get(dict(names.tied).get(name, ""), ())

@@ -26,6 +26,7 @@ FREE = {
     "bos_token_id": "what begins a text is decided by the tokenizer: see the proof `tokens`",
     "pad_token_id": "pads batches, and is masked",
     "quantization_config": "how weights are stored",
+    "auto_map": "names code of a repository, which is not run",
     "unsloth_version": "of the tool that wrote the file",
     "unsloth_fixed": "of the tool that wrote the file",
     "attention_dropout": "of training only",

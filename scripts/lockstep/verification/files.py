@@ -67,6 +67,7 @@ def _weights(subjects: Subjects, looks: Looks) -> None:
 
 def _texts(subjects: Subjects, rows: "list[Conversation]", looks: Looks) -> None:
     """Add the proofs `tokens`, `stops` and `sampling`."""
+    from lockstep.prompts import template_source
     from lockstep.verification import (
         chats,
         gguf_file,
@@ -80,9 +81,10 @@ def _texts(subjects: Subjects, rows: "list[Conversation]", looks: Looks) -> None
     folder = subjects.reference
     trained = None
     if folder is not None and has_tokenizer(folder):
-        trained = chats.of_folder(folder, subjects.template)
-        if trained.text is None and subjects.adapter is None and subjects.base != folder:
-            trained = chats.of_folder(folder)
+        text = subjects.template or template_source.of_folder(folder)
+        if text is None and subjects.base:  # an adapter's tokenizer without one was trained with the base's
+            text = template_source.of_folder(subjects.base)
+        trained = chats.of_folder(folder, text)
         if proof := stops_proof.of_rows(trained, rows):
             looks["stops"].append(proof)
     known = [each for each in (subjects.base, subjects.adapter) if each]

@@ -19,7 +19,8 @@ SHOWN = 120  # characters of a text that is shown
 # TRL and others mark what an assistant says, for training; it changes no text.
 GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 BEHAVIOUR = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model")  # parts of tokenizer.json
-FLAGS = ("lstrip", "rstrip", "single_word", "normalized")  # of added tokens, that decide how texts are cut
+# Of added tokens: how texts are cut at them, and whether they are left out of answers.
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
 @dataclass(frozen=True)

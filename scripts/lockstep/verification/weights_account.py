@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lockstep.merging import dequantizer
-from lockstep.model.adapter_delta import AdapterDelta
+from lockstep.model.adapter_delta import EMBEDDINGS, AdapterDelta
 from lockstep.model.merge_plan import MergePlan
 from lockstep.settings.schema import Quantization
 from lockstep.verification import weight_fits
@@ -62,23 +62,28 @@ def standings(plan: MergePlan, base: ParameterReader, stored: ParameterReader) -
         elif of_base is None:
             yield name, Standing(OTHER, touched, why="is not in the base")
         else:
-            expected = plan.shapes.get(name, base.shapes[of_base])
+            expected = tuple(plan.shapes.get(name, base.shapes[of_base]))
             shape = stored.shapes[there]
-            if shape != tuple(expected):
+            if shape != expected and not _has_more_rows(name, shape, expected):
                 why = f"is {list(shape)}, and would be {list(expected)}"
                 yield name, Standing(OTHER, touched, why=why)
             else:
-                yield name, _standing(name, plan.adapter, (base, of_base), (stored, there), quantized)
+                yield name, _standing(name, plan.adapter, expected, (base, of_base), (stored, there), quantized)
+
+
+def _has_more_rows(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether a tool made an embedding or a head longer, for tokens that it added; what it had is compared."""
+    return name.endswith(EMBEDDINGS) and shape[1:] == expected[1:] and shape[0] > expected[0]
 
 
 def _standing(
     name: str,
     adapter: AdapterDelta,
+    shape: tuple[int, ...],
     base: tuple[ParameterReader, str],
     stored: tuple[ParameterReader, str],
     quantized: "_Quantized",
 ) -> Standing:
-    shape = stored[0].shapes[stored[1]]
     dtypes = base[0].dtype(base[1]), stored[0].dtype(stored[1])
     rows, there = base[0].rows(base[1]), stored[0].rows(stored[1])
     touched = name in adapter.names
