@@ -20,6 +20,9 @@ R = TypeVar("R")
 AT_ONCE = 4  # requests: others use the endpoint, too
 PATIENCE = 120.0  # seconds without a byte
 LONGEST = 900.0  # seconds for all questions together
+STEP = 120.0  # seconds that the questions of a proof should take on a slow engine: it is asked fewer of them
+FEWEST = 12  # questions of a kind in any case
+MEASURED = 8  # questions that tell how slow an engine is
 LOADING_PAUSE = 1.0  # seconds before an answer 503 or 429 is asked for again
 VLLM, SGLANG, LLAMA_CPP, OLLAMA, LM_STUDIO, TRANSFORMERS, UNKNOWN = (
     "vLLM", "SGLang", "llama.cpp", "Ollama", "LM Studio", "transformers", "an unknown engine",
@@ -29,6 +32,10 @@ QUANTIZING = frozenset({LLAMA_CPP, OLLAMA, LM_STUDIO})  # engines whose files ar
 
 class NotOffered(UserError):
     """The endpoint does not do what it was asked to do."""
+
+
+class Silent(UserError):
+    """The endpoint, which answered before, does so no longer, or takes too long for all questions."""
 
 
 @dataclass
@@ -52,18 +59,27 @@ class Endpoint:
     def __post_init__(self) -> None:
         self._http = HttpClient(self.url)
         self._end = time.monotonic() + LONGEST
+        self._slowest = 0.0  # seconds that a question to the model took; the first ones count
+        self._asked = 0
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON that the endpoint answers to a POST, or to a GET where there is no body.
 
         Raises:
             NotOffered: it has no such route, refuses the question, or answers something else than JSON.
-            UserError: it cannot be reached, wants a key, redirects, or all the time is spent.
+            Silent: no answer came, or all the time is spent.
+            UserError: it wants a key, or redirects.
         """
         for last in (False, False, True):
-            if time.monotonic() > self._end:
-                raise UserError(f"{self.url} did not answer all questions within {LONGEST:.0f} s: try when it is idle")
-            response = self._http.request(path, body, PATIENCE)
+            began = time.monotonic()
+            if began > self._end:
+                raise Silent(f"{self.url} did not answer all questions within {LONGEST:.0f} s")
+            try:
+                response = self._http.request(path, body, PATIENCE)
+            except NoResponse as error:
+                raise Silent(f"{self.url}: {error}") from error
+            if body is not None and response.status == 200:
+                self._note(time.monotonic() - began)
             if response.status not in (429, 503) or last:
                 break
             time.sleep(LOADING_PAUSE)
@@ -78,6 +94,16 @@ class Endpoint:
         except (ValueError, RecursionError) as error:
             raise NotOffered(f"{path}: what came is no JSON") from error
         return answer
+
+    def _note(self, seconds: float) -> None:
+        self._asked += 1
+        if self._asked <= MEASURED:
+            self._slowest = max(self._slowest, seconds)
+
+    def affordable(self, subjects: Sequence[T], seconds: float = STEP) -> list[T]:
+        """Evenly spread subjects of a question, as many as are answered in about that time, and a few in any case."""
+        most = max(FEWEST, int(seconds * AT_ONCE / self._slowest)) if self._slowest else len(subjects)
+        return list(subjects[:: -(-len(subjects) // most) or 1])
 
     def ask_all(self, question: Callable[[T], R], subjects: Sequence[T]) -> list[R]:
         """The answers to a question about each subject, in order; AT_ONCE are asked together."""
@@ -121,7 +147,7 @@ def connect(url: str, model: str | None) -> Endpoint:
         listed = endpoint.ask("/v1/models")
     except NotOffered as error:  # such as 503 while it loads
         refusal = f" ({error})"
-    except NoResponse as error:
+    except Silent as error:
         raise UserError(f"{url} cannot be reached: {error}") from error
     cards = listed.get("data") if isinstance(listed, dict) else None
     cards = [card for card in cards or () if isinstance(card, dict) and isinstance(card.get("id"), str)]

@@ -6,7 +6,6 @@ Base and adapter are loaded as PEFT loads them, in a process of their own, which
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.errors import UserError
 from lockstep.settings.schema import Data
-from lockstep.verification import files_expectation, subjects
+from lockstep.verification import endpoint_model, endpoint_suppositions, files_expectation, subjects
 from lockstep.verification.expectation import Expectation
 from lockstep.verification.subjects import Subjects
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 READ = 512  # records of the training file that rows are chosen from
 ROWS = 24  # rows that the model is put on record for, evenly spread
 LONGEST = 1024  # tokens of such a row
-FORM = 1  # of what is kept; a new number forgets what older versions kept
+FORM = 2  # of what is kept; a new number forgets what older versions kept
 
 Tell = Callable[[str], None]
 
@@ -44,6 +43,11 @@ def of_subjects(given: Subjects, tell: Tell = lambda step: None) -> Expectation:
     folder = given.reference or given.merged
     suspects = {"the base's own template": given.base} if given.base and subjects.has_tokenizer(given.base) else {}
     known = replace(known, tokenizer=folder, suspects=suspects)
+    if given.base and given.adapter:
+        base, adapter = given.base, given.adapter
+        known = replace(
+            known, suppositions=lambda questions: _fresh(endpoint_suppositions.tried, base, adapter, questions)
+        )
     if known.reference is not None or not (given.merged or (given.base and given.adapter)):
         return known
     assert folder
@@ -55,7 +59,7 @@ def of_subjects(given: Subjects, tell: Tell = lambda step: None) -> Expectation:
         size = sum(part.stat().st_size for path in trained if path for part in path.glob("*.safetensors"))
         names = " + ".join(paths.label(path) for path in reversed(trained) if path)
         tell(f"computing what {names} says ({size / 1e9:.1f} GB of weights; kept for the next time)")
-        recorded = _computed(given, known.contract["conversations"], rows)
+        recorded = _computed(given, known.contract, rows)
         paths.make_parent(file)
         atomic.write_json(file, recorded)
     return replace(known, reference=atomic.read_json(file))
@@ -117,55 +121,23 @@ def _decides(file: Path) -> bool:
     return file.suffix == ".safetensors" or file.name in (filenames.CONFIG, filenames.ADAPTER_CONFIG)
 
 
-def _computed(given: Subjects, conversations: list[Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _computed(given: Subjects, contract: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """As reference.json, of base and adapter, or of a merged folder, with its base where that is given."""
-    from lockstep.merging.certificate import in_fresh_process
-
     if given.adapter and given.base:
-        return in_fresh_process(_of_adapter, given.base, given.adapter, conversations, rows)
-    assert given.merged
-    recorded = in_fresh_process(_of_model, given.merged, conversations, rows)
+        recorded: dict[str, Any] = _fresh(endpoint_model.record_with_adapter, given.base, given.adapter, contract, rows)
+        return recorded
+    recorded = _fresh(endpoint_model.record, given.merged, contract, rows)
     if given.base:
-        beneath = in_fresh_process(_of_model, given.base, conversations, rows)
-        for part in ("golden", "rows"):
-            for ours, theirs in zip(recorded[part], beneath[part], strict=True):
-                ours["base"] = theirs["trained"]
-        for ours, theirs in zip(recorded["rows"], beneath["rows"], strict=True):
-            ours["end"]["base"] = theirs["end"]["trained"]
+        golden, values = _fresh(endpoint_model.beneath, given.base, recorded, contract)
+        for ours, theirs in zip(recorded["golden"], golden, strict=True):
+            ours["base"] = theirs["trained"]
+        for probe, base in zip(recorded["probes"], values, strict=True):
+            probe["base"] = base
     return recorded
 
 
-def _of_adapter(base: Path, adapter: Path, conversations: list[Any], rows: list[Any]) -> dict[str, Any]:
-    from peft import PeftModel
+def _fresh(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own, which gives a model's memory back."""
+    from lockstep.merging import certificate  # it loads torch
 
-    from lockstep.model import adapter_files, merge_plan, networks, peft_adapter
-
-    network: Any = networks.load(base, _dtype(), networks.device())
-    plan = merge_plan.plan_merge(base, adapter_files.read(adapter))
-    if (size := plan.vocabulary) and size != network.get_input_embeddings().weight.shape[0]:
-        network.resize_token_embeddings(size, mean_resizing=False)
-    with peft_adapter.names_as_in_memory(network):
-        trained = PeftModel.from_pretrained(network, adapter, low_cpu_mem_usage=True)
-    return _record(trained, conversations, rows, trained.disable_adapter())
-
-
-def _of_model(folder: Path, conversations: list[Any], rows: list[Any]) -> dict[str, Any]:
-    from lockstep.model import networks
-
-    return _record(networks.load(folder, _dtype(), networks.device()), conversations, rows, None)
-
-
-def _record(
-    network: Any, conversations: list[Any], rows: list[Any], without_adapter: AbstractContextManager[Any] | None
-) -> dict[str, Any]:
-    from lockstep.model import networks
-    from lockstep.training import reference
-
-    longest = min(reference.LONG, networks.longest(network.config) or reference.LONG)
-    return reference.record(network, conversations, rows, _dtype(), without_adapter, longest)
-
-
-def _dtype() -> Any:
-    from lockstep.model import networks
-
-    return networks.compute_dtype("auto", networks.device())
+    return certificate.in_fresh_process(work, *arguments)

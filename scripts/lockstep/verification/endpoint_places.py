@@ -12,7 +12,8 @@ ROWS = 16  # held-out rows, evenly spread
 PER_ROW = 4  # tokens of each, the last one among them
 
 LogProbs = dict[int, float]  # token id → natural logarithm of its probability
-CONVERSATIONS, HELD_OUT = "conversations", "rows"  # kinds of places; `probes` bring more
+CONVERSATIONS, HELD_OUT, LONG = "conversations", "rows", "long"  # kinds of places; `probes` bring more
+LONG_PLACES = 4  # of the long row, at its end
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,11 @@ def _of_rows(rows: Sequence[dict[str, Any]]) -> list[Place]:
 
 
 def _of_probes(probes: Sequence[dict[str, Any]]) -> list[Place]:
-    held_out = [number for number, probe in enumerate(probes) if probe["kind"] == HELD_OUT]
-    compared = {held_out[at] for at in spread(held_out, ROWS)}
-    return [
+    compared: set[int] = set()
+    for kind in dict.fromkeys(probe["kind"] for probe in probes):
+        of_kind = [number for number, probe in enumerate(probes) if probe["kind"] == kind]
+        compared |= {of_kind[at] for at in spread(of_kind, ROWS)}
+    places = [
         Place(
             probe["kind"],
             f"{probe['kind']} {number + 1}",
@@ -120,9 +123,11 @@ def _of_probes(probes: Sequence[dict[str, Any]]) -> list[Place]:
             dict(zip(ids, probe["base"][at], strict=True)) if probe["base"] else None,
         )
         for number, probe in enumerate(probes)
-        if probe["kind"] != HELD_OUT or number in compared
+        if number in compared
         for at, (place, ids) in enumerate(zip(probe["places"], probe["ids"], strict=True))
     ]
+    lengthy = [place for place in places if place.kind == LONG]
+    return [place for place in places if place.kind != LONG or place in lengthy[-LONG_PLACES:]]
 
 
 def divergence(recorded: LogProbs, served: LogProbs) -> float:

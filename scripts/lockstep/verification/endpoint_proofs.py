@@ -1,21 +1,25 @@
 """All proofs that can be asked of an endpoint: is it the trained model that answers there?"""
 
 from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
+from lockstep.errors import UserError
 from lockstep.verification import (
     endpoint_client,
     endpoint_log_probs,
     endpoint_places,
     endpoint_sampling,
     endpoint_stops,
+    endpoint_suppositions,
     endpoint_tokens,
     endpoint_weights,
     plain_tokenizer,
 )
-from lockstep.verification.endpoint_client import Endpoint
+from lockstep.verification.endpoint_client import Endpoint, NotOffered, Silent
 from lockstep.verification.endpoint_places import Place
-from lockstep.verification.expectation import Expectation
+from lockstep.verification.expectation import Expectation, Question, Supposition
 from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
 
 Tell = Callable[[str], None]
@@ -41,20 +45,40 @@ def endpoint_proofs(
     endpoint = endpoint_client.connect(url, model)
     longest = endpoint.card.get("max_model_len")
     longest = longest if isinstance(longest, int) else None
-    tell(f"prompts of {endpoint.engine}")
-    tokens = endpoint_tokens.proof(endpoint, expectation, endpoint_tokens.ask(endpoint, expectation.contract, longest))
     places = endpoint_places.of(expectation.contract, expectation.reference or {}, longest)
     texts = _texts(expectation, places)
-    tell("log-probabilities")
-    weights, adapter, tokens = _weights(endpoint, places, texts, tokens)
-    tell("where answers end")
-    stops = endpoint_stops.proof(endpoint, expectation, weights)
-    tell("how tokens are drawn")
-    sampling = _sampling(endpoint, expectation, places, texts, weights, tokens)
+    tell(f"{endpoint.engine}: prompts")
+    tokens = _or_unknown(
+        lambda: endpoint_tokens.proof(
+            endpoint, expectation, endpoint_tokens.ask(endpoint, expectation.contract, longest)
+        )
+    )
+    tell(f"{endpoint.engine}: log-probabilities")
+    try:
+        weights, adapter, tokens = _weights(endpoint, expectation, places, texts, tokens)
+    except (NotOffered, Silent) as error:
+        weights = _unanswered(error)
+        adapter = weights if any(place.base for place in places) else None
+    tell(f"{endpoint.engine}: where answers end")
+    stops = _or_unknown(lambda: endpoint_stops.proof(endpoint, expectation, weights))
+    tell(f"{endpoint.engine}: how tokens are drawn")
+    sampling = _or_unknown(lambda: _sampling(endpoint, expectation, places, texts, weights, tokens))
     about = {"endpoint_engine": endpoint.engine, "endpoint_model": endpoint.model}
-    weights = Proof(weights.status, about | weights.figures, weights.diagnosis, weights.text, weights.next)
+    weights = replace(weights, figures=about | weights.figures)
     proofs = {"weights": weights, "adapter": adapter, "tokens": tokens, "stops": stops, "sampling": sampling}
     return {name: proof for name, proof in proofs.items() if proof}
+
+
+def _or_unknown(look: Callable[[], Proof]) -> Proof:
+    """What a look proves; nothing where the endpoint no longer answers."""
+    try:
+        return look()
+    except (NotOffered, Silent) as error:
+        return _unanswered(error)
+
+
+def _unanswered(error: UserError) -> Proof:
+    return Proof(UNKNOWN, {}, None, f"the endpoint did not answer: {error}", "verify again when it is idle")
 
 
 def _texts(expectation: Expectation, places: list[Place]) -> dict[bytes, int]:
@@ -74,7 +98,7 @@ def _texts(expectation: Expectation, places: list[Place]) -> dict[bytes, int]:
 
 
 def _weights(
-    endpoint: Endpoint, places: list[Place], texts: dict[bytes, int], tokens: Proof
+    endpoint: Endpoint, expectation: Expectation, places: list[Place], texts: dict[bytes, int], tokens: Proof
 ) -> tuple[Proof, Proof | None, Proof]:
     """(weights, adapter, tokens): log-probabilities after prompts that the endpoint made also say what these were."""
     if not places:
@@ -95,10 +119,26 @@ def _weights(
     distances = endpoint_weights.measure(endpoint, way, places)
     assert distances
     weights = endpoint_weights.weights_proof(endpoint, way, distances)
+    supposed = None
+    if weights.status != PASSED and weights.diagnosis != "base" and expectation.suppositions:
+        supposed = _supposed(expectation.suppositions, distances)
+        weights = endpoint_weights.weights_proof(endpoint, way, distances, supposed) if supposed else weights
     if not way.by_ids and weights.status == PASSED and tokens.status == UNKNOWN:
         words = f"{tokens.text}; after them it says what the trained model says"
         tokens = Proof(PASSED, tokens.figures, None, words)
-    return weights, endpoint_weights.adapter_proof(distances), tokens
+    return weights, endpoint_weights.adapter_proof(distances, supposed), tokens
+
+
+def _supposed(
+    tried: Callable[[list[Question]], list[Supposition]], distances: endpoint_weights.Distances
+) -> tuple[str, str] | None:
+    """Diagnosis and words of the known fault that says what the endpoint says."""
+    most = endpoint_suppositions.PLACES
+    asked = [distances.answers[number] for number in endpoint_places.spread(distances.answers, most)]
+    asked = [(place, told) for place, told in asked if place.kind != endpoint_places.LONG]
+    questions = [(place.prompt, list(told)) for place, told in asked]
+    apart = fmean(endpoint_places.divergence(place.trained, told) for place, told in asked)
+    return endpoint_suppositions.nearest(tried(questions), [told for _, told in asked], apart)
 
 
 def _without_log_probs(endpoint: Endpoint, places: list[Place]) -> tuple[Proof, Proof | None]:

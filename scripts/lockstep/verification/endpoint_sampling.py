@@ -19,7 +19,9 @@ PROMPTS = 2  # conversations that they are drawn after
 SIGMAS = 5.0  # by which their mean log-probability may be off
 SPREAD = 0.4  # standard deviation of a token's log-probability, in nats: with less, draws tell nothing
 GREEDY = 4  # conversations that are answered without sampling, with penalties set to nothing and left alone
-ANSWER = 24  # tokens of each
+ANSWER = 8  # tokens of each
+BIAS = 50.0  # by which two tokens are put before all others
+AHEAD = 0.15  # nats by which that of the prompt is put before the other: any penalty of repetition undoes that
 # Engines' own defaults, in transformers' names, which they state on a route of theirs.
 LLAMA_CPP_NAMES = {
     "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
@@ -60,7 +62,7 @@ def proof(
         if odd:
             named = ", ".join(f"{name} {value}" for name, value in odd.items())
             return Proof(FAILED, figures, None, f"requests that set nothing are sampled with {named}", ADVICE)
-    reasons = [_penalties(endpoint, chats, asked_for, figures)]
+    reasons = [_penalties(endpoint, chats, asked_for, stops, figures)]
     told = _drawn(endpoint, chats, asked_for, texts, stops, figures) if not stated else ""
     reasons += [told or ""]
     if any(reasons):
@@ -111,7 +113,11 @@ def _expected(name: str, value: float, asked_for: Mapping[str, Any]) -> bool:
 
 
 def _penalties(
-    endpoint: Endpoint, chats: Sequence[Place], asked_for: Mapping[str, Any], figures: dict[str, Any]
+    endpoint: Endpoint,
+    chats: Sequence[Place],
+    asked_for: Mapping[str, Any],
+    stops: Sequence[int],
+    figures: dict[str, Any],
 ) -> str:
     """Why penalties or biases seem to be set by default; empty where they are not, or where it cannot be told."""
     neutral: dict[str, Any] = {"temperature": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
@@ -121,9 +127,12 @@ def _penalties(
         declared = {"repetition_penalty": asked_for.get("repetition_penalty", 1.0)}
     elif endpoint.engine == LLAMA_CPP:
         neutral["repeat_penalty"] = 1.0
-    longest = sorted(chats, key=lambda place: len(place.prompt))[-GREEDY:]  # penalties count tokens of prompts, too
+    # Penalties count tokens of prompts, too.
+    longest = sorted(chats, key=lambda place: (bool(_nearly_tied(place, stops)), len(place.prompt)))[-GREEDY:]
 
     def answer(place: Place, fields: dict[str, Any]) -> str:
+        if bias := _nearly_tied(place, stops):
+            fields = fields | {"logit_bias": bias}
         message = endpoint.chat(place.messages or (), max_tokens=ANSWER, **fields)["choices"][0]["message"]
         return "".join(str(message.get(part) or "") for part in ("reasoning", "reasoning_content", "content"))
 
@@ -145,6 +154,20 @@ def _penalties(
     return (
         f"{len(changed)} of {len(told)} greedy answers change if penalties are set to nothing: some are on by default"
     )
+
+
+def _nearly_tied(place: Place, stops: Sequence[int]) -> dict[str, float]:
+    """A logit bias that puts two tokens before all others, one of the prompt just before one that is not in it.
+
+    Without penalties the first comes, and with one of repetition the second. Empty where there are no such tokens.
+    """
+    ordinary = [token for token in place.trained if token not in stops]
+    repeated = next((token for token in ordinary if token in place.prompt), None)
+    fresh = next((token for token in ordinary if token not in place.prompt), None)
+    if repeated is None or fresh is None:
+        return {}
+    behind = place.trained[repeated] - place.trained[fresh] - AHEAD
+    return {str(repeated): BIAS, str(fresh): BIAS + max(-BIAS, min(BIAS, behind))}
 
 
 def _drawn(
@@ -196,7 +219,7 @@ def _draw(endpoint: Endpoint, place: Place, count: int, texts: Texts, stops: Seq
             return [token for batch in batches for token in batch]
     except NotOffered:
         pass  # an engine that gives one answer a request
-    return [token for batch in endpoint.ask_all(draw, [1] * (count // 2)) for token in batch]
+    return [token for batch in endpoint.ask_all(draw, endpoint.affordable([1] * (count // 2))) for token in batch]
 
 
 def _token(choice: dict[str, Any], recorded: LogProbs, texts: Texts, stops: Sequence[int]) -> int | None:

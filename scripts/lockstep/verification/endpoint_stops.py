@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lockstep.verification import endpoint_places, plain_tokenizer
+from lockstep.verification import plain_tokenizer
 from lockstep.verification.endpoint_client import Endpoint, NotOffered
 from lockstep.verification.expectation import Expectation
 from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
 
 FORCED = 100  # logit bias: OpenAI's largest
-ORDINARY = 8  # tokens of each kind that must not end an answer
-ANSWERS = 8  # held-out rows that are answered as a whole
-LONGEST_ANSWER = 256  # tokens
+ORDINARY = 32  # tokens of each kind that must not end an answer
+ANSWERS = 8  # held-out rows that are answered as a whole: those with the shortest answers
+LONGEST_ANSWER = 128  # tokens of a right answer; on a slow engine fewer
 SURE = -0.25  # log-probability of a token that the trained model goes on with
 EARLY = 2  # answers that end where it goes on, of which fewer may be chance
 
@@ -32,8 +32,9 @@ def proof(endpoint: Endpoint, expectation: Expectation, weights: Proof) -> Proof
     rows = [row for row in (expectation.reference or {}).get("rows", ()) if row.get("messages")]
     answered = 0
     if rows and weights.status != FAILED:
-        sample = [rows[number] for number in endpoint_places.spread(rows, ANSWERS)]
-        answered, more = _of_answers(endpoint, expectation, sample, figures)
+        short = sorted(rows, key=lambda row: len(row["input_ids"]) - row["start"])[:ANSWERS]
+        short = [row for row in short if len(row["input_ids"]) - row["start"] <= LONGEST_ANSWER]
+        answered, more = _of_answers(endpoint, expectation, short, figures) if short else (0, [])
         failures += more
     if failures:
         first = failures[0]
@@ -73,7 +74,7 @@ def _forced(endpoint: Endpoint, expectation: Expectation) -> dict[int, bool] | N
         # Some engines ignore the field: then different tokens give one text.
         if len({force(token)[1] for token in ordinary[:3]}) < 2:
             return None
-        tokens = [end, *ordinary]
+        tokens = [end, *endpoint.affordable(ordinary)]
         return {token: ends for token, (ends, _) in zip(tokens, endpoint.ask_all(force, tokens), strict=True)}
     except NotOffered:
         return None
@@ -133,7 +134,7 @@ def _of_answers(
     """(how many rows were answered, failures): whole answers by messages, without sampling."""
 
     def answer(row: dict[str, Any]) -> tuple[str, str]:
-        room = min(LONGEST_ANSWER, 2 * (len(row["input_ids"]) - row["start"]) + 16)
+        room = 2 * (len(row["input_ids"]) - row["start"]) + 16
         choice = endpoint.chat(row["messages"], row["tools"], max_tokens=room, temperature=0)["choices"][0]
         return str(choice.get("finish_reason")), str((choice.get("message") or {}).get("content") or "")
 

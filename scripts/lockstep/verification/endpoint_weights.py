@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from lockstep.verification.endpoint_client import QUANTIZING, Endpoint
+from lockstep.verification.endpoint_client import QUANTIZING, STEP, Endpoint
 from lockstep.verification.endpoint_log_probs import Way
-from lockstep.verification.endpoint_places import LogProbs, Place, divergence
+from lockstep.verification.endpoint_places import HELD_OUT, LogProbs, Place, divergence
 from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
 
 BOUND = 0.01  # nats a token between the trained model and the same weights in another engine
@@ -43,12 +43,15 @@ class Distances:
     """What was measured at an endpoint, in nats a token.
 
     Attributes:
-        trained, base: mean KL of the worst kind of places, from the trained model and from its base.
-        kinds: the same for each kind of places, from the trained model.
+        trained: mean KL from the trained model, of the worst kind of places.
+        base: mean KL from its base, on held-out rows; None where no base is on record.
+        kinds: mean KL from the trained model, for each kind of places.
         noise: mean distance between two answers to the same question.
         effect: of the training; None where no base is on record or training changed nothing.
         places: how many were compared.
         training: mean KL of the base from the trained model, both on record; None where no base is.
+        beside: mean KL from the trained model at the places of `base`.
+        answers: what the endpoint told at each place.
     """
 
     trained: float
@@ -58,12 +61,21 @@ class Distances:
     effect: Effect | None
     places: int
     training: float | None
+    beside: float | None
+    answers: Sequence[tuple[Place, LogProbs]] = field(repr=False, default=())
 
     @property
     def bound(self) -> float:
         """Within which these are the trained weights: less where training itself changed little."""
         room = BOUND if self.training is None else min(BOUND, SHARE * self.training)
         return max(room, NOISE_FACTOR * self.noise)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the base that answers."""
+        if self.effect is None or self.base is None or self.beside is None:
+            return False
+        return self.effect.slope < 0.3 and self.base < 0.5 * self.beside
 
     @property
     def is_as_strong(self) -> bool:
@@ -74,7 +86,7 @@ class Distances:
 
 def measure(endpoint: Endpoint, way: Way, places: Sequence[Place]) -> Distances | None:
     """Ask about all places that a way can be asked about; None where there are none."""
-    asked = [place for place in places if way.takes(place)]
+    asked = _affordable(endpoint, [place for place in places if way.takes(place)])
     if not asked:
         return None
     served = endpoint.ask_all(lambda place: way.ask(endpoint, place), asked)
@@ -86,22 +98,33 @@ def measure(endpoint: Endpoint, way: Way, places: Sequence[Place]) -> Distances 
         kind: fmean(divergence(place.trained, told) for place, told in pairs if place.kind == kind)
         for kind in dict.fromkeys(place.kind for place in asked)
     }
+    # Of held-out rows the same tokens are on record of the base; after conversations its own likeliest.
     with_base = [(place, told) for place, told in pairs if place.base is not None]
-    of_base = {
-        kind: fmean(divergence(place.base or {}, told) for place, told in with_base if place.kind == kind)
-        for kind in dict.fromkeys(place.kind for place, _ in with_base)
-    }
-    effect = _effect(with_base) if with_base else None
-    training = fmean(divergence(place.trained, place.base or {}) for place, _ in with_base) if with_base else None
+    with_base = [pair for pair in with_base if pair[0].kind == HELD_OUT] or with_base
+    of_base = [divergence(place.base or {}, told) for place, told in with_base]
+    training = [divergence(place.trained, place.base or {}) for place, _ in with_base]
+    beside = [divergence(place.trained, told) for place, told in with_base]
     return Distances(
         trained=max(kinds.values()),
-        base=max(of_base.values()) if of_base else None,
+        base=fmean(of_base) if of_base else None,
         kinds=kinds,
         noise=noise,
-        effect=effect,
+        effect=_effect(with_base) if with_base else None,
         places=len(asked),
-        training=training,
+        training=fmean(training) if training else None,
+        beside=fmean(beside) if beside else None,
+        answers=pairs,
     )
+
+
+def _affordable(endpoint: Endpoint, places: Sequence[Place]) -> list[Place]:
+    """Of each kind of places as many as a slow engine answers in bounded time."""
+    kinds = dict.fromkeys(place.kind for place in places)
+    return [
+        place
+        for kind in kinds
+        for place in endpoint.affordable([place for place in places if place.kind == kind], STEP / len(kinds))
+    ]
 
 
 def _effect(pairs: Sequence[tuple[Place, LogProbs]]) -> Effect | None:
@@ -122,8 +145,12 @@ def _effect(pairs: Sequence[tuple[Place, LogProbs]]) -> Effect | None:
     return Effect(slope, error, 1 - residual / whole if whole else 1.0)
 
 
-def weights_proof(endpoint: Endpoint, way: Way, distances: Distances) -> Proof:
-    """Whether these are the trained model's weights, and what they are otherwise."""
+def weights_proof(endpoint: Endpoint, way: Way, distances: Distances, supposed: tuple[str, str] | None = None) -> Proof:
+    """Whether these are the trained model's weights, and what they are otherwise.
+
+    Args:
+        supposed: diagnosis and words of a fault that was tried here and says what the endpoint says.
+    """
     figures: dict[str, Any] = {
         "endpoint_kl_trained": round(distances.trained, 6),
         "endpoint_kl_base": None if distances.base is None else round(distances.base, 6),
@@ -143,8 +170,10 @@ def weights_proof(endpoint: Endpoint, way: Way, distances: Distances) -> Proof:
         )  # fmt: skip
     if distances.trained <= distances.bound and distances.is_as_strong:
         return Proof(PASSED, figures, None, f"{compared}, within the bound of {distances.bound:.4f} (by {way.name})")
-    if diagnosis := _diagnosis(distances):
-        words, advice = _MEANINGS[diagnosis]
+    diagnosis, words = supposed or (_diagnosis(distances), "")
+    if diagnosis:
+        meaning, advice = _MEANINGS[diagnosis]
+        words = words or meaning
         against_base = "" if distances.base is None else f", {distances.base:.4f} from its base"
         return Proof(FAILED, figures, diagnosis, f"{words}: it is {compared}{against_base}", advice)
     quantization = _quantization(endpoint)
@@ -198,17 +227,17 @@ def _diagnosis(distances: Distances) -> str | None:
     short = [value for kind, value in distances.kinds.items() if kind != "long"]
     if short and distances.kinds.get("long", 0.0) > distances.bound >= max(short):
         return "other_rope"
-    effect, base = distances.effect, distances.base
-    if effect is None or base is None:
+    effect, base, beside = distances.effect, distances.base, distances.beside
+    if effect is None or base is None or beside is None:
         return None
-    if effect.slope < 0.3 and base < 0.5 * distances.trained:
+    if distances.is_base:
         return "base"
     apart = abs(effect.slope - 1) - 3 * effect.error
     if effect.explained > 0.8 and apart > 0.1:
         return "twice" if effect.slope > 1.5 else "scaled"
-    if 0.1 < effect.slope < 0.9 and apart > 0 and base < 4 * distances.trained:
+    if 0.1 < effect.slope < 0.9 and apart > 0 and effect.explained > 0.5:
         return "partial"
-    return "other_weights" if effect.explained < 0.3 or distances.trained > 4 * base else None
+    return "other_weights" if effect.explained < 0.3 or beside > 4 * base else None
 
 
 def _quantization(endpoint: Endpoint) -> str:
@@ -219,8 +248,12 @@ def _quantization(endpoint: Endpoint) -> str:
     return str(named).rpartition(" ")[2].removeprefix("MOSTLY_").upper()
 
 
-def adapter_proof(distances: Distances) -> Proof | None:
-    """Whether the training acts at the endpoint as it should; None where no base is on record."""
+def adapter_proof(distances: Distances, supposed: tuple[str, str] | None = None) -> Proof | None:
+    """Whether the training acts at the endpoint as it should; None where no base is on record.
+
+    Args:
+        supposed: as of `weights_proof`.
+    """
     if distances.base is None:
         return None
     effect = distances.effect
@@ -234,10 +267,10 @@ def adapter_proof(distances: Distances) -> Proof | None:
     acts = f"the training's effect is {effect.slope:.2f} ± {effect.error:.2f} of what it should be"
     if effect.error > 0.25:
         return Proof(UNKNOWN, figures, None, f"{acts}: too uncertain to tell", "give more rows (--data)")
-    if effect.slope < 0.3 and distances.base < 0.5 * distances.trained:
+    if distances.is_base:
         return Proof(FAILED, figures, "no_effect", f"{acts}: it answers as the base does", _MEANINGS["base"][1])
-    if not distances.is_as_strong:
-        diagnosis = _diagnosis(distances)
+    if supposed or not distances.is_as_strong:
+        diagnosis = supposed[0] if supposed else _diagnosis(distances)
         named = diagnosis if diagnosis in ("twice", "scaled", "partial", "other_weights") else None
         return Proof(FAILED, figures, named, acts, _MEANINGS[named or "other_weights"][1])
     return Proof(PASSED, figures, None, acts)

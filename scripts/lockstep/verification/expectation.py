@@ -1,8 +1,26 @@
 """What the trained model does, as an endpoint is held against it: in the form in which a run puts it on record."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+Question = tuple[list[int], list[int]]  # the tokens before a place, and those whose log-probabilities are asked for
+
+
+@dataclass(frozen=True)
+class Supposition:
+    """A known fault, and what a model with it says.
+
+    Attributes:
+        diagnosis: one of verdict.DIAGNOSES.
+        words: for people.
+        answers: to each question: token id → natural logarithm of its probability.
+    """
+
+    diagnosis: str
+    words: str
+    answers: list[dict[int, float]]
 
 
 @dataclass(frozen=True)
@@ -16,6 +34,7 @@ class Expectation:
             known.
         sampling: what generation_config.json says of sampling, by transformers' names; nothing else was asked for.
         tokenizer: a folder with the tokenizer and chat template of training; None: not at hand.
+        suppositions: tries known faults of the adapter on questions; None: base and adapter are not at hand.
         suspects: for people, what a template may be instead → its folder; the base's own above all.
     """
 
@@ -25,3 +44,4 @@ class Expectation:
     sampling: dict[str, Any]
     tokenizer: Path | None = None
     suspects: dict[str, Path] = field(default_factory=dict)
+    suppositions: Callable[[list[Question]], list[Supposition]] | None = None
