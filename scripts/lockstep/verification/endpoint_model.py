@@ -66,7 +66,7 @@ def _record(
     size = contract.get("vocabulary", {}).get("size")
     ids = [token for token in probes.text_ids(network) if size is None or token < size]
     held_out, length = [row["input_ids"] for row in rows], min(LONG_ROW, limit)
-    more = [*reference_probes.drawn(ids, length), *reference_probes.lengthy(ids, held_out, length)]
+    more = [*reference_probes.drawn(ids, length), *reference_probes.lengthy(held_out, length)]
     longest = min(reference.LONG, limit)
     return reference.record(network, contract["conversations"], rows, _dtype(), without_adapter, longest, more)
 
