@@ -17,7 +17,9 @@ import lockstep  # noqa: F401 - first of all: it looks after Ctrl-C and missing 
 # isort: split
 import argparse
 import contextlib
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,16 @@ def check(chosen: argparse.Namespace) -> None:
         raise UserError("--metrics needs --every: a program that ends answers nobody; or write a --metrics-file")
     if chosen.endpoint:
         address.checked_url(chosen.endpoint)
+    if chosen.every:
+        repeating.interval(chosen.every)
+    if chosen.metrics:
+        gauge.address(chosen.metrics)
+    given_subjects(chosen)
     written_files(chosen)
+
+
+def given_subjects(chosen: argparse.Namespace) -> subjects.Subjects:
+    return subjects.recognised(chosen.base, chosen.adapter, chosen.merged, chosen.export, chosen.data, chosen.template)
 
 
 def results_of(chosen: argparse.Namespace, packed: BundleLook | None, tell: Tell) -> dict[str, Any]:
@@ -107,7 +118,7 @@ def results_of(chosen: argparse.Namespace, packed: BundleLook | None, tell: Tell
         looks = packed.of_folders(chosen.adapter, chosen.merged)
         looks += [packed.of_endpoint(url, chosen.model, tell)] if url else []
         return verdict.as_json(files.merged(*looks))
-    given = subjects.recognised(chosen.base, chosen.adapter, chosen.merged, chosen.export, chosen.data, chosen.template)
+    given = given_subjects(chosen)
     looks = [files.files_proofs(given)]
     if url:
         expectation = endpoint_expectation.of_subjects(given, tell)
@@ -123,7 +134,7 @@ def write(chosen: argparse.Namespace, results: dict[str, Any]) -> tuple[Path, Pa
     return file, page
 
 
-def watch(chosen: argparse.Namespace, packed: BundleLook | None, seconds: float) -> int:
+def watch(chosen: argparse.Namespace, packed: BundleLook | None, seconds: float) -> None:
     """Look again and again, a line each time, until Ctrl-C or SIGTERM: that is how it ends, and no error."""
 
     def tell(outcome: Outcome) -> None:
@@ -145,7 +156,7 @@ def watch(chosen: argparse.Namespace, packed: BundleLook | None, seconds: float)
     signal.signal(signal.SIGTERM, end)
     with contextlib.suppress(KeyboardInterrupt, Terminated):
         repeating.forever(lambda: results_of(chosen, packed, lambda step: None), seconds, tell)
-    return 0
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def labels_of(chosen: argparse.Namespace, packed: BundleLook | None) -> dict[str, str]:
@@ -154,25 +165,34 @@ def labels_of(chosen: argparse.Namespace, packed: BundleLook | None) -> dict[str
     return packed.labels() if packed else {"run": name, "bundle": ""}
 
 
+def opened(chosen: argparse.Namespace) -> BundleLook:
+    """The bundle that was given, checked."""
+    packed = BundleLook(chosen.bundle, chosen.public_key)
+    packed.require(chosen.adapter, chosen.merged)
+    if packed.bundle.signed_by and not chosen.public_key:
+        key = packed.bundle.signed_by[: signature.SHOWN]
+        cli.say(f"note: the bundle says that the key {key} signed it; without --public-key nobody knows")
+    return packed
+
+
 def main() -> int:
     chosen = options()
     check(chosen)
-    seconds = repeating.interval(chosen.every) if chosen.every else None
     with contextlib.ExitStack() as stack:
-        packed = stack.enter_context(BundleLook(chosen.bundle, chosen.public_key)) if chosen.bundle else None
-        if packed and packed.bundle.signed_by and not chosen.public_key:
-            key = packed.bundle.signed_by[: signature.SHOWN]
-            cli.say(f"note: the bundle says that the key {key} signed it; without --public-key nobody knows")
-        if seconds is not None:
-            return watch(chosen, packed, seconds)
+        packed = stack.enter_context(opened(chosen)) if chosen.bundle else None
+        if chosen.every:
+            watch(chosen, packed, repeating.interval(chosen.every))
+            stack.close()
+            sys.stdout.flush()
+            os._exit(0)  # a request that an endpoint does not answer would hold the end up
         outcome = repeating.one_look(lambda: results_of(chosen, packed, cli.say))
         if chosen.metrics_file:
             metrics = gauge.Metrics(labels_of(chosen, packed))
             metrics.record(outcome)
             metrics.write(chosen.metrics_file)
-        if outcome.error:
-            raise UserError(outcome.error)
-    file, page = write(chosen, outcome.results)
+    file, page = write(chosen, outcome.results)  # also of an error: nobody should take the last one for this one
+    if outcome.error:
+        raise UserError(outcome.error)
     for line in report.lines(outcome.results):
         print(line)
     print(f"{paths.label(file)}, {paths.label(page)}")

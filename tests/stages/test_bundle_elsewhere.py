@@ -106,6 +106,8 @@ def test_what_was_changed_or_signed_by_somebody_else_is_refused(elsewhere: Path)
 def test_options_of_looking_again_are_checked_before_anything_is_looked_at(elsewhere: Path) -> None:
     merged = ("--merged", "merged")
     assert "--metrics needs --every" in refusal(elsewhere, *merged, "--metrics", "9877")
+    assert "--merged absent: there is no such f" in refusal(elsewhere, "--merged", "absent", "--every", "1h")
+    assert "give a port, such as 9877" in refusal(elsewhere, *merged, "--every", "1h", "--metrics", "x")
     assert "such as 1h" in refusal(elsewhere, *merged, "--every", "hourly")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -182,5 +184,21 @@ def test_again_and_again_until_a_signal(elsewhere: Path, how: signal.Signals) ->
 def test_an_endpoint_that_is_down_is_undecided_in_a_loop_and_an_error_by_itself(elsewhere: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     assert f"{url} cannot be reached" in refusal(elsewhere, "--endpoint", url, "--metrics-file", "verify.prom")
+    assert atomic.read_json(elsewhere / "outputs/verify/verify.json")["verdict"] == "undecided"
     text = (elsewhere / "verify.prom").read_text()
     assert 'lockstep_verify_verdict{verdict="undecided"} 1.0' in text and "looks_total" not in text
+
+
+def test_an_endpoint_that_never_answers_does_not_hold_the_end_up(elsewhere: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        loop = subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts/verify.py"), "--bundle", filenames.BUNDLE, "--endpoint", url, "--every", "1h"],
+            cwd=elsewhere, env=script_environment(elsewhere), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        loop.terminate()
+        _, complaints = loop.communicate(timeout=10)
+        connection.close()
+    assert loop.returncode == 0 and not complaints

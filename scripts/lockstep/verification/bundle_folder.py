@@ -38,9 +38,7 @@ def proofs(packed: Bundle, stage: str, folder: Path, tokenizer: Path | None = No
     Raises:
         UserError: the bundle knows no such folder, or a file cannot be read.
     """
-    if stage not in packed.manifests:
-        known = ", ".join(name for name in packed.manifests if name != filenames.DATA)
-        raise UserError(f"{packed.source} knows no {stage} folder of the run {packed.packed.run}, but {known}")
+    require(packed, stage)
     recorded = packed.manifests[stage].files
     with busy.waiting(f"checking {paths.label(folder)}"):
         differing = sorted(name for name in recorded if not _is(folder / name, recorded[name]))
@@ -50,6 +48,13 @@ def proofs(packed: Bundle, stage: str, folder: Path, tokenizer: Path | None = No
     if stage != filenames.ADAPTER:
         results |= _behaviour(packed, stage, model_files)
     return results
+
+
+def require(packed: Bundle, stage: str) -> None:
+    """Raise UserError where a bundle knows no folder of a stage."""
+    if stage not in packed.manifests:
+        known = ", ".join(name for name in packed.manifests if name != filenames.DATA)
+        raise UserError(f"{packed.source} knows no {stage} folder of the run {packed.packed.run}, but {known}")
 
 
 def _is(file: Path, record: FileRecord) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from lockstep import paths
 from lockstep.artifacts import filenames
 from lockstep.errors import UserError
 from lockstep.verification import bundle, bundle_folder, signature
@@ -36,8 +37,17 @@ class BundleLook(AbstractContextManager["BundleLook"]):
         """What it is, for metrics."""
         return {"run": self.bundle.packed.run, "bundle": self.bundle.packed.digest[:16]}
 
+    def require(self, adapter: Path | None, merged: Path | None) -> None:
+        """Raise UserError where a folder is not there, or the bundle knows none of its kind."""
+        for stage, path in ((filenames.ADAPTER, adapter), (filenames.MERGED, merged)):
+            if path is not None and not path.is_dir():
+                raise UserError(f"--{stage} {paths.label(path)}: there is no such folder")
+            if path is not None:
+                bundle_folder.require(self.bundle, stage)
+
     def of_folders(self, adapter: Path | None, merged: Path | None) -> list[dict[str, Proof]]:
         """The proofs about folders that were given; each is the run's own, or one as its stage made it."""
+        self.require(adapter, merged)
         looks = []
         for stage, path in ((filenames.ADAPTER, adapter), (filenames.MERGED, merged)):
             if path is not None:
