@@ -151,7 +151,7 @@ def _difference(
             "let the server add no BOS (llama.cpp: tokenizer.ggml.add_bos_token false), as the template writes its own",
         )  # fmt: skip
     suspect = _suspect(expectation, served)
-    texts = [_text(endpoint, expectation, ids) for ids in (expected, what.ids)]
+    texts = [_text(endpoint, expectation, ids) for ids in (expected, what.ids)] if what.ids else [None, None]
     shown, same_text = "", False
     if texts[0] is not None and texts[1] is not None:
         same_text = texts[0] == texts[1]
@@ -225,10 +225,8 @@ def _makes(expectation: Expectation, served: dict[str, Served], text: str) -> bo
     return True
 
 
-def _text(endpoint: Endpoint, expectation: Expectation, ids: list[int] | None) -> str | None:
+def _text(endpoint: Endpoint, expectation: Expectation, ids: list[int]) -> str | None:
     """The text of token ids, by the tokenizer of training or else by the endpoint's; None where neither is there."""
-    if ids is None:
-        return None
     if expectation.tokenizer is not None:
         tokenizer = plain_tokenizer.load(expectation.tokenizer)
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
