@@ -28,6 +28,13 @@ def check(folder: Path) -> Iterator[Finding]:
     yield from _log(folder)
 
 
+def check_model(folder: Path) -> Iterator[Finding]:
+    """The faults of a whole model's folder, by its tokenizer, template and log. Raises UserError."""
+    if not (folder / filenames.MANIFEST).is_file():
+        yield from _tokenizer(folder)
+        yield from _log(folder)
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))

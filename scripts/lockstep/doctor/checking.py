@@ -53,6 +53,10 @@ def check(files: list[Path]) -> list[Finding]:
             from lockstep.doctor import adapter_faults
 
             findings += adapter_faults.check(adapter)
+        elif model := _model_of(file):
+            from lockstep.doctor import adapter_faults
+
+            findings += adapter_faults.check_model(model)
         elif file.is_dir() and not _scripts_of(file):
             rows += _rows_of(file)
         elif file.is_file() and file.suffix.lower() in ROWS:
@@ -76,6 +80,12 @@ def _adapter_of(file: Path) -> Path | None:
     if file.name == filenames.ADAPTER_CONFIG:
         return file.parent
     return file if file.is_dir() and (file / filenames.ADAPTER_CONFIG).is_file() else None
+
+
+def _model_of(file: Path) -> Path | None:
+    if file.name in CONFIGS:
+        return file.parent
+    return file if file.is_dir() and (file / filenames.CONFIG).is_file() else None
 
 
 def _scripts_of(file: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from lockstep.doctor.findings import Fact, Finding, Look
 
 GIB = 2**30
 LEAST_DISK, LITTLE_DISK = GIB, 10 * GIB  # free bytes below which nothing fits, and below which larger models do not
+LEAST_TEMPORARY = 2**28  # free bytes for temporary files: compiled kernels, sockets, what packages unpack
 LEAST_INODES = 1000
 LEAST_MEMORY, LITTLE_MEMORY = (
     2 * GIB,
@@ -28,19 +29,21 @@ DRIVERS = {12: 525, 13: 580}  # CUDA's major version → the oldest driver that 
 
 
 def disk(folders: tuple[Path, ...] = (paths.OUTPUTS, paths.MODELS), needed: int = LEAST_DISK) -> Look:
-    """Free space where outputs and models are, each disk once.
+    """Free space where outputs and models are, each disk once, and for temporary files.
 
     Args:
         needed: bytes that the next stages of the run write.
     """
     facts, findings = [], []
     seen: set[int] = set()
-    for folder in folders:
+    temporary = Path(tempfile.gettempdir())
+    for folder in (*folders, temporary):
         place = _existing(folder)
         if place.stat().st_dev in seen:
             continue
         seen.add(place.stat().st_dev)
         usage = os.statvfs(place)
+        needed = LEAST_TEMPORARY if folder is temporary else needed
         free, name = usage.f_bavail * usage.f_frsize, paths.label(folder)
         facts.append(Fact(f"disk of {name}", f"{_gib(free)} free"))
         move = (
@@ -56,7 +59,7 @@ def disk(folders: tuple[Path, ...] = (paths.OUTPUTS, paths.MODELS), needed: int 
         elif usage.f_files and usage.f_favail < LEAST_INODES:
             what = f"the disk of {name} has room for {usage.f_favail} more files: a stage ends with a full disk"
             findings.append(Finding("disk_full", what, move))
-        elif free < LITTLE_DISK:
+        elif free < LITTLE_DISK and folder is not temporary:
             what = f"{_gib(free)} are free for {name}: enough for small models, and not for one of 7 billion parameters"
             findings.append(Finding("disk_little", what, move, stops=False))
     return Look(tuple(facts), tuple(findings))

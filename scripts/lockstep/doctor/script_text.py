@@ -23,7 +23,8 @@ FENCE = re.compile(r"^(?P<indent>\s*)(?P<mark>```+|~~~+)\s*(?P<language>[\w+#.-]
 SHELLS = ("bash", "sh", "shell", "zsh", "console", "shell-session", "powershell", "bat", "cmd", "dockerfile", "yaml")
 NO_CODE = ("json", "jsonl", "text", "output", "csv", "xml", "html", "css", "mermaid", "diff", "jinja", "toml", "ini")
 IS_PYTHON = re.compile(r"^\s*(?:import \w|from \w[\w.]* import |def \w+\(|class \w|@\w)", re.MULTILINE)
-MAGIC = re.compile(r"^(\s*)([%!?].*|\w[\w.]*\?{1,2}\s*)$")
+SHELL_LINE = re.compile(r"^\s*(?:\w+\s*=\s*)?!")
+MAGIC = re.compile(r"^(\s*)((?:\w+\s*=\s*)?[%!?].*|\w[\w.]*\?{1,2}\s*)$")
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,18 @@ def _notebook(name: str, text: str) -> list[Unit]:
     lines, places, commands, command_places = [], [], [], []
     for cell, source in sources:
         body = source.split("\n")
+        of_shell = body[0].startswith(("%%bash", "%%sh"))
+        goes_on = False  # a command on several lines
         for number, line in enumerate(body, 1):
             place = f"cell {cell}, line {number}"
-            if body[0].startswith(("%%bash", "%%sh", "!")) or line.lstrip().startswith("!"):
-                commands.append(line.lstrip().removeprefix("!") if not line.startswith("%%") else "")
+            if of_shell or goes_on or SHELL_LINE.match(line):
+                instead = (
+                    "" if goes_on or (of_shell and number > 1) else line[: len(line) - len(line.lstrip())] + "pass"
+                )
+                goes_on = line.rstrip().endswith("\\")
+                commands.append(SHELL_LINE.sub("", line) if not line.startswith("%%") else "")
                 command_places.append(place)
-                line = re.match(r"\s*", line)[0] + "pass"  # type: ignore[index]
+                line = instead
             lines.append(line)
             places.append(place)
     python = Unit(name, "python", "\n".join(lines), tuple(places))

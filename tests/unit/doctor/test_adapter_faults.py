@@ -58,6 +58,12 @@ def test_an_adapter_has_the_faults_that_it_has(
     assert codes(tmp_path, config, **files) == expected
 
 
+def test_a_whole_model_is_looked_at_by_its_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / filenames.CONFIG).write_text('{"model_type": "qwen3"}')
+    (tmp_path / filenames.TOKENIZER_CONFIG).write_text(json.dumps(TOKENIZER | {"eos_token": "<|endoftext|>"}))
+    assert [finding.code for finding in checking.check([tmp_path])] == ["seed_fault_1"]
+
+
 def test_one_that_was_trained_here_is_looked_at_by_the_stages(tmp_path: Path) -> None:
     assert codes(tmp_path, {"target_modules": ["v_proj", "q_proj"]}, MANIFEST={}) == []
 

@@ -513,13 +513,14 @@ def test_a_notebook_with_magic_lines_has_its_cells_and_lines(tmp_path: Path) -> 
         '{"cell_type": "markdown", "source": ["text"]}',
         '{"cell_type": "code", "source": ["%pip install x\\n", "!vllm serve m --adapter a\\n", "x = 1"]}',
         '{"cell_type": "code", "source": "import a\\nfrom 1_b import c"}',
+        '{"cell_type": "code", "source": "files = !ls\\n!vllm serve m \\\\\\n  --dtype auto\\n%time x = 1"}',
         '{"cell_type": "code", "source": ["%%bash\\n", "vllm serve m --adapter b"]}',
     ]
     notebook = write(tmp_path, "a.ipynb", '{"cells": [' + ",".join(cells) + "]}")
     findings = checking.check([notebook])
     assert [(f.code, f.lines) for f in findings] == [
         ("seed_fault_7", ("cell 2, line 2",)),
-        ("seed_fault_7", ("cell 4, line 2",)),
+        ("seed_fault_7", ("cell 5, line 2",)),
         ("seed_fault_9", ("cell 3, line 2",)),
     ]
 
