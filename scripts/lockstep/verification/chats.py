@@ -23,6 +23,7 @@ class Chat:
         label: where it comes from, for people.
         text: source of the template; None where there is none.
         template: to render with; None where the source is unfit for training with, as `problem` says.
+        assumed: the template is taken to be the training's because it is the base's, and nothing says so.
     """
 
     label: str
@@ -30,6 +31,7 @@ class Chat:
     text: str | None
     template: Template | None = None
     problem: str = ""
+    assumed: bool = False
 
     @property
     def adds_bos(self) -> bool:

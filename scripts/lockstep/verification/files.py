@@ -82,13 +82,14 @@ def _texts(subjects: Subjects, rows: "list[Conversation]", looks: Looks) -> None
     trained = None
     if folder is not None and has_tokenizer(folder):
         text = subjects.template or template_source.of_folder(folder)
-        if text is None and subjects.base:  # an adapter's tokenizer without one was trained with the base's
+        known = subjects.template is not None or (folder == subjects.adapter and text is not None)
+        if text is None and subjects.base:
             text = template_source.of_folder(subjects.base)
-        trained = chats.of_folder(folder, text)
+        trained = replace(chats.of_folder(folder, text), assumed=not known)
         if proof := stops_proof.of_rows(trained, rows):
             looks["stops"].append(proof)
-    known = [each for each in (subjects.base, subjects.adapter) if each]
-    asked: dict[str, Any] = {name: value for each in known for name, value in sampling_of(each).items()}
+    origins = [each for each in (subjects.base, subjects.adapter) if each]
+    asked: dict[str, Any] = {name: value for each in origins for name, value in sampling_of(each).items()}
     if subjects.export and subjects.export.is_file() and trained is not None:
         file = gguf_file.read(subjects.export)
         looks["tokens"].append(_named("export", gguf_proofs.tokens(trained, file, rows)))
@@ -107,7 +108,7 @@ def _texts(subjects: Subjects, rows: "list[Conversation]", looks: Looks) -> None
         else:
             other = chats.of_folder(path)
             looks["tokens"].append(_named(option, tokens_proof.of_folder(trained, other, rows)))
-            looks["stops"].append(_named(option, stops_proof.of_folder(trained, known, other, path)))
+            looks["stops"].append(_named(option, stops_proof.of_folder(trained, origins, other, path)))
         looks["sampling"].append(_named(option, sampling_proof.of_folder(asked, path)))
 
 

@@ -10,6 +10,7 @@ from lockstep.verification.token_differences import Difference
 from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
 
 COPY = "copy tokenizer files and chat_template.jinja from the adapter, or from the base if it holds none"
+GIVE = "give --template, or an adapter that holds it"
 NEXT = {
     "other_template": COPY,
     "other_tokens": COPY,
@@ -31,7 +32,7 @@ def of_folder(trained: Chat, other: Chat, rows: Sequence[Conversation]) -> Proof
         return Proof(PASSED, figures, None, f"the tokenizer of {other.label} is the training's; no chat template")
     if trained.text is None:
         text = f"the tokenizer of {other.label} is the training's; what template the training used is not known"
-        return Proof(UNKNOWN, figures, None, text, "give --template, or an adapter that holds it")
+        return Proof(UNKNOWN, figures, None, text, GIVE)
     if other.text is None:
         text = f"{other.label} holds no chat template, and the training used one"
         return _failed(Difference("other_template", text), figures)
@@ -92,10 +93,16 @@ def _of_templates(trained: Chat, other: Chat, rows: Sequence[Conversation], figu
         return Proof(UNKNOWN, figures, None, f"the templates differ, {changed}; {problem}", COPY)
     golden = list(conversations.golden())
     figures["conversations"] = len(golden)
-    difference = token_differences.of_conversations(trained, other, golden, whole=False)
+    plain, tools = [each for each in golden if not each.tools], [each for each in golden if each.tools]
+    difference = token_differences.of_conversations(trained, other, plain, whole=False)
     difference = difference or token_differences.of_conversations(trained, other, rows, whole=True)
     if difference:
         return _failed(difference, figures)
+    if difference := token_differences.of_conversations(trained, other, tools, whole=False):
+        if not trained.assumed:
+            return _failed(difference, figures)
+        text = "the templates differ only where tools are used, and whether training used the base's is not known: "
+        return Proof(UNKNOWN, figures, difference.what, text + difference.text, GIVE)
     if changed:
         text = (
             f"all {len(golden) + len(rows)} conversations are rendered alike, but the template of {other.label} does "
