@@ -12,13 +12,16 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
+# $(call say,English,Chinese): a message in the language of the locale, as scripts/lockstep/text/language.py chooses it
+comma := ,
+say = $(if $(filter zh% Zh% ZH%,$(firstword $(LANGUAGE) $(LC_ALL) $(LC_MESSAGES) $(LANG))),$(2),$(1))
 # $(call quoted,text): one word of a shell's
 quoted = '$(subst ','\'',$(1))'
 define newline
 
 
 endef
-$(if $(findstring $(newline),$(ARGS)$(CONFIG)),$(error ARGS and CONFIG must each be one line))
+$(if $(findstring $(newline),$(ARGS)$(CONFIG)),$(error $(call say,ARGS and CONFIG must each be one line,ARGS 和 CONFIG 都只能有一行)))
 
 PY    := .venv/bin/python
 LOCK  := $(if $(filter cuda,$(ACCEL)),requirements.lock,requirements-cpu.lock)
@@ -36,7 +39,7 @@ TORCH_FIRST := { $(PY) -m pip install --quiet --no-deps $(TORCH_CPU) 2>/dev/null
 endif
 # Lock .venv, open as 9. A stage that runs in it holds it (cli.py), and so does another make.
 ALONE := { $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || \
-    { echo "error: .venv is in use: another make is installing packages, or programs still run from it while it must be renewed; wait for them to end" >&2; exit 2; }; }
+    { echo "$(call say,error: .venv is in use: another make is installing packages$(comma) or programs still run from it while it must be renewed; wait for them to end,错误：.venv 正在使用：另一个 make 在安装软件包，或者还有程序在用它而它需要重建；请等它们结束)" >&2; exit 2; }; }
 # Who looks after what runs takes the packages that are there.
 LOOK := $(if $(wildcard .venv/*.stamp),,setup)
 
@@ -59,8 +62,8 @@ help: ## show this list
 setup: .venv/$(ACCEL).stamp ## make .venv and install the locked packages (CUDA where nvidia-smi answers)
 
 .venv/$(ACCEL).stamp: $(LOCK)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f"error: Lockstep runs on Python 3.11 and 3.12, and $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=python3.11")'
-	@mkdir -p .venv && exec 9<.venv && $(ALONE) && echo "installing the packages of $(LOCK) …" && \
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f"$(call say,error: Lockstep runs on Python 3.11 and 3.12$(comma) and $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=python3.11,错误：Lockstep 需要 Python 3.11 或 3.12，而 $(PYTHON) 是 {v[0]}.{v[1]}：请设 PYTHON=python3.11)")'
+	@mkdir -p .venv && exec 9<.venv && $(ALONE) && echo "$(call say,installing the packages of $(LOCK) …,正在安装 $(LOCK) 里的软件包……)" && \
 	$(PYTHON) -m venv --clear .venv && $(TORCH_FIRST) $(PY) -m pip install --quiet --no-deps -r $(LOCK)
 	@touch $@
 

@@ -37,6 +37,13 @@ def test_packages_that_a_program_uses_are_not_cleared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("language", "says"), [("zh_CN:en", "ARGS 和 CONFIG 都只能有一行"), ("en", "ARGS and CONFIG must each be one line")]
+)
+def test_make_speaks_the_language_of_the_locale(language: str, says: str) -> None:
+    assert says in make(ROOT, "help", "ARGS=a\nb", LANGUAGE=language).stderr
+
+
+@pytest.mark.parametrize(
     ("goal", "words", "script", "handed_on"),
     [
         ("merge", "--train.learning_rate 5e-4", "02_train_qlora.py", True),

@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,37 @@ class _Language(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """--help in the user's language, which --lang may have set when it is printed; without a translation in English."""
+
+    def start_section(self, heading: str | None) -> None:
+        translate = language.phrase if heading == "options" else language.translated  # a word of other meanings
+        super().start_section(heading and translate(heading))
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, language.phrase("usage: ") if prefix is None else prefix)
+
+    def _format_text(self, text: str) -> str:
+        first, end, rest = text.partition("\n")  # the rest of a docstring names files and commands
+        return super()._format_text(language.translated(first) + end + rest)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default, value = (action.help or "").partition(" [")
+        return language.translated(text) + default + value
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Text wrapped to columns: of Chinese each character takes two, and it has no spaces to break at."""
+        if language.current() != language.CHINESE:
+            return super()._split_lines(text, width)
+        lines, columns = [""], 0
+        for char in " ".join(text.split()):
+            columns += 2 if unicodedata.east_asian_width(char) in "WF" else 1
+            if columns > width and (char == " " or not char.isascii() or not lines[-1][-1:].isascii()):
+                lines, columns = [*lines, ""], 2
+            lines[-1] += char
+        return [line.strip() for line in lines]
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = [word for word in message.split() if word.startswith("--")]
@@ -67,9 +99,7 @@ def parser(description: str, *sections: str) -> argparse.ArgumentParser:
 
 def plain_parser(description: str) -> argparse.ArgumentParser:
     """A parser without settings, for a program that needs no run."""
-    arguments = _Parser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    arguments = _Parser(description=description, formatter_class=_Help, allow_abbrev=False)
     language_option(arguments)
     return arguments
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.programs import ROOT, Ended, run
 
+from lockstep.settings import tree
 from lockstep.text import language
 
 SCRIPTS = ROOT / "scripts"
@@ -109,6 +110,18 @@ def test_the_language_is_that_of_the_locale(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert language.current() == expected
+
+
+def test_help_is_in_the_language_that_is_asked_for() -> None:
+    """Of every setting, whatever stands before --help."""
+    texts = entries(FOLDER / "help.json")
+    described = [str(field.description) for _, field in tree.leaves()]
+    untranslated = [text for text in described if " " in text and text not in texts]
+    assert untranslated == []
+    shown = run(ROOT, "02_train_qlora.py", "--lang", "zh", "--help").stdout
+    assert "用法：" in shown and "\n选项:" in shown and texts["peak learning rate"] in shown
+    assert "阶段 02：" in shown and "Writes  outputs/<run>/adapter/ : adapter_model.safetensors" in shown
+    assert "options:" in run(ROOT, "02_train_qlora.py", "--lang", "en", "--help").stdout
 
 
 def test_values_inside_a_message_stay_and_messages_inside_it_are_translated(chinese: None) -> None:
