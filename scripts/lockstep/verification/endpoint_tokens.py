@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockstep.prompts import template, template_source
-from lockstep.verification import plain_tokenizer
-from lockstep.verification.endpoint_client import LLAMA_CPP, Endpoint, NotOffered
+from lockstep.verification import endpoint_ollama, plain_tokenizer
+from lockstep.verification.endpoint_client import LLAMA_CPP, OLLAMA, Endpoint, NotOffered
 from lockstep.verification.expectation import Expectation
 from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
 
@@ -79,6 +79,7 @@ def _served(endpoint: Endpoint, conversation: Conversation, show: Show | None) -
         except NotOffered as error:
             return Served(None, None, str(error))
     usage = answer.get("usage")
+    # Ollama counts nothing of a prompt that it still has.
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     ids = answer.get("prompt_token_ids")
     if not isinstance(ids, list) and show:
@@ -86,7 +87,7 @@ def _served(endpoint: Endpoint, conversation: Conversation, show: Show | None) -
             ids = show(endpoint, conversation)
         except (NotOffered, LookupError, TypeError):
             ids = None
-    return Served(ids if isinstance(ids, list) else None, count if isinstance(count, int) else None)
+    return Served(ids if isinstance(ids, list) else None, count if isinstance(count, int) and count else None)
 
 
 def _tokenized(endpoint: Endpoint, conversation: Conversation) -> list[int]:
@@ -165,6 +166,9 @@ def _difference(
             "serve the tokenizer that was saved with the trained model",
         )  # fmt: skip
     by = f", by {suspect}" if suspect else _about_system(conversations, served, wrong)
+    if endpoint.engine == OLLAMA and expectation.tokenizer:
+        own = template_source.of_folder(expectation.tokenizer) or ""
+        by += "".join(f"; {words}" for words in [endpoint_ollama.difference(endpoint.about, own)] if words)
     return Proof(
         FAILED, figures, "other_template", f"{share}{by} (first {first!r}): {shown}",
         "serve the trained model's chat_template.jinja (vLLM: --chat-template), and let nothing add a system prompt",
