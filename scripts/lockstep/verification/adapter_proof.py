@@ -87,10 +87,11 @@ def _kind(module: str) -> str:
 
 def _acting(contents: AdapterContents, has_base: bool) -> str:
     delta = contents.delta
-    parts = [f"{len(delta.low_rank)} modules act"] if delta.low_rank else []
-    if has_base and contents.linear:
-        kinds = Counter(name.split(".")[-2] for name in delta.low_rank)
-        parts[:] = [f"{len(delta.low_rank)} modules act, of {len(contents.linear)} linear ones: {', '.join(kinds)}"]
+    kinds = ", ".join(Counter(name.split(".")[-2] for name in delta.low_rank))
+    parts = [f"{len(delta.low_rank)} modules act ({kinds})"] if delta.low_rank else []
+    if delta.low_rank and has_base and contents.linear:
+        adapted = sum(name in delta.low_rank for name in contents.linear)
+        parts.append(f"{adapted} of the base's {len(contents.linear)} linear layers are adapted")
     if delta.whole:
         parts.append(f"{len(delta.whole)} tensors were trained whole")
     if delta.rows:
