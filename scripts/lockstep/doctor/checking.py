@@ -85,7 +85,8 @@ def _adapter_of(file: Path) -> Path | None:
 def _model_of(file: Path) -> Path | None:
     if file.name in CONFIGS:
         return file.parent
-    return file if file.is_dir() and (file / filenames.CONFIG).is_file() else None
+    holds = any((file / name).is_file() for name in (filenames.CONFIG, filenames.TOKENIZER_CONFIG))
+    return file if file.is_dir() and holds else None
 
 
 def _scripts_of(file: Path) -> list[Path]:

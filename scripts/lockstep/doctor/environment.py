@@ -154,8 +154,11 @@ def _installed(places: Sequence[str] | None) -> dict[str, Distribution]:
     own = importlib.metadata.distributions
     distributions = own() if places is None else own(path=list(places))
     for distribution in distributions:
-        name = distribution.metadata["Name"] if distribution.metadata else None
-        if name and distribution.metadata["Version"]:
+        try:
+            name, version = distribution.metadata["Name"], distribution.metadata["Version"]
+        except (AttributeError, KeyError, TypeError, UnicodeDecodeError):  # its metadata is gone, or half there
+            continue
+        if name and version:
             installed.setdefault(normalised(name), distribution)
     return installed
 

@@ -48,7 +48,7 @@ def told(code: int, out: str, errors: str) -> Look:
         name = signal.Signals(-code).name
         what = f"torch ends Python with {name} when it computes: it is built for another processor, or half installed"
         return Look((), (Finding("kernel_crash", what, REINSTALL),))
-    lines = out.strip().splitlines()
+    lines = [line for line in out.splitlines() if line.startswith("{")]  # libraries may print, too
     if code or not lines:
         last = (errors.strip().splitlines() or ["no answer"])[-1][:200]
         return Look((), (Finding("kernel_fails", f"torch does not load or compute here ({last})", REINSTALL),))

@@ -116,7 +116,7 @@ def _half_made(folder: Path) -> list[Finding]:
             lock = folder / f".{target.name}.lock"
             if not work.is_dir() or (lock.exists() and _is_held(lock)):
                 continue
-            size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+            size = sum(map(_bytes, work.rglob("*")))
             what = (
                 f"{paths.label(work)} is half made, {size / 2**20:.0f} MiB: a stage was killed, and the disk is not "
                 f"given back"
@@ -187,14 +187,10 @@ def _segments(shared: Path) -> list[Finding]:
     """Shared memory of ours that no process has mapped."""
     if not shared.is_dir():
         return []
-    own = [
-        entry
-        for entry in shared.iterdir()
-        if SHARED.fullmatch(entry.name) and entry.is_file() and entry.stat().st_uid == os.getuid()
-    ]
+    own = [entry for entry in shared.iterdir() if SHARED.fullmatch(entry.name) and _is_own(entry)]
     used = _mapped(shared) if own else set()
-    left = sorted((entry for entry in own if str(entry) not in used and entry.stat().st_size), key=lambda e: e.name)
-    size = sum(entry.stat().st_blocks * 512 for entry in left)
+    left = sorted((entry for entry in own if str(entry) not in used and _bytes(entry)), key=lambda e: e.name)
+    size = sum(map(_bytes, left))
     if size < 2**20:
         return []
     names = " ".join(str(entry) for entry in left[:SHOWN])
@@ -204,6 +200,21 @@ def _segments(shared: Path) -> list[Finding]:
             "shared_memory_left", what, f"run `rm {names}`" + (" and so on" if len(left) > SHOWN else ""), stops=False
         )
     ]
+
+
+def _bytes(file: Path) -> int:
+    """The size of a file; 0 for what is none, or gone meanwhile."""
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except OSError:
+        return 0
+
+
+def _is_own(file: Path) -> bool:
+    try:
+        return file.is_file() and file.stat().st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def _mapped(shared: Path) -> set[str]:

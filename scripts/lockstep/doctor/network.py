@@ -2,6 +2,7 @@
 
 import configparser
 import email.utils
+import http.client
 import os
 import ssl
 import sys
@@ -57,7 +58,7 @@ def ask(url: str, token: str = "", method: str = "HEAD") -> Answer:
         reason = error.reason
         certificate = isinstance(reason, ssl.SSLCertVerificationError)
         return Answer(error=f"its certificate is refused: {reason.verify_message}" if certificate else str(reason))  # type: ignore[union-attr]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: it speaks something else
         return Answer(error=str(error) or type(error).__name__)
 
 

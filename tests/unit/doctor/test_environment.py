@@ -82,6 +82,15 @@ def test_half_a_package_is_told_from_its_own_list_of_files(packages: Path) -> No
     assert finding.code == "half_environment" and "peft: 1 files" in finding.what
 
 
+@pytest.mark.parametrize("metadata", [None, b"", b"\xff\xfe\x00", b"Name: peft\n"])
+def test_a_package_whose_metadata_is_half_there_is_missing(metadata: bytes | None, packages: Path) -> None:
+    (folder,) = packages.glob("peft-*.dist-info")
+    (folder / "METADATA").unlink()
+    if metadata is not None:
+        (folder / "METADATA").write_bytes(metadata)
+    assert codes(packages) == ["package_missing"]
+
+
 def test_what_a_killed_pip_leaves_is_seen(packages: Path) -> None:
     (packages / "~orch").mkdir()
     assert codes(packages) == ["half_environment"]

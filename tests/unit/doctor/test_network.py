@@ -2,6 +2,7 @@
 
 import email.utils
 import http.server
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -93,6 +94,21 @@ def test_a_hub_that_is_broken(hub: type[Hub]) -> None:
     assert codes(MODEL) == ["hub_unreachable"]
     hub.status = 404  # of the address itself; the hub is there
     assert codes(MODEL) == []
+
+
+def test_a_program_that_speaks_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert codes(MODEL) == ["hub_unreachable"]
 
 
 def test_modelscope_is_asked_where_the_model_is(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
