@@ -119,7 +119,7 @@ def _findings(server: Server, claim: Claim, name: str, tell: Tell) -> Findings:
             "too_short", f"no held-out row fits into --serve.max_model_len {bounds.max_model_len}: raise it"
         )
     else:
-        certified = gate_bounds.certified(folder) if claim.mode == "merged" else {}
+        certified = gate_bounds.certified(adapter)
         gate_log_probs.check(server, name, claim.base_name, recorded, agreed, bounds, certified, findings)
     # how the base ends its answers is no fault of a training
     _check_answers(server, name, rows, replace(bounds, min_stop_rate=None) if is_base else bounds, findings)

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lockstep.artifacts import atomic, filenames
+from lockstep.artifacts import atomic, filenames, manifest
 
 LEAST = 0.01  # nats a token that are allowed in any case: the sum of small differences between two programs
 TOLD = 0.001  # nats a token below which nothing counts as seen
@@ -76,10 +76,19 @@ class Allowed:
         return max(least, min(OF_NOISE * noise, MOST_NOISE), OF_CERTIFICATE * certified)
 
 
-def certified(folder: Path) -> dict[str, float]:
-    """`of_report` of the certificate that lies in a merged model's folder; empty where there is none."""
-    file = folder / filenames.MERGE_REPORT
-    return of_report(atomic.read_json(file)) if file.exists() else {}
+def certified(adapter: Path) -> dict[str, float]:
+    """`of_report` of the certificate of the adapter's merged model; empty where there is none, or it is of another one.
+
+    Serving the adapter itself rounds as much as merging it does.
+
+    Args:
+        adapter: its folder in a run.
+    """
+    merged = adapter.with_name(filenames.MERGED)
+    file = merged / filenames.MERGE_REPORT
+    if not file.exists() or manifest.read(adapter).digest not in manifest.read(merged).inputs.values():
+        return {}
+    return of_report(atomic.read_json(file))
 
 
 def of_report(report: dict[str, Any]) -> dict[str, float]:

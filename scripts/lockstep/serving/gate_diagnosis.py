@@ -9,6 +9,8 @@ from lockstep.serving import gate_divergence
 from lockstep.serving.gate_bounds import SINGLE, Allowed
 from lockstep.serving.gate_divergence import Distance
 
+BY_MESSAGES = "other_template"  # only what is asked by messages differs
+
 HALF = 0.5  # of the way from base to trained: below, it is the base rather
 AS_BASE = 0.15  # of that way, which is none
 SCALES = 0.25  # by which the effect of a training may differ from 1 in any case
@@ -61,6 +63,22 @@ def fault(measured: Sequence[Distance], effect: Effect | None, allowed: Allowed)
     if not over and single:
         return _at_single_places(single, allowed)
     return _looks_like(over, means, measured, whole, allowed)
+
+
+def fault_of_chats(measured: Sequence[Distance], by_ids: Sequence[Distance], allowed: Allowed) -> tuple[str, str]:
+    """(code, reason) where of all kinds only conversations are too far off.
+
+    Args:
+        measured: at all places.
+        by_ids: at the same places of conversations, asked by token ids: as far off there, it is no fault of messages.
+    """
+    means = gate_divergence.means((each.place.kind, each.kl) for each in measured)
+    if fmean(each.kl for each in by_ids) <= allowed.of("chats"):
+        return _looks_like(["chats"], means, measured, 0.0, allowed)
+    return "other_weights", (
+        f"after conversations it is {means['chats']:.3f} nats a token from the trained model (KL, bound "
+        f"{allowed.of('chats'):.3f}): these are other weights"
+    )
 
 
 def _error(values: Sequence[float]) -> float:
@@ -120,7 +138,7 @@ def _looks_like(
         "vocabulary": ("embeddings", "after tokens from all over the vocabulary",
                        "embeddings of tokens that no held-out row uses differ"),
         "long": ("other_rope", f"beyond {min(far, default=0)} tokens", "it has another rope, or another window"),
-        "chats": ("other_template", "asked by messages", "they become other tokens there"),
+        "chats": (BY_MESSAGES, "asked by messages", "they become other tokens there"),
     }[kind]  # fmt: skip
     return code, (
         f"{where} it is {means[kind]:.3f} nats a token from the trained model (KL, bound {allowed.of(kind):.3f}): "

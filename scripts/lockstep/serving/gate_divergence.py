@@ -28,17 +28,23 @@ class Place:
     Attributes:
         kind: of KINDS; `ends` are the end-of-turn tokens of held-out rows, `rows` their other places, `chats` the
             first tokens after golden conversations.
-        prompt: the tokens before it; for a conversation the body of a request.
+        prompt: the tokens before it.
         token: the one that stands there; of a conversation the likeliest.
         trained, base: on record; no base where none was recorded.
+        messages: of a conversation: that part of a request's body.
     """
 
     kind: str
-    prompt: list[int] | dict[str, Any]
-    length: int
+    prompt: list[int]
     token: int
     trained: LogProbs
-    base: LogProbs | None
+    base: LogProbs | None = None
+    messages: dict[str, Any] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens before it."""
+        return len(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def places_of(recorded: dict[str, Any], most: dict[str, int], longest: int) -> l
                 ids = row["input_ids"]
                 is_end = kind == "rows" and place == row["at"][-1][0]
                 token = ids[place]
-                places.append(Place("ends" if is_end else kind, ids[:place], place, token, trained, base))
+                places.append(Place("ends" if is_end else kind, ids[:place], token, trained, base))
     fit = [place for place in places if place.length < longest]
     return sorted(fit, key=lambda place: -place.length)
 
@@ -114,7 +120,7 @@ def chats_of(golden: Sequence[Any], agreed: dict[str, Any], most: int, longest: 
         if "tools" in conversation:
             body |= {"tools": conversation["tools"], "tool_choice": "none"}
         trained = dict(zip(likeliest["ids"], likeliest["logprobs"], strict=True))
-        places.append(Place("chats", body, len(conversation["prompt_ids"]), likeliest["ids"][0], trained, None))
+        places.append(Place("chats", conversation["prompt_ids"], likeliest["ids"][0], trained, None, body))
     fit = [place for place in places if place.length < longest]
     return sorted(fit, key=lambda place: place.length)[:most]
 
@@ -131,8 +137,8 @@ def ask(server: Server, model: str, place: Place, alone: bool = False) -> LogPro
     }  # fmt: skip
     if alone:
         body["cache_salt"] = secrets.token_hex(8)
-    if isinstance(place.prompt, dict):
-        answer = server.ask("/v1/chat/completions", body | place.prompt | {"logprobs": True})
+    if place.messages is not None:
+        answer = server.ask("/v1/chat/completions", body | place.messages | {"logprobs": True})
         given = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         values = {each["token"]: each["logprob"] for each in given}
     else:

@@ -5,7 +5,8 @@ only long rows show, or only tokens that no held-out row uses, must not be avera
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -22,6 +23,8 @@ ADAPTER = {"rows": 16, "vocabulary": 32}
 CHATS = 12  # golden conversations, the shortest, whose next token is compared
 ALONE = {"rows": 4, "ends": 2, "vocabulary": 4, "long": 1, "chats": 2}  # places that are asked twice
 BENEATH = 16  # places that the base beneath an adapter is asked for
+
+Answers = Callable[[Sequence[Place]], list[Distance]]
 
 LOG_PROBS = "log-probabilities"  # the name of both proofs, while they are in progress
 NOTHING = ("logprob_gap", "end_token_gap", "differs_from_base", "adapter_effect", "kl", "kl_bound", "kl_noise")
@@ -63,7 +66,7 @@ def check(
         _check_beneath(
             [place for place in places if place.base], lambda sample: answers(base_name, sample), allowed, findings
         )
-    _judge(measured, allowed, bounds, findings)
+    _judge(measured, allowed, bounds, findings, lambda subjects: answers(name, subjects))
     if "probes" not in recorded:
         findings.warnings.append(
             "the run was trained by an earlier version, which recorded less: only single tokens are compared, in "
@@ -119,8 +122,14 @@ def gap(measured: Sequence[Distance]) -> float:
     return fmean(abs(each.served[each.place.token] - each.place.trained[each.place.token]) for each in measured)
 
 
-def _judge(measured: Sequence[Distance], allowed: Allowed, bounds: Bounds, findings: Findings) -> None:
-    """Add the reason not to serve it, if there is one."""
+def _judge(
+    measured: Sequence[Distance], allowed: Allowed, bounds: Bounds, findings: Findings, answers: Answers
+) -> None:
+    """Add the reason not to serve it, if there is one.
+
+    Args:
+        answers: what the server answers at places.
+    """
     effect = effect_of(measured)
     findings.report |= {
         "differs_from_base": None if effect is None else effect.differs,
@@ -131,6 +140,9 @@ def _judge(measured: Sequence[Distance], allowed: Allowed, bounds: Bounds, findi
     if findings.reasons:
         return
     named, reason = gate_diagnosis.fault(measured, effect, allowed)
+    if named == gate_diagnosis.BY_MESSAGES:
+        chats = [replace(each.place, messages=None) for each in measured if each.place.kind == "chats"]
+        named, reason = gate_diagnosis.fault_of_chats(measured, answers(chats), allowed)
     report = findings.report
     if reason:
         findings.refuse(named, reason)
@@ -189,7 +201,7 @@ def _centred(values: list[float]) -> list[float]:
     return [value - mean for value in values]
 
 
-def _check_beneath(places: Sequence[Place], answers: Any, allowed: Allowed, findings: Findings) -> None:
+def _check_beneath(places: Sequence[Place], answers: Answers, allowed: Allowed, findings: Findings) -> None:
     """Whether the base beneath the adapter is the one on record, at a few of the places."""
     sample = [_of_base(place) for place in gate_divergence.spread(places, BENEATH)]
     if not sample:
@@ -206,4 +218,4 @@ def _check_beneath(places: Sequence[Place], answers: Any, allowed: Allowed, find
 
 def _of_base(place: Place) -> Place:
     """The same place, with what the base gives on record as what is expected."""
-    return Place(place.kind, place.prompt, place.length, place.token, place.base or {}, None)
+    return replace(place, trained=place.base or {}, base=None)

@@ -2,11 +2,12 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
-from lockstep.serving import gate_foresight, gate_log_probs
+from lockstep.serving import gate_diagnosis, gate_foresight, gate_log_probs
 from lockstep.serving.gate_bounds import Allowed, Bounds, of_report
 from lockstep.serving.gate_divergence import KINDS, Distance, LogProbs, Place, divergence
 from lockstep.serving.gate_findings import Findings
@@ -32,7 +33,9 @@ def world(effect: float = 1.0, seed: int = 3) -> list[tuple[Place, list[float]]]
             trained = [draw.gauss(0, 2) for _ in TOKENS]
             base = log_probs([logit - effect * draw.gauss(0, 1) for logit in trained])
             with_base = base if kind in ("rows", "ends") else None
-            places.append((Place(kind, [1] * (number + 1), number + 1, 0, log_probs(trained), with_base), trained))
+            messages = {"messages": []} if kind == "chats" else None
+            place = Place(kind, [1] * (number + 1), 0, log_probs(trained), with_base, messages)
+            places.append((place, trained))
     return places
 
 
@@ -56,6 +59,12 @@ def scaled(share: float) -> Callable[[Place, list[float]], LogProbs]:
     return spoil
 
 
+def by_ids(places: Sequence[Place], measured: list[Distance]) -> list[Distance]:
+    """Asked by ids all is right."""
+    assert all(place.messages is None and place.kind == "chats" for place in places) and measured
+    return [Distance(place, place.trained, 0.0) for place in places]
+
+
 def judged(
     measured: list[Distance], bounds: Bounds | None = None, certified: dict[str, float] | None = None
 ) -> Findings:
@@ -63,7 +72,7 @@ def judged(
     findings = Findings()
     allowed = bounds.allowed(dict.fromkeys(KINDS, 0.0001), certified or {})
     gate_log_probs._report(measured, allowed.by_kind, allowed, findings)
-    gate_log_probs._judge(measured, allowed, bounds, findings)
+    gate_log_probs._judge(measured, allowed, bounds, findings, lambda places: by_ids(places, measured))
     return findings
 
 
@@ -91,6 +100,13 @@ def test_a_fault_is_named_by_where_it_shows(
     findings = judged(served_as(spoil))
     assert findings.named == named and (words in findings.reasons[0] if named else not findings.reasons)
     assert findings.report["kl_kinds"].keys() == set(KINDS)
+
+
+def test_conversations_that_are_as_far_off_by_ids_are_no_fault_of_messages() -> None:
+    measured = served_as(noisy(0.5, "chats"))
+    chats = [each for each in measured if each.place.kind == "chats"]
+    named, reason = gate_diagnosis.fault_of_chats(measured, chats, Allowed(None, {}, {}))
+    assert named == "other_weights" and reason.startswith("after conversations it is 0.")
 
 
 def test_a_single_place_that_is_far_off_is_a_fault() -> None:
@@ -140,10 +156,7 @@ def test_a_training_that_rounding_hides_is_a_warning(effect: float) -> None:
 
 
 def test_after_full_training_there_is_no_base_on_record() -> None:
-    measured = [
-        Distance(Place(*(vars(each.place) | {"base": None}).values()), each.served, each.kl)
-        for each in served_as(noisy(0.01))
-    ]
+    measured = [Distance(replace(each.place, base=None), each.served, each.kl) for each in served_as(noisy(0.01))]
     findings = judged(measured)
     assert findings.report["differs_from_base"] is None and not findings.reasons and not findings.warnings
 
