@@ -45,7 +45,7 @@ def _started(command: list[str], log: Path, route: str) -> Iterator[str]:
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        end = time.monotonic() + 300
+        end = time.monotonic() + 900  # machines may be busy
         while not _answers(url + route):
             assert server.poll() is None and time.monotonic() < end, log.read_text(errors="replace")[-2000:]
             time.sleep(0.5)

@@ -6,7 +6,7 @@ as nobody set others.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lockstep.verification.endpoint_client import LLAMA_CPP, OLLAMA, SGLANG, VLLM, Endpoint, NotOffered
@@ -17,6 +17,7 @@ from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
 DRAWS, TOGETHER = 96, 16  # first tokens that are drawn in all, and in a request
 PROMPTS = 2  # conversations that they are drawn after
 SIGMAS = 5.0  # by which their mean log-probability may be off
+FEWEST_DRAWS = 16  # tokens that count
 SPREAD = 0.4  # standard deviation of a token's log-probability, in nats: with less, draws tell nothing
 GREEDY = 4  # conversations that are answered without sampling, with penalties set to nothing and left alone
 ANSWER = 8  # tokens of each
@@ -178,18 +179,22 @@ def _drawn(
     stops: Sequence[int],
     figures: dict[str, Any],
 ) -> str | None:
-    """Why first tokens are not drawn as they should be; empty where they are; None where draws tell nothing."""
-    chosen = sorted((place for place in chats if _spread(place.trained) > SPREAD), key=lambda p: -_spread(p.trained))
-    chosen = chosen[:PROMPTS]
-    if not chosen:
-        return None
-    observed: list[tuple[Place, int | None]] = []
+    """Why first tokens are not drawn as they should be; empty where they are; None where draws tell nothing.
+
+    Only tokens on record count, and among them, where answers come as texts, those that a text tells.
+    """
+    by_ids = endpoint.engine == VLLM
+    told = None if by_ids else {token for token in texts.values() if token not in stops}
+    places = [(place, _on_record(place.trained, told)) for place in chats]
+    places = sorted((pair for pair in places if _spread(pair[1]) > SPREAD), key=lambda pair: -_spread(pair[1]))
+    observed: list[tuple[LogProbs, int]] = []
     try:
-        for place in chosen:
-            observed += [(place, token) for token in _draw(endpoint, place, DRAWS // len(chosen), texts, stops)]
+        for place, recorded in places[:PROMPTS]:
+            tokens = _draw(endpoint, place, DRAWS // PROMPTS, texts)
+            observed += [(recorded, token) for token in tokens if token in recorded]
     except (NotOffered, LookupError, TypeError):
         return None
-    if not observed:
+    if len(observed) < FEWEST_DRAWS:
         return None
     sigmas = _off(observed, {})
     figures |= {"endpoint_draws": len(observed), "endpoint_draws_off": round(sigmas, 2)}
@@ -201,17 +206,22 @@ def _drawn(
     return f"tokens are drawn {what} where a request sets nothing ({sigmas:+.1f} standard deviations off)"
 
 
-def _draw(endpoint: Endpoint, place: Place, count: int, texts: Texts, stops: Sequence[int]) -> list[int | None]:
-    """First tokens of answers to requests that set nothing of sampling; None for those that are not on record."""
+def _on_record(recorded: LogProbs, told: Collection[int] | None) -> LogProbs:
+    """The tokens of a distribution that count; all where `told` is None."""
+    return {token: value for token, value in recorded.items() if told is None or token in told}
 
-    def draw(number: int) -> list[int | None]:
+
+def _draw(endpoint: Endpoint, place: Place, count: int, texts: Texts) -> list[int]:
+    """First tokens of answers to requests that set nothing of sampling; -1 for those that no text tells."""
+
+    def draw(number: int) -> list[int]:
         fields: dict[str, Any] = {"max_tokens": 1}
         if number > 1:
             fields["n"] = number
         if endpoint.engine == VLLM:
             fields["return_token_ids"] = True
         answer = endpoint.chat(place.messages or (), **fields)
-        return [_token(choice, place.trained, texts, stops) for choice in answer["choices"]]
+        return [_token(choice, texts) for choice in answer["choices"]]
 
     try:
         batches = endpoint.ask_all(draw, [TOGETHER] * (count // TOGETHER))
@@ -222,17 +232,10 @@ def _draw(endpoint: Endpoint, place: Place, count: int, texts: Texts, stops: Seq
     return [token for batch in endpoint.ask_all(draw, endpoint.affordable([1] * (count // 2))) for token in batch]
 
 
-def _token(choice: dict[str, Any], recorded: LogProbs, texts: Texts, stops: Sequence[int]) -> int | None:
-    ids = choice.get("token_ids")
-    if ids:
-        token = int(ids[0])
-    else:
-        if not texts:
-            raise NotOffered("answers come as text, and the tokenizer is not at hand")
-        content = str(choice["message"].get("content") or "")
-        likeliest_stop = max(stops, key=lambda stop: recorded.get(stop, -99.0))
-        token = likeliest_stop if not content else texts.get(content.encode(), -1)
-    return token if token in recorded else None
+def _token(choice: dict[str, Any], texts: Texts) -> int:
+    if ids := choice.get("token_ids"):
+        return int(ids[0])
+    return texts.get(str(choice["message"].get("content") or "").encode(), -1)
 
 
 def _spread(recorded: LogProbs) -> float:
@@ -241,9 +244,8 @@ def _spread(recorded: LogProbs) -> float:
 
 
 def _outcomes(recorded: LogProbs, sampling: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """(probability under some sampling, log-probability of the model) of each token on record, and of all others."""
-    left = max(1 - sum(map(math.exp, recorded.values())), 1e-6)
-    values = [*sorted(recorded.values(), reverse=True), math.log(left)]
+    """(probability under some sampling, log-probability of the model) of each token on record, none beside."""
+    values = sorted(recorded.values(), reverse=True)
     temperature = sampling.get("temperature", 1.0)
     if sampling.get("do_sample") is False or temperature < 0.01:
         return [(float(place == 0), value) for place, value in enumerate(values)]
@@ -262,14 +264,17 @@ def _moments(outcomes: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return sum(p * value for p, value in outcomes), sum(p * value * value for p, value in outcomes)
 
 
-def _off(observed: Sequence[tuple[Place, int | None]], sampling: Mapping[str, Any]) -> float:
-    """By how many standard deviations the draws' mean log-probability is off what some sampling would give."""
+def _off(observed: Sequence[tuple[LogProbs, int]], sampling: Mapping[str, Any]) -> float:
+    """By how many standard deviations the draws' mean log-probability is off what some sampling would give.
+
+    Args:
+        observed: the tokens that could come, and the one that came.
+    """
     total = expected = variance = 0.0
-    for place, token in observed:
-        outcomes = _outcomes(place.trained, sampling)
-        mean, square = _moments(outcomes)
-        total += outcomes[-1][1] if token is None else place.trained[token]
+    for recorded, token in observed:
+        mean, square = _moments(_outcomes(recorded, sampling))
+        total += recorded[token]
         expected += mean
         variance += max(square - mean * mean, 0.0)
     # Endpoint and record round otherwise, which matters where a sampling leaves one token.
-    return (total - expected) / math.sqrt(variance + 0.25 * len(observed) * 0.01 + 1.0)
+    return (total - expected) / math.sqrt(variance + 0.0025 * len(observed) + 1.0)

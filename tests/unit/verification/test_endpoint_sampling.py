@@ -7,17 +7,16 @@ import pytest
 
 from lockstep.verification import endpoint_sampling
 from lockstep.verification.endpoint_client import LLAMA_CPP, OLLAMA, Endpoint
-from lockstep.verification.endpoint_places import CONVERSATIONS, Place
+from lockstep.verification.endpoint_places import CONVERSATIONS, LogProbs, Place
 from lockstep.verification.verdict import FAILED
 
 PROBABILITIES = [0.3, 0.25, 0.15, 0.1, 0.08, 0.05, 0.03, 0.02]
 PLACE = Place(CONVERSATIONS, "a", [1, 2], None, False, {n: math.log(p) for n, p in enumerate(PROBABILITIES)}, None)
 
 
-def drawn(temperature: float, seed: int, count: int = endpoint_sampling.DRAWS) -> list[tuple[Place, int | None]]:
-    weights = [p ** (1 / temperature) for p in [*PROBABILITIES, 0.02]]
-    tokens = random.Random(seed).choices([*range(len(PROBABILITIES)), None], weights, k=count)
-    return [(PLACE, token) for token in tokens]
+def drawn(temperature: float, seed: int, count: int = endpoint_sampling.DRAWS) -> list[tuple[LogProbs, int]]:
+    weights = [p ** (1 / temperature) for p in PROBABILITIES]
+    return [(PLACE.trained, token) for token in random.Random(seed).choices(range(len(weights)), weights, k=count)]
 
 
 def test_plain_draws_are_never_refused() -> None:
@@ -32,7 +31,7 @@ def test_cold_draws_are_told_from_plain_ones() -> None:
 
 def test_a_model_file_s_own_defaults_were_asked_for() -> None:
     top = {"temperature": 0.6, "top_k": 3, "top_p": 0.9}
-    assert [p for p, _ in endpoint_sampling._outcomes(PLACE.trained, top)][3:] == [0.0] * 6
+    assert [p for p, _ in endpoint_sampling._outcomes(PLACE.trained, top)][3:] == [0.0] * 5
     assert endpoint_sampling._outcomes(PLACE.trained, {"do_sample": False})[0][0] == 1
 
 
