@@ -19,7 +19,7 @@ from lockstep.artifacts.manifest import Manifest
 from lockstep.errors import UserError
 from lockstep.settings import commands
 from lockstep.settings.tree import Settings
-from lockstep.verification import bundle_file, bundle_weights
+from lockstep.verification import bundle_file, bundle_shapes, bundle_weights
 from lockstep.verification.bundle_file import Packed
 from lockstep.verification.bundle_weights import TensorRecord
 from lockstep.verification.expectation import Expectation
@@ -51,7 +51,9 @@ _FILES = {
     filenames.MERGED: (filenames.MERGE_REPORT, *_OF_MODEL),
     filenames.BASE: _OF_MODEL,
 }  # fmt: skip
-REQUIRED = (f"{filenames.ADAPTER}/{filenames.CONTRACT}", f"{filenames.ADAPTER}/{filenames.REFERENCE}")
+CONTRACT, REFERENCE = REQUIRED = tuple(
+    f"{filenames.ADAPTER}/{name}" for name in (filenames.CONTRACT, filenames.REFERENCE)
+)
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,16 @@ class Bundle:
     @property
     def rows(self) -> int:
         """How many rows of the user's data are in it."""
-        return len(self.json(REQUIRED[1])["rows"])
+        return len(self.required(REFERENCE)["rows"])
 
-    def json(self, part: str) -> Any:
-        """The value of a part; None where the bundle does not have it. Raises UserError where it is no JSON."""
+    def json(self, part: str) -> dict[str, Any] | None:
+        """The JSON object that a part is; None where the bundle lacks it. Raises UserError where it is none."""
         text = self.packed.parts.get(part)
         return None if text is None else bundle_file.as_json(text, part, self.source)
+
+    def required(self, part: str) -> dict[str, Any]:
+        """The same for a part that every bundle has."""
+        return bundle_file.as_json(self.packed.parts[part], part, self.source)
 
     @cached_property
     def weights(self) -> dict[str, dict[str, TensorRecord]]:
@@ -100,8 +106,8 @@ class Bundle:
         generation = self.json(f"{filenames.ADAPTER}/{filenames.GENERATION_CONFIG}") or {}
         return Expectation(
             source=self.source,
-            contract=self.json(REQUIRED[0]),
-            reference=self.json(REQUIRED[1]),
+            contract=self.required(CONTRACT),
+            reference=self.required(REFERENCE),
             sampling={key: value for key, value in generation.items() if key in SAMPLING},
         )
 
@@ -149,7 +155,10 @@ def read(file: Path, public_key: "Ed25519PublicKey | None" = None) -> Bundle:
         raise UserError(f"{source} lacks its part {missing[0]}: pack it again")
     if fault := _fault(packed, manifests):
         raise UserError(f"{source}: {fault}; pack it again")
-    return Bundle(packed, source, manifests)
+    read_bundle = Bundle(packed, source, manifests)
+    if fault := bundle_shapes.fault(*(read_bundle.required(part) for part in REQUIRED)):
+        raise UserError(f"{source}: {fault}; pack it again")
+    return read_bundle
 
 
 def pack(settings: Settings, file: Path, key: "Ed25519PrivateKey | None" = None) -> Bundle:

@@ -177,9 +177,12 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
-def as_json(text: str, part: str, name: str) -> Any:
-    """The JSON value of a part. Raises UserError where it is none."""
+def as_json(text: str, part: str, name: str) -> dict[str, Any]:
+    """The JSON object that a part is. Raises UserError where it is none."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: its part {part} is no JSON") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{name}: its part {part} holds no JSON object")
+    return value

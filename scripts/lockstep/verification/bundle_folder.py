@@ -20,7 +20,7 @@ from lockstep.verification import bundle, bundle_weights
 from lockstep.verification.bundle import Bundle
 from lockstep.verification.bundle_weights import TensorRecord
 from lockstep.verification.files_expectation import SAMPLING
-from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
+from lockstep.verification.verdict import DIAGNOSES, FAILED, PASSED, UNKNOWN, Proof
 
 MERGE_AGAIN = "copy the run's folder again, as stage 03 wrote it"
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
@@ -90,7 +90,8 @@ def _weights(
 def _name_of(packed: Bundle, stage: str) -> str | None:
     """What the run's merged model is, in the words of DIAGNOSES."""
     report = packed.json(f"{filenames.MERGED}/{filenames.MERGE_REPORT}")
-    return f"merged_{report['strategy']}" if report and stage == filenames.MERGED else None
+    named = f"merged_{(report or {}).get('strategy')}"
+    return named if stage == filenames.MERGED and named in DIAGNOSES else None
 
 
 def _tensors(packed: Bundle, stage: str, folder: Path, figures: dict[str, Any]) -> Proof:
@@ -126,7 +127,8 @@ def _tensors(packed: Bundle, stage: str, folder: Path, figures: dict[str, Any]) 
 def _output_layer(packed: Bundle, stage: str) -> str | None:
     """The tensor that need not be there, as it is that of the embeddings; None where the two are apart."""
     config = packed.json(f"{stage}/{filenames.CONFIG}") or {}
-    is_tied = config.get("tie_word_embeddings") or config.get("text_config", {}).get("tie_word_embeddings")
+    inner = config.get("text_config")
+    is_tied = config.get("tie_word_embeddings") or (isinstance(inner, dict) and inner.get("tie_word_embeddings"))
     return "lm_head.weight" if is_tied else None
 
 
@@ -208,7 +210,7 @@ def _behaviour(packed: Bundle, stage: str, differing: Mapping[str, Path]) -> dic
 
 
 def _ids(value: Any) -> set[int]:
-    return set(value) if isinstance(value, list) else set() if value is None else {value}
+    return {token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int)}
 
 
 def _keys(packed: Bundle, stage: str, file: Path) -> tuple[list[str], list[str]]:
