@@ -24,6 +24,7 @@ TRAINERS = ("Trainer", "SFTTrainer", "Seq2SeqTrainer")
 VLLM_SERVERS = re.compile(r"vllm\.entrypoints\.openai\.api_server|vllm/vllm-openai")
 OF_FOUR_BITS = re.compile(r"(^|[^a-z])qlora|4[-_]?bit|nf4|bnb", re.IGNORECASE)
 HALF = ("float16", "half", "fp16")
+LONGEST_LINE = 20_000  # characters that are read as a shell does
 END = re.compile(r"[;&|]+|\n")
 
 
@@ -196,7 +197,7 @@ def _of_containers(unit: Unit) -> list[Command]:
 
 def _is_open(text: str) -> bool:
     """Whether a quote is open at the end, at which a JSON body of curl goes on."""
-    if len(text) > 20_000 or text.lstrip().startswith("#"):
+    if len(text) > LONGEST_LINE or text.lstrip().startswith("#"):
         return False
     try:
         shlex.split(text, comments=True)
@@ -206,6 +207,8 @@ def _is_open(text: str) -> bool:
 
 
 def _split(text: str) -> list[tuple[str, ...]]:
+    if len(text) > LONGEST_LINE:
+        return [tuple(text.split())]
     lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|")
     lexer.whitespace_split = True
     words: list[str] = []

@@ -193,7 +193,8 @@ def _encoded(path: Path, records: list[Record]) -> Iterator[Finding]:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+    """Whether a value is a list of numbers."""
+    return isinstance(value, list | tuple) and all(isinstance(item, int) for item in value)
 
 
 def _is_hidden(row: Mapping[str, Any]) -> bool:

@@ -9,11 +9,12 @@ from functools import cached_property
 from lockstep.doctor.script_text import Unit, without_magic
 
 DIGIT_IMPORT = re.compile(
-    r"^(?P<start>[ \t]*from[ \t]+)(?P<name>(?:\w+\.)*\d\w*)(?P<end>[ \t]+import\b)|"
+    r"^(?P<start>[ \t]*from[ \t]+)(?P<name>\.*(?:\w+\.)*\d\w*)(?P<end>[ \t]+import\b)|"
     r"^(?P<plain>[ \t]*import[ \t]+)(?P<module>\d\w*)",
     re.MULTILINE,
 )
 TOKENIZERS = re.compile(r"(^|_)tok(eni[sz]er)?s?$", re.IGNORECASE)
+OF_CLASSES = re.compile(r"(Sequence|Token)Classification|^num_labels$|MultipleChoice|ForMaskedLM")
 ENCODERS = ("encode", "encode_plus", "batch_encode_plus", "__call__")
 DEEPEST = 8  # names and functions that are followed to the strings that they stand for
 
@@ -124,6 +125,8 @@ class Script:
     def label_makers(self) -> list[Scope]:
         """The functions that turn rows into token ids and labels, innermost ones only."""
         makers: list[Scope] = []
+        if any(OF_CLASSES.search(name) for name in names_in(self.tree)):
+            return makers  # labels are classes there, and no texts
         for scope in self.functions:
             own = [scope] if not isinstance(scope, ast.Module) else [n for n in scope.body if not _is_definition(n)]
             inner = {node for root in own for node in ast.walk(root)}
@@ -273,10 +276,12 @@ def _with_a_letter(match: re.Match[str]) -> str:
 
 def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
     """The nodes of a scope without those of functions inside it; classes and lambdas belong to it."""
-    for child in ast.iter_child_nodes(scope):
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield child
-            yield from own_nodes(child)
+    waiting = list(ast.iter_child_nodes(scope))[::-1]
+    while waiting:  # not by recursion: a long sum is a deep tree
+        node = waiting.pop()
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+            waiting += list(ast.iter_child_nodes(node))[::-1]
 
 
 def dotted(node: ast.AST) -> str:

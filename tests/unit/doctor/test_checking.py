@@ -475,6 +475,12 @@ FINE = {
         "trainer = SFTTrainer('m', args=SFTConfig('out', max_length=2048), train_dataset=rows, eval_dataset=held)\n"
         "trainer.evaluate()\ntrainer.train()\ntrainer.evaluate()\n",
     ),
+    "a classifier": (
+        "a.py",
+        "model = AutoModelForSequenceClassification.from_pretrained('m')\n\n\ndef encode(row):\n"
+        "    coded = tokenizer(row['title'] + row['answer'], truncation=True)\n    coded['labels'] = row['label']\n"
+        "    return coded\n\n\ncollate = DataCollatorWithPadding(tokenizer)\n",
+    ),
     "a loop that measures": (
         "a.py",
         "model = AutoModelForCausalLM.from_pretrained('m')\nprint(evaluate(model, held))\nfor batch in batches:\n"
@@ -548,6 +554,21 @@ def test_what_is_no_script_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             checking.check([file])
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.py", "total = " + " + ".join(["1"] * 900), []),
+        ("a.py", "x = " + "(" * 3000 + ")" * 3000, [9]),
+        ("a.py", "from .1_a import b\n", [9]),
+        ("a.txt", "[INST]" * 200_000, []),
+        ("a.sh", "curl -d \"never closed\nvllm serve '", []),
+        ("a.py", "", []),
+    ],
+)
+def test_odd_scripts_are_read_as_far_as_they_go(name: str, text: str, expected: list[int], tmp_path: Path) -> None:
+    assert codes(write(tmp_path, name, text)) == expected
 
 
 def test_our_own_stages_have_no_fault() -> None:

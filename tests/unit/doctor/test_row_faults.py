@@ -61,6 +61,7 @@ CASES: dict[str, tuple[list[Any], list[str]]] = {
     "ids without a common end": (ids([5, 1], [5, 2], [5, 3], [5, 4]), ["1"]),
     "ids whose end is hidden": (ids(*ENDED, mask=0), ["4"]),
     "ids that were cut": (ids(*ENDED, *ENDED, [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7]), ["6"]),
+    "lists of lists": ([{"input_ids": [[1]], "labels": [[1]]}] * 4, []),
     "labels of another length": ([{"input_ids": [1, 2, 3], "labels": [1, 2]}] * 2, ["9"]),
 }
 
