@@ -52,7 +52,7 @@ parse = @$(1) $(FLAGS) --check || [ $$? -eq 3 ]
 need = @$(PY) $(1) $(UPSTREAM) --check; case $$? in 0) ;; 3) $(MAKE) --no-print-directory $(2) ARGS=$(call quoted,$(subst $$,$$$$,$(RUN))) ;; *) exit 2 ;; esac
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor verify bundle doctor demo bench test test-long test-e2e test-faults test-gpu test-clients lint format lock lock-check clean
+.PHONY: help setup download data train tensorboard merge serve serve-lora serve-detached status stop client curl evaluate report chat monitor verify bundle doctor demo bench test test-long test-e2e test-faults test-gpu test-clients test-llamacpp lint format lock lock-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -188,6 +188,13 @@ tests/clients/node_modules/stamp: tests/clients/package-lock.json
 	npm ci --prefix tests/clients --no-audit --no-fund --ignore-scripts
 	@touch $@
 
+.venv-llamacpp/stamp: requirements-llamacpp.lock
+	$(PYTHON) -m venv --clear .venv-llamacpp && .venv-llamacpp/bin/python -m pip install --quiet --no-deps -r requirements-llamacpp.lock
+	@touch $@
+
+test-llamacpp: .venv/dev.stamp .venv-llamacpp/stamp ## verify, on llama.cpp's own server
+	LLAMACPP_PYTHON=$(CURDIR)/.venv-llamacpp/bin/python $(PY) -m pytest tests/e2e/test_verify_llama_cpp.py -m "e2e and slow" $(ARGS)
+
 test-clients: .venv/dev.stamp .venv-clients/stamp tests/clients/node_modules/stamp ## other people's clients, as docs/clients.md shows them, with the real vLLM
 	$(PY) -m pytest tests/clients -m "e2e and slow" $(ARGS)
 
@@ -210,18 +217,21 @@ RESOLVE_CPU = { $(call RESOLVE,--override overrides-cpu.txt $(1) requirements-cp
 RESOLVE_DEV = $(call RESOLVE,--override overrides-cpu.txt -c <(grep -v '^torch==' requirements-cpu.lock) $(1) requirements-dev.txt) | grep -vxFf requirements-cpu.lock
 # Nothing else shares the clients' environment.
 RESOLVE_CLIENTS = $(call RESOLVE,$(1) requirements-clients.txt)
+RESOLVE_LLAMACPP = $(call RESOLVE,$(1) requirements-llamacpp.txt)
 
 lock: .venv/dev.stamp ## resolve the locks anew
 	$(call RESOLVE,requirements.txt) > lock.new && mv lock.new requirements.lock
 	$(call RESOLVE_CPU) > lock.new && mv lock.new requirements-cpu.lock
 	$(call RESOLVE_DEV) > lock.new && mv lock.new requirements-dev.lock
 	$(call RESOLVE_CLIENTS) > lock.new && mv lock.new requirements-clients.lock
+	$(call RESOLVE_LLAMACPP) > lock.new && mv lock.new requirements-llamacpp.lock
 
 lock-check: .venv/dev.stamp ## let the resolver confirm the locks, CUDA's too; needs no GPU and installs nothing
 	$(call RESOLVE,requirements.txt -c requirements.lock) | diff requirements.lock -
 	$(call RESOLVE_CPU,-c <(grep -v '^torch==' requirements-cpu.lock)) | diff requirements-cpu.lock -
 	$(call RESOLVE_DEV,-c requirements-dev.lock) | diff requirements-dev.lock -
 	$(call RESOLVE_CLIENTS,-c requirements-clients.lock) | diff requirements-clients.lock -
+	$(call RESOLVE_LLAMACPP,-c requirements-llamacpp.lock) | diff requirements-llamacpp.lock -
 
 clean: ## remove outputs/ of the demo and caches; models and other runs stay
 	rm -rf "$${LOCKSTEP_HOME:-.}/outputs/demo" .pytest_cache .mypy_cache .ruff_cache

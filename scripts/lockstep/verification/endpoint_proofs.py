@@ -48,10 +48,9 @@ def endpoint_proofs(
     places = endpoint_places.of(expectation.contract, expectation.reference or {}, longest)
     texts = _texts(expectation, places)
     tell(f"{endpoint.engine}: prompts")
+    asked = endpoint_tokens.with_rows(expectation)
     tokens = _or_unknown(
-        lambda: endpoint_tokens.proof(
-            endpoint, expectation, endpoint_tokens.ask(endpoint, expectation.contract, longest)
-        )
+        lambda: endpoint_tokens.proof(endpoint, asked, endpoint_tokens.ask(endpoint, asked.contract, longest))
     )
     tell(f"{endpoint.engine}: log-probabilities")
     try:

@@ -1,7 +1,7 @@
 """Whether an endpoint makes the prompts of training: the token ids, or their number, of conversations sent to it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lockstep.prompts import template, template_source
@@ -10,6 +10,7 @@ from lockstep.verification.endpoint_client import LLAMA_CPP, OLLAMA, Endpoint, N
 from lockstep.verification.expectation import Expectation
 from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
 
+ROWS = 8  # rows whose messages are sent beside the golden conversations
 AROUND = 24  # characters shown before and after the first difference
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -41,8 +42,37 @@ class Served:
         return other_ids or (self.count is not None and self.count != len(expected))
 
 
+def with_rows(expectation: Expectation) -> Expectation:
+    """The same, with messages of rows beside the golden conversations: a template may differ for what only rows hold.
+
+    Rows that the template of training renders otherwise are left out: their prompt was cut.
+    """
+    own = template_source.of_folder(expectation.tokenizer) if expectation.tokenizer else None
+    rows = (expectation.reference or {}).get("rows", ())
+    if own is None or not rows:
+        return expectation
+    conversations = [
+        {
+            "name": f"row {row['row']}", "messages": row["messages"], "prompt_ids": row["input_ids"][: row["start"]],
+            **({"tools": row["tools"]} if row["tools"] else {}),
+        }
+        for row in rows[:: -(-len(rows) // ROWS)]
+        if row.get("messages")
+    ]  # fmt: skip
+    sound = [conversation for conversation in conversations if _rendered(expectation, conversation, own)]
+    contract = expectation.contract
+    return replace(expectation, contract=contract | {"conversations": [*contract["conversations"], *sound]})
+
+
+def _rendered(expectation: Expectation, conversation: Conversation, text: str) -> bool:
+    """Whether a template makes the ids of a conversation."""
+    served = {conversation["name"]: Served(conversation["prompt_ids"], None)}
+    alone = replace(expectation, contract=expectation.contract | {"conversations": [conversation]})
+    return _makes(alone, served, text)
+
+
 def ask(endpoint: Endpoint, contract: dict[str, Any], longest: int | None) -> dict[str, Served]:
-    """What the endpoint makes of the golden conversations, by name."""
+    """What the endpoint makes of the conversations, by name."""
     conversations = [
         conversation
         for conversation in contract["conversations"]
