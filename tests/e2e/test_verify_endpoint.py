@@ -78,6 +78,7 @@ def test_a_served_adapter_is_the_trained_model(trained: Trained, with_adapters: 
     assert proofs["weights"].figures["endpoint_engine"] == "vLLM"
 
 
+@pytest.mark.slow
 def test_a_served_merge_is_the_trained_model(trained: Trained) -> None:
     with plain_servers.vllm(trained.folder / "merged", trained.folder / "merged.log") as url:
         assert verdict(proofs_of(trained, url)) == IN_LOCKSTEP
@@ -130,10 +131,10 @@ def by_the_base(path: str, body: Any) -> Any:
     ("lie", "proof", "diagnosis"),
     [
         (without_system, "tokens", "other_template"),
-        (with_system, "tokens", "other_template"),
-        (with_stop_text, "stops", "extra_end_token"),
+        pytest.param(with_system, "tokens", "other_template", marks=pytest.mark.slow),
+        pytest.param(with_stop_text, "stops", "extra_end_token", marks=pytest.mark.slow),
         (colder, "sampling", None),
-        (penalised, "sampling", None),
+        pytest.param(penalised, "sampling", None, marks=pytest.mark.slow),
         (by_the_base, "weights", "base"),
     ],
 )
@@ -145,6 +146,7 @@ def test_what_stands_before_a_right_server_and_lies_is_caught(
     assert (proofs[proof].status, proofs[proof].diagnosis) == (FAILED, diagnosis)
 
 
+@pytest.mark.slow
 def test_behind_a_door_that_lets_only_chats_through_texts_tell(trained: Trained, with_adapters: str) -> None:
     closed = ("/tokenize", "/detokenize", "/version", "/v1/completions", "/openapi.json")
 
@@ -171,6 +173,7 @@ def other_template(trained: Trained, text: str) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 def test_one_more_bos_is_named(trained: Trained) -> None:
     with other_template(trained, BOS + BOS + tiny.CHATML) as url:
         proofs = proofs_of(trained, url)
@@ -178,6 +181,7 @@ def test_one_more_bos_is_named(trained: Trained) -> None:
     assert proofs["weights"].status == PASSED  # asked by ids
 
 
+@pytest.mark.slow
 def test_another_template_and_defaults_of_sampling_are_named(trained: Trained) -> None:
     with other_template(trained, tiny.CHATML) as url:
         proofs = proofs_of(trained, url)
@@ -185,6 +189,7 @@ def test_another_template_and_defaults_of_sampling_are_named(trained: Trained) -
     assert "plain ChatML" in proofs["tokens"].text
 
 
+@pytest.mark.slow
 def test_a_server_of_transformers_is_not_refused(trained: Trained) -> None:
     with plain_servers.transformers(trained.folder / "merged", trained.folder / "transformers.log") as url:
         proofs = proofs_of(trained, url, str(trained.folder / "merged"))
