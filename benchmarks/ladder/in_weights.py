@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from ladder import rounding
-from ladder.corruption import LORA, MERGED, RELOADED, STARTED, Corruption, Spoil
+from ladder.corruption import BOTH, LORA, MERGED, RELOADED, STARTED, Corruption, Spoil
 from ladder.runs import WEIGHTS, Run, Weight, low_rank, tensors, update_of, weights, write_tensors
 from lockstep.artifacts import atomic, filenames
 
@@ -218,6 +218,9 @@ def resharded(run: Run, mode: str) -> None:
 
 
 RELOADS_BASE = {LORA: RELOADED}
+STARTS = dict.fromkeys(
+    BOTH, STARTED
+)  # vLLM leaves a head that is tied to the embeddings as it was when it reloads them
 SCALES = (0.8, 0.9, 0.95, 0.99, 1.01, 1.05, 1.1)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 OF_WEIGHTS = frozenset({"other_weights"})
@@ -253,7 +256,7 @@ RUNGS = [
     Corruption("layers 5 and 6 swapped", swapped_layers, OF_SCALE),
     Corruption("last norm 1.02", partial(norm, 1.02), OF_WEIGHTS, how=RELOADS_BASE),
     Corruption("last norm 1.1", partial(norm, 1.1), OF_WEIGHTS, how=RELOADS_BASE),
-    Corruption("two frequent rows swapped", rearranged(swapped_rows), OF_ROWS, how=RELOADS_BASE),
-    Corruption("two rare rows swapped", rearranged(swapped_rare_rows), OF_ROWS, how=RELOADS_BASE),
-    Corruption("unused rows permuted", rearranged(permuted_rare_rows), OF_ROWS, how=RELOADS_BASE),
+    Corruption("two frequent rows swapped", rearranged(swapped_rows), OF_ROWS, how=STARTS),
+    Corruption("two rare rows swapped", rearranged(swapped_rare_rows), OF_ROWS, how=STARTS),
+    Corruption("unused rows permuted", rearranged(permuted_rare_rows), OF_ROWS, how=STARTS),
 ]

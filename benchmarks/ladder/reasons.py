@@ -19,6 +19,7 @@ NAMES = {
 }
 # The live gate's proofs, by what their reasons say; the first that matches.
 PROOFS = {
+    "chats": r"asked by messages",
     "modules": r"modules are in effect|lacks \d+ of the",
     "vocabulary": r"another tokenizer than training",
     "protocols": r"become other tokens at /v1",
@@ -26,7 +27,6 @@ PROOFS = {
     "stops": r"stop token|ends an answer|ends answers",
     "base beneath": r"the base beneath the adapter",
     "effect of training": r"scaled otherwise|answers as the base does",
-    "chats": r"asked by messages",
     "long row": r"beyond \d+ tokens",
     "whole vocabulary": r"all over the vocabulary",
     "end tokens": r"after whole answers",

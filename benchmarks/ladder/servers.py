@@ -55,7 +55,7 @@ def plan_of(words: Sequence[str], clean: Run, spoilt: Run, mode: str) -> LaunchP
         plan,
         command=[word.replace(f"{before}/", f"{after}/") for word in plan.command],
         environment=plan.environment | SWITCHES,
-        folder=spoilt.folder / filenames.SERVE,
+        folder=spoilt.folder / f"{filenames.SERVE}-{mode}",
         claim=claim,
         rules=replace(plan.rules, tokenizer=str(spoilt.answers_with(mode))),
     )
