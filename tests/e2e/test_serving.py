@@ -68,6 +68,9 @@ def test_merged(home: Home, tmp_path: Path) -> None:
         assert (found["token_mismatches"], found["differs_from_base"], found["reasons"]) == (0, True, [])
         assert found["modules_active"] is None and found["modules_expected"] is None
         assert found["logprob_gap"] < 0.01 and found["end_token_gap"] < 0.01 and found["adapter_effect"] > 0.95
+        assert found["kl_kinds"].keys() == {"rows", "ends", "vocabulary", "long", "chats"} and found["named"] is None
+        assert found["kl"] < 0.001 and found["kl_bound"] == 0.01 and found["kl_noise"] < 0.001
+        assert all(0 <= kind["mean"] <= kind["worst"] < 0.01 for kind in found["kl_kinds"].values())
         assert files_page.faults("outputs/<run>/serve/gate_report.json", found) == []
         note = json.loads((home.run / "serve/server.json").read_text(encoding="utf-8"))
         assert files_page.faults("outputs/<run>/serve/server.json", note) == []
