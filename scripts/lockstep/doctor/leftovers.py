@@ -189,8 +189,8 @@ def _segments(shared: Path) -> list[Finding]:
         return []
     own = [entry for entry in shared.iterdir() if SHARED.fullmatch(entry.name) and _is_own(entry)]
     used = _mapped(shared) if own else set()
-    left = sorted((entry for entry in own if str(entry) not in used and _bytes(entry)), key=lambda e: e.name)
-    size = sum(map(_bytes, left))
+    left = sorted((entry for entry in own if str(entry) not in used and _held(entry)), key=lambda e: e.name)
+    size = sum(map(_held, left))
     if size < 2**20:
         return []
     names = " ".join(str(entry) for entry in left[:SHOWN])
@@ -206,6 +206,14 @@ def _bytes(file: Path) -> int:
     """The size of a file; 0 for what is none, or gone meanwhile."""
     try:
         return file.stat().st_size if file.is_file() else 0
+    except OSError:
+        return 0
+
+
+def _held(segment: Path) -> int:
+    """The bytes of memory that a segment takes; its pages come as they are written."""
+    try:
+        return segment.stat().st_blocks * 512
     except OSError:
         return 0
 

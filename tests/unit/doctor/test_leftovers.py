@@ -115,6 +115,8 @@ def test_shared_memory_that_nobody_has_open(outputs: Path, tmp_path: Path) -> No
     shared.mkdir()
     segment = shared / "psm_1234abcd"
     segment.write_bytes(b"\0" * 2**21)
+    with (shared / "psm_untouched").open("wb") as sparse:
+        sparse.truncate(2**30)
     (shared / "another programs").write_bytes(b"\0" * 2**21)
     with segment.open("rb"):
         assert codes(outputs, shared) == {}
