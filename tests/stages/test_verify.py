@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from support import files_page, merges, programs, tiny
 
+from lockstep.verification import report
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
