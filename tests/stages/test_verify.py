@@ -60,11 +60,13 @@ def test_a_merge_that_was_none_is_named_in_both_languages(made: Path) -> None:
     assert 'lang="zh-CN"' in (made / "outputs/verify/verify.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_what_cannot_be_told_is_no_success(made: Path) -> None:
     ended = verify(made, merged=made / "merged")
     assert ended.returncode == 3 and "could not be told" in ended.stdout
 
 
+@pytest.mark.long
 def test_wrong_options_are_one_line(made: Path, tmp_path: Path) -> None:
     other = tiny.model(tmp_path / "other", intermediate_size=160)
     wrong = {

@@ -49,6 +49,7 @@ def test_a_gguf_of_the_base_is_told_by_adapter_and_by_merged_folder(made: Path, 
     assert proofs_of(made, right, adapter=made / "adapter", merged=made / "merged")["weights"].status == PASSED
 
 
+@pytest.mark.long
 def test_parts_and_strengths_are_told(made: Path, tmp_path: Path) -> None:
     base = merges.tensors(made / "base")
     partly = merges.changed(
@@ -123,6 +124,7 @@ def compressed(folder: Path, out: Path, scheme: str) -> Path:
     return out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_folder_compressed_for_vllm_is_told_from_the_bases(made: Path, tmp_path: Path, scheme: str) -> None:
     right = proofs_of(made, compressed(made / "merged", tmp_path / "right", scheme))

@@ -54,6 +54,7 @@ def test_a_merge_by_peft_is_the_trained_model_in_every_dtype(made: Path, tmp_pat
     assert proof.figures["trained"] == proof.figures["changed_by_adapter"] == 14
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_adapters_of_every_kind_are_merged_right_by_peft(tmp_path: Path, name: str) -> None:
     base = tiny.model(tmp_path / "base", tied=name in ("head", "rows"), shard="100KB")
