@@ -29,8 +29,7 @@ from lockstep.training import distributions, probes
 
 PER_ROW = 4  # places in a held-out row, the end-of-turn token's among them
 VOCABULARY_ROWS, VOCABULARY_LENGTH = 48, 15  # with the token that is foretold 16, so that nothing is padded
-LONG = {"cuda": 8192}  # tokens of the long row, at most: the cost of a pass over some rows
-LONG_ON_CPU = 2048
+LONG, LONG_AT_LEAST = 8192, 2048  # tokens of the long row, where it is served so long
 LONG_PLACES = 8  # spread over it; and as many in its end
 ECHO = 32  # tokens that the long row begins and ends with
 
@@ -61,10 +60,20 @@ def choose(settings: Settings, network: Any, rows: Sequence[dict[str, Any]], fol
         folder: with the tokenizer's files and the contract.
     """
     longest = networks.longest(network.config) or settings.serve.max_model_len
-    device = next(network.parameters()).device.type
-    length = min(settings.serve.max_model_len, longest, LONG.get(device, LONG_ON_CPU))
+    length = min(settings.serve.max_model_len, longest, _affordable(settings, network))
     ids = _text_ids(network, folder)
     return [*drawn(ids, length), *lengthy([row["input_ids"] for row in rows], length)]
+
+
+def _affordable(settings: Settings, network: Any) -> int:
+    """Tokens in a row that a pass has time and memory for at the end of a training.
+
+    On a GPU as many as a pass of training held, which needed more memory for each; fewer where attention holds all
+    pairs of tokens at once, and on a CPU.
+    """
+    held = settings.train.per_device_train_batch_size * settings.data.max_length
+    is_fast = next(network.parameters()).device.type == "cuda" and network.config._attn_implementation != "eager"
+    return min(LONG, max(LONG_AT_LEAST, held)) if is_fast else LONG_AT_LEAST
 
 
 def drawn(ids: Sequence[int], longest: int) -> list[Probe]:
