@@ -52,6 +52,7 @@ class SampleAnswers:
         self.greedy = GenerationConfig(
             max_new_tokens=tokens,
             do_sample=False,
+            use_cache=True,
             eos_token_id=chat.stop_ids,
             pad_token_id=chat.stop_ids[0] if pad is None else pad,
         )
@@ -80,7 +81,6 @@ class SampleAnswers:
             torch.tensor(padded, device=device),
             attention_mask=torch.tensor(mask, device=device),
             generation_config=self.greedy,
-            use_cache=True,
         )
         answers = [self._until_its_end(ids) for ids in generated[:, longest:].tolist()]
         return [
