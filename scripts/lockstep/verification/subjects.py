@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep import paths
-from lockstep.artifacts import filenames
+from lockstep.artifacts import atomic, filenames
 from lockstep.errors import UserError
 from lockstep.model import checkpoint_files
 
@@ -94,6 +94,8 @@ def _model(option: str, folder: Path) -> Path:
         raise UserError(f"{label} is an adapter: give it as --adapter")
     if not (folder / filenames.CONFIG).exists():
         raise UserError(f"{label} is no model's folder: it holds no {filenames.CONFIG}")
+    _require_object(folder / filenames.CONFIG)
+    _require_object(folder / filenames.GENERATION_CONFIG)
     if not _weights(folder):
         pickle = next((name for name in PICKLES if (folder / name).exists()), None)
         hint = f": {pickle} is a pickle, which could run code and is never loaded; save it as safetensors"
@@ -101,9 +103,22 @@ def _model(option: str, folder: Path) -> Path:
     return folder
 
 
+def _require_object(file: Path) -> None:
+    """Raise UserError where a file is there and holds no JSON object."""
+    try:
+        is_object = not file.exists() or isinstance(atomic.read_json(file), dict)
+    except (OSError, ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise UserError(f"{paths.label(file)} cannot be read: it holds no JSON object")
+
+
 def _weights(folder: Path) -> bool:
     """Whether all of a folder's safetensors files are there. Raises UserError where some are missing."""
-    files = list(checkpoint_files.files(folder))
+    try:
+        files = list(checkpoint_files.files(folder))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{paths.label(folder)}: {filenames.WEIGHTS_INDEX} cannot be read ({error})") from error
     if missing := [file.name for file in files if not file.exists()]:
         raise UserError(f"{paths.label(folder)} is incomplete: {missing[0]} of its index is missing")
     return bool(files)
@@ -124,6 +139,7 @@ def _export(path: Path) -> Path:
         if path.suffix != GGUF:
             raise UserError(f"--export {paths.label(path)} is neither a GGUF file nor a model's folder")
         return path
+    _require_object(path / filenames.CONFIG)
     if (path / filenames.CONFIG).exists() and _weights(path):
         return path
     files = sorted(path.glob(f"*{GGUF}"))
