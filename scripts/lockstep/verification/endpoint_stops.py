@@ -50,7 +50,7 @@ def proof(endpoint: Endpoint, expectation: Expectation, weights: Proof) -> Proof
             "give rows of the training file (--data)",
         )  # fmt: skip
     ends = f"its stop tokens end answers, and {len(forced) - 1} ordinary ones do not" if forced else ""
-    whole = f"{figures['endpoint_stop_rate']:.0%} of {answered} answers end by themselves" if answered else ""
+    whole = f"stop rate {figures['endpoint_stop_rate']:.0%} of {answered} answers to rows" if answered else ""
     text = "; ".join(filter(None, (ends, whole)))
     if forced is None and figures["endpoint_stop_rate"] < 0.5:
         return Proof(UNKNOWN, figures, None, text, "give more rows of the training file (--data)")

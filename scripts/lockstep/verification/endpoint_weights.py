@@ -174,8 +174,8 @@ def weights_proof(endpoint: Endpoint, way: Way, distances: Distances, supposed: 
     if diagnosis:
         meaning, advice = _MEANINGS[diagnosis]
         words = words or meaning
-        against_base = "" if distances.base is None else f", {distances.base:.4f} from its base"
-        return Proof(FAILED, figures, diagnosis, f"{words}: it is {compared}{against_base}", advice)
+        measured = compared if distances.base is None else f"{compared}, {distances.base:.4f} from its base"
+        return Proof(FAILED, figures, diagnosis, f"{words}: it is {measured}", advice)
     quantization = _quantization(endpoint)
     figures["endpoint_quantization"] = quantization
     if quantization.startswith(LIGHT) and distances.trained <= LIGHTLY:
