@@ -93,7 +93,8 @@ def _texts(expectation: Expectation, places: list[Place]) -> dict[bytes, int]:
         if text in texts:
             ambiguous.add(text)
         texts[text] = token
-    return {text: token for text, token in texts.items() if text not in ambiguous}
+    half = "\ufffd".encode()  # of a character: many tokens have that text
+    return {text: token for text, token in texts.items() if text not in ambiguous and half not in text}
 
 
 def _weights(

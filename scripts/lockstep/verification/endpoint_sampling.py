@@ -6,7 +6,7 @@ as nobody set others.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lockstep.verification.endpoint_client import LLAMA_CPP, OLLAMA, SGLANG, VLLM, Endpoint, NotOffered
@@ -183,15 +183,18 @@ def _drawn(
 
     Only tokens on record count, and among them, where answers come as texts, those that a text tells.
     """
-    by_ids = endpoint.engine == VLLM
-    told = None if by_ids else {token for token in texts.values() if token not in stops}
-    places = [(place, _on_record(place.trained, told)) for place in chats]
-    places = sorted((pair for pair in places if _spread(pair[1]) > SPREAD), key=lambda pair: -_spread(pair[1]))
+    told = {token for token in texts.values() if token not in stops}
+    places = sorted((place for place in chats if _spread(place.trained) > SPREAD), key=lambda p: -_spread(p.trained))
     observed: list[tuple[LogProbs, int]] = []
     try:
-        for place, recorded in places[:PROMPTS]:
-            tokens = _draw(endpoint, place, DRAWS // PROMPTS, texts)
-            observed += [(recorded, token) for token in tokens if token in recorded]
+        for place in places[:PROMPTS]:
+            drawn = _draw(endpoint, place, DRAWS // PROMPTS, texts)
+            by_ids = all(is_id for _, is_id in drawn)
+            recorded = (
+                place.trained if by_ids else {token: place.trained[token] for token in told & place.trained.keys()}
+            )
+            if _spread(recorded) > SPREAD:
+                observed += [(recorded, token) for token, _ in drawn if token in recorded]
     except (NotOffered, LookupError, TypeError):
         return None
     if len(observed) < FEWEST_DRAWS:
@@ -206,15 +209,13 @@ def _drawn(
     return f"tokens are drawn {what} where a request sets nothing ({sigmas:+.1f} standard deviations off)"
 
 
-def _on_record(recorded: LogProbs, told: Collection[int] | None) -> LogProbs:
-    """The tokens of a distribution that count; all where `told` is None."""
-    return {token: value for token, value in recorded.items() if told is None or token in told}
+def _draw(endpoint: Endpoint, place: Place, count: int, texts: Texts) -> list[tuple[int, bool]]:
+    """(first token, whether its id was told) of answers to requests that set nothing of sampling.
 
+    The token is -1 where only a text is told that is no token's.
+    """
 
-def _draw(endpoint: Endpoint, place: Place, count: int, texts: Texts) -> list[int]:
-    """First tokens of answers to requests that set nothing of sampling; -1 for those that no text tells."""
-
-    def draw(number: int) -> list[int]:
+    def draw(number: int) -> list[tuple[int, bool]]:
         fields: dict[str, Any] = {"max_tokens": 1}
         if number > 1:
             fields["n"] = number
@@ -232,13 +233,15 @@ def _draw(endpoint: Endpoint, place: Place, count: int, texts: Texts) -> list[in
     return [token for batch in endpoint.ask_all(draw, endpoint.affordable([1] * (count // 2))) for token in batch]
 
 
-def _token(choice: dict[str, Any], texts: Texts) -> int:
+def _token(choice: dict[str, Any], texts: Texts) -> tuple[int, bool]:
     if ids := choice.get("token_ids"):
-        return int(ids[0])
-    return texts.get(str(choice["message"].get("content") or "").encode(), -1)
+        return int(ids[0]), True
+    return texts.get(str(choice["message"].get("content") or "").encode(), -1), False
 
 
 def _spread(recorded: LogProbs) -> float:
+    if not recorded:
+        return 0.0
     mean, square = _moments(_outcomes(recorded, {}))
     return math.sqrt(max(square - mean * mean, 0.0))
 
