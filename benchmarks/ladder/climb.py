@@ -192,21 +192,21 @@ class Ladder:
         Each question is put to the server once, and its answer serves all runs that draw it.
         """
         file = self.folder / f"clean.{mode}.jsonl"
-        if file.exists() and len(file.read_text(encoding="utf-8").splitlines()) >= count:
+        done = len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+        if done >= count:
             return
         pool = self.pool()
         with servers.running(servers.plan_of(self.words, self.clean, self.clean, mode)) as live:
             once = servers.Once(live.server)
-            lines = []
-            for number in range(count):
+            for number in range(done, count):
                 report = live.prove_weights(live.plan.model, self.clean.adapter, resampled(pool, number), once)
                 figures = {key: report[key] for key in ("passed", "reasons", "kl", "kl_bound", "kl_noise", "kl_kinds")}
-                lines.append(json.dumps({"number": number, "questions": once.asked, **figures}))
+                with file.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps({"number": number, "questions": once.asked, **figures}) + "\n")
                 if not number % 20 or not report["passed"]:
                     self.say(
                         f"clean {mode} {number + 1}: {report['reasons'] or 'passed'}, {once.asked} questions asked"
                     )
-            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def pool(self) -> dict[str, Any]:
         """A reference of more rows than a run keeps."""
