@@ -145,6 +145,15 @@ def summary(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def unfinished(lines: list[Line], options: argparse.Namespace) -> list[str]:
+    """The rungs that lack a part of their line."""
+    shown = subprocess.run([sys.executable, "-c", LIST], env=environment(), capture_output=True, text=True, check=True)
+    parts = ("disk",) if options.without_server else ("disk", "live")
+    whole = {(line["mode"], line["name"]) for line in lines if all(line[part] for part in parts)}
+    rungs = [tuple(line.split(maxsplit=1)) for line in shown.stdout.splitlines()]
+    return [f"{name} ({mode})" for mode, name in rungs if wanted(options, name, mode) and (mode, name) not in whole]
+
+
 def finished(line: Line) -> Line:
     """A line with what a user meets: the check on disk first, and the live gate after it."""
     disk, live = line.get("disk"), line.get("live")
@@ -212,6 +221,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--job", str(run), str(model), *sys.argv[1:]]
         code = subprocess.run(command, env=environment(home), check=False).returncode
     result = summary(home / "lines", options) | {"seconds": round(time.monotonic() - started)}
+    result["unfinished"] = unfinished(result["corruptions"], options)
     holds = report(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

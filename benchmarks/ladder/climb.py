@@ -247,7 +247,7 @@ def recorded_pool(words: list[str], run: Run) -> dict[str, Any]:
     lengths = [len(probe.input_ids) for probe in chosen if probe.kind == reference_probes.LONG_ROW]
     for length in lengths * (POOL_LONG - 1):
         shuffled = [row["input_ids"] for row in draw.sample(rows, len(rows))]
-        more += reference_probes.lengthy(draw.sample(ids, len(ids)), shuffled, length)
+        more += reference_probes.lengthy(shuffled, length)
     return reference.record(
         network,
         atomic.read_json(run.adapter / filenames.CONTRACT)["conversations"],

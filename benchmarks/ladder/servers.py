@@ -128,7 +128,7 @@ class Live:
         recorded = recorded or atomic.read_json(adapter / filenames.REFERENCE)
         if claim.mode == "lora":
             gate_modules.check(server or self.server, name, adapter, findings)
-        certified = gate_bounds.certified(claim.folders[self.plan.model][0]) if claim.mode == "merged" else {}
+        certified = gate_bounds.certified(adapter)
         gate_log_probs.check(
             server or self.server, name, claim.base_name, recorded, agreed, claim.bounds, certified, findings
         )
