@@ -77,7 +77,7 @@ class Endpoint:
             try:
                 response = self._http.request(path, body, PATIENCE)
             except NoResponse as error:
-                raise Silent(f"{self.url}: {error}") from error
+                raise Silent(str(error)) from error
             if body is not None and response.status == 200:
                 self._note(time.monotonic() - began)
             if response.status not in (429, 503) or last:
