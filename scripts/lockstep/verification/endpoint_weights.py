@@ -15,6 +15,7 @@ BOUND = 0.01  # nats a token between the trained model and the same weights in a
 TWICE = 8  # places that are asked a second time, which tells the engine's own noise
 NOISE_FACTOR = 3
 SHARE = 0.1  # of the distance between base and trained model that the bound may be: a third of its effect missing
+BESIDE_BASE = 0.2  # of the distance to the trained model that is left to the base: a quantized base is not exact
 OFF = 0.25  # by which the effect of training may differ from 1
 # What a quantized file of the trained weights may differ by (docs/verify.md has the measurements): up to LIGHTLY it
 # passes where the engine says that it serves such a file; up to HEAVILY it cannot be told from other weights.
@@ -75,7 +76,7 @@ class Distances:
         """Whether it is the base that answers."""
         if self.effect is None or self.base is None or self.beside is None:
             return False
-        return self.effect.slope < 0.3 and self.base < 0.5 * self.beside
+        return self.effect.slope < 0.3 and self.base < BESIDE_BASE * self.beside
 
     @property
     def is_as_strong(self) -> bool:
