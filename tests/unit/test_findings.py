@@ -71,11 +71,15 @@ class TestForm:
         assert f"{library} {versions[library]}" in head_of(script)["Library"]
 
     def test_versions_are_those_of_the_locks(self, script: Path) -> None:
-        locks = [(ROOT / f"requirements-{kind}.lock").read_text(encoding="utf-8") for kind in ("dev", "cpu")]
-        locked = dict(line.split(" ;")[0].split("==") for lock in locks for line in lock.splitlines())
+        locked: dict[str, set[str]] = {}  # clients that are tried against the endpoint stand in a lock of their own
+        for kind in ("dev", "cpu", "clients"):
+            for line in (ROOT / f"requirements-{kind}.lock").read_text(encoding="utf-8").splitlines():
+                if "==" in line:
+                    name, version = line.split(" ;")[0].split("==")
+                    locked.setdefault(name, set()).add(version)
         for package in installed(script):
             name, version = package.split("==")
-            assert locked.get(name, version) == version
+            assert version in locked.get(name, {version})
 
     def test_it_stands_alone_and_leaves_nothing_behind(self, script: Path) -> None:
         text = script.read_text(encoding="utf-8")
