@@ -46,9 +46,10 @@ def test_rungs_change_what_they_say_and_the_disk_shows_it(tmp_path: Path) -> Non
         if line["mode"] == "merged"
     )
     for mode in ("merged", "lora"):
-        assert max(lines["as trained", mode]["true_kl"].values()) < 1e-3
+        rounding = max(lines["as trained", mode]["true_kl"].values())
+        assert rounding < 1e-5
         for rung in ("scale 0.8", "noise 0.1", "two frequent rows swapped", "rope theta × 0.1"):
-            assert max(lines[rung, mode]["true_kl"].values()) > 1e-5, (rung, mode)
+            assert max(lines[rung, mode]["true_kl"].values()) > 10 * rounding, (rung, mode)
     # whatever is not the adapter itself can be made again from base and adapter
     assert not lines["scale 0.8", "lora"]["caught"] and lines["two frequent rows swapped", "lora"]["caught"]
     condition = lines["template: a condition", "merged"]
