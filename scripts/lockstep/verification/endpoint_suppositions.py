@@ -2,6 +2,9 @@
 
 How strong an adapter acts, and which of its modules, changes log-probabilities in no simple way. So a fault is named
 only if a model with just that fault says here what the endpoint says.
+
+One of them need be no fault: nothing in a foreign adapter says whether it was trained on the base's own weights or, by
+QLoRA, on NF4 ones, and an endpoint that computes with those is then right.
 """
 
 import math
@@ -12,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lockstep.artifacts import atomic, filenames
 from lockstep.verification.endpoint_places import LogProbs, divergence
 from lockstep.verification.expectation import Question, Supposition
 
@@ -20,6 +24,7 @@ SECONDS = 180.0  # for all of them
 SHARE = 0.2  # of the distance to the trained model that may be left
 NEAR = 0.01  # nats a token, or this
 TOGETHER = 8  # prompts in a pass
+ON_NF4 = "merged_dequantized"
 
 
 def nearest(suppositions: Sequence[Supposition], served: Sequence[LogProbs], distance: float) -> tuple[str, str] | None:
@@ -53,7 +58,17 @@ def tried(base: Path, adapter: Path, questions: list[Question]) -> list[Supposit
             suppositions.append(Supposition(diagnosis, words, _answers(network, questions)))
         if time.monotonic() > end:
             break
+    if trained_on_nf4(adapter) is not False:
+        _put_on_nf4(network)  # last of all, as nothing keeps the weights as they were
+        words = "the adapter acts on NF4 weights, those that QLoRA trains on"
+        suppositions.append(Supposition(ON_NF4, words, _answers(network, questions)))
     return suppositions
+
+
+def trained_on_nf4(adapter: Path) -> bool | None:
+    """Whether a run's record says that an adapter was trained on NF4 weights; None where there is no record."""
+    record = adapter / filenames.BASE_TENSORS
+    return bool(atomic.read_json(record)["dequantized"]) if record.exists() else None
 
 
 Factor = Callable[[str], float]  # a module's name → by how much its update is multiplied
@@ -116,6 +131,21 @@ def _scaled(network: Any, factor: Factor) -> Iterator[None]:
     finally:
         for name, layer in layers.items():
             layer.scaling.update(before[name])
+
+
+def _put_on_nf4(network: Any) -> None:
+    """Quantize all linear weights but the output layer's to NF4 and back, as bitsandbytes does while it loads them."""
+    from torch import nn
+
+    from lockstep.merging import dequantizer
+    from lockstep.settings.schema import Quantization
+
+    head = network.get_output_embeddings()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and ".lora_" not in name:
+            weight = module.weight.data
+            restored = dequantizer.round_trip(weight, weight.dtype, Quantization(), weight.device.type)
+            module.weight.data = restored.to(weight.device)
 
 
 def _answers(network: Any, questions: Sequence[Question]) -> list[LogProbs]:

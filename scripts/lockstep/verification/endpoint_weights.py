@@ -9,6 +9,7 @@ from typing import Any
 from lockstep.verification.endpoint_client import QUANTIZING, STEP, Endpoint
 from lockstep.verification.endpoint_log_probs import Way
 from lockstep.verification.endpoint_places import HELD_OUT, LogProbs, Place, divergence
+from lockstep.verification.endpoint_suppositions import ON_NF4
 from lockstep.verification.verdict import FAILED, PASSED, UNKNOWN, Proof
 
 BOUND = 0.01  # nats a token between the trained model and the same weights in another engine
@@ -172,6 +173,8 @@ def weights_proof(endpoint: Endpoint, way: Way, distances: Distances, supposed: 
     if distances.trained <= distances.bound and distances.is_as_strong:
         return Proof(PASSED, figures, None, f"{compared}, within the bound of {distances.bound:.4f} (by {way.name})")
     diagnosis, words = supposed or (_diagnosis(distances), "")
+    if diagnosis == ON_NF4:
+        return Proof(PASSED, figures, diagnosis, f"{words}; it is {compared} on the original weights")
     if diagnosis:
         meaning, advice = _MEANINGS[diagnosis]
         words = words or meaning
@@ -270,6 +273,8 @@ def adapter_proof(distances: Distances, supposed: tuple[str, str] | None = None)
         return Proof(UNKNOWN, figures, None, f"{acts}: too uncertain to tell", "give more rows (--data)")
     if distances.is_base:
         return Proof(FAILED, figures, "no_effect", f"{acts}: it answers as the base does", _MEANINGS["base"][1])
+    if supposed and supposed[0] == ON_NF4:
+        return Proof(PASSED, figures, None, f"{acts} on the original weights, and all of it on NF4 ones")
     if supposed or not distances.is_as_strong:
         diagnosis = supposed[0] if supposed else _diagnosis(distances)
         named = diagnosis if diagnosis in ("twice", "scaled", "partial", "other_weights") else None
