@@ -21,7 +21,7 @@ from lockstep.verification.expectation import Question, Supposition
 
 PLACES = 24  # that each fault is tried at, evenly spread
 SECONDS = 180.0  # for all of them
-SHARE = 0.2  # of the distance to the trained model that may be left
+SHARE = 0.05  # of the distance to the trained model that may be left
 NEAR = 0.01  # nats a token, or this
 TOGETHER = 8  # prompts in a pass
 ON_NF4 = "merged_dequantized"
