@@ -186,7 +186,7 @@ def _other_texts(chats: dict[Path, template.Template], agreed: dict[str, Any]) -
 
 
 def _other_ends(folder: Path, agreed: dict[str, Any], chat: template.Template) -> list[Fault]:
-    """Where special tokens are others than in training, or answers would end at ordinary ones."""
+    """Where special tokens are others than in training, answers would end at ordinary ones, or not where they should."""
     faults = [
         (
             "lost_end_token" if token in agreed["stop_ids"] else "other_tokens",
@@ -199,7 +199,11 @@ def _other_ends(folder: Path, agreed: dict[str, Any], chat: template.Template) -
     file = file if file.exists() else folder / filenames.CONFIG  # as vLLM does
     ends = atomic.read_json(file).get("eos_token_id") if file.exists() else None
     added = chat.tokenizer.added_tokens_decoder
-    for token in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    for token in ends:
         if token not in agreed["stop_ids"] and not (token in added and added[token].special):
             faults.append(("extra_end_token", f"{file.name} ends answers at token {token}, which is an ordinary one"))
+    for token in agreed["stop_ids"] if ends else []:
+        if token not in (*ends, chat.special_ids["eos"]):  # vLLM ends answers at the tokenizer's own end token, too
+            faults.append(("lost_end_token", f"{file.name} does not end answers at token {token}, as training did"))
     return faults

@@ -120,3 +120,24 @@ def test_thoughts_of_held_out_rows_are_asked_under_the_name_that_tokenize_knows(
     assert found.report == {"row_prompts": 1, "row_prompt_mismatches": 0}
     assert asked[0]["messages"][1] == {"role": "assistant", "content": "b", "reasoning": "c"}
     assert "reasoning_content" in turns[1]
+
+
+@pytest.mark.parametrize(
+    ("ends", "named"),
+    [
+        (["own", "other"], None),
+        (["other"], None),  # vLLM ends answers at the tokenizer's own end token whatever the files say
+        (["own"], "lost_end_token"),
+        (["own", "other", "word"], "extra_end_token"),
+    ],
+)
+def test_the_ends_of_answers_are_read_in_the_files(
+    adapter: Path, tmp_path: Path, ends: list[str], named: str | None
+) -> None:
+    folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    agreed = json.loads((folder / filenames.CONTRACT).read_text())
+    own = agreed["special_ids"]["eos"]
+    tokens = {"own": own, "other": next(token for token in (2, 3) if token != own), "word": 50}
+    (folder / filenames.CONTRACT).write_text(json.dumps(agreed | {"stop_ids": [own, tokens["other"]]}))
+    (folder / filenames.GENERATION_CONFIG).write_text(json.dumps({"eos_token_id": [tokens[end] for end in ends]}))
+    assert gate_tokens.foresee(folder, folder)["named"] == named

@@ -91,7 +91,7 @@ def test_only_the_long_row_off_is_another_rope() -> None:
 
 def test_nf4_weights_are_right_where_a_model_on_them_says_what_the_endpoint_says() -> None:
     places = [place(number) for number in range(24)]
-    endpoint, way = Endpoint("http://127.0.0.1:1/v1", engine=VLLM), Way("test", True, between(0.9))
+    endpoint, way = Endpoint("http://127.0.0.1:1/v1", engine=VLLM), Way("test", True, between(0.7))
     distances = endpoint_weights.measure(endpoint, way, places)
     assert distances
     supposed = ("merged_dequantized", "the adapter acts on NF4 weights")
@@ -99,4 +99,4 @@ def test_nf4_weights_are_right_where_a_model_on_them_says_what_the_endpoint_says
     assert (weights.status, weights.diagnosis) == (PASSED, "merged_dequantized")
     adapter = endpoint_weights.adapter_proof(distances, supposed)
     assert adapter and adapter.status == PASSED
-    assert endpoint_weights.weights_proof(endpoint, way, distances).status == FAILED
+    assert endpoint_weights.weights_proof(endpoint, way, distances).status == FAILED  # without that
