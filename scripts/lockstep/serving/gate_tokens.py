@@ -186,7 +186,7 @@ def _other_texts(chats: dict[Path, template.Template], agreed: dict[str, Any]) -
 
 
 def _other_ends(folder: Path, agreed: dict[str, Any], chat: template.Template) -> list[Fault]:
-    """Where special tokens are others than in training, answers would end at ordinary ones, or not where they should."""
+    """Where special tokens are others than in training, or answers would end at ordinary ones, or too late."""
     faults = [
         (
             "lost_end_token" if token in agreed["stop_ids"] else "other_tokens",
