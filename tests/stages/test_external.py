@@ -64,7 +64,7 @@ def test_a_foreign_adapter_is_taken_in_and_merged(tmp_path: Path, stage: Run, wo
     words += ("--adapter.path", str(tmp_path / "theirs"))
     done = stage("03_merge_lora.py", *words)
     assert done.returncode == 0, done.stderr
-    assert "outputs/r/adapter is complete: taken in from" in done.stdout and "note:" not in done.stdout
+    assert "outputs/r/adapter is complete: taken in from" in done.stdout and "note: the adapter" not in done.stdout
     adapter = tmp_path / "outputs/r/adapter"
     assert {path.name for path in adapter.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "base_tensors.json", "coverage.json", "generation_config.json", "metrics.json",

@@ -104,8 +104,13 @@ class Person:
         return self
 
     def say(self, text: str) -> None:
+        """Type and press Enter; once more where nothing happens, as right after an answer Gradio takes no question."""
         self.page.fill("#box textarea", text)
         self.page.press("#box textarea", "Enter")
+        self.page.wait_for_timeout(200)
+        unheard = self.page.locator("#box textarea").input_value() == text and self.page.locator("#send").is_visible()
+        if unheard and not self.page.locator("#trouble").is_visible():
+            self.page.press("#box textarea", "Enter")
 
     def text(self, pane: str = "pane", turn: int = -1) -> str:
         """An answer, as it stands on the screen; all are read at once, as they may go at any time."""

@@ -186,7 +186,8 @@ class Page:
                 time.sleep(REDRAW)
                 if session is not view.session:  # "New chat" was pressed meanwhile
                     return
-                yield self._drawn(view, running=session.running)
+                # to the last, as Gradio takes no other question before this event has ended
+                yield self._drawn(view, running=True)
         finally:  # also where the browser has gone
             session.stop()
         if session is not view.session:
