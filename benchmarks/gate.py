@@ -5,7 +5,7 @@ Run     .venv/bin/python benchmarks/gate.py --config configs/demo.yaml        al
         .venv/bin/python benchmarks/gate.py --config configs/demo.yaml --without-server --json FILE
         .venv/bin/python benchmarks/gate.py --list
 
-Needs a finished run (`make demo`); copies it to outputs/<run>/bench/gate/, and writes there alone. Every rung spoils a
+Needs a finished run (`make demo`), after QLoRA with its base/ (03_merge_lora.py --base); copies it to outputs/<run>/bench/gate/, and writes there alone. Every rung spoils a
 copy of the run, with all manifests made right, as another tool or a hand would leave it, in each mode that it can be
 served in. Then
 
@@ -70,6 +70,9 @@ def copied(words: list[str], folder: Path | None) -> tuple[Path, Path, Path]:
     run, model = map(Path, answer.stdout.split())
     if not (run / "merged").exists():
         raise SystemExit(f"{run} is not finished: run `make demo`, or the stages up to `make merge`")
+    record = run / "adapter/base_tensors.json"
+    if not (run / "base").exists() and json.loads(record.read_text(encoding="utf-8"))["dequantized"]:
+        raise SystemExit(f"{run}/base is missing, the NF4 weights: run scripts/03_merge_lora.py --base, config as here")
     home = folder or run / "bench/gate"
     there, base = home / "outputs" / run.name, home / "models" / model.name
     if not there.exists():
