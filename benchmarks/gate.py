@@ -5,9 +5,9 @@ Run     .venv/bin/python benchmarks/gate.py --config configs/demo.yaml        al
         .venv/bin/python benchmarks/gate.py --config configs/demo.yaml --without-server --json FILE
         .venv/bin/python benchmarks/gate.py --list
 
-Needs a finished run (`make demo`), after QLoRA with its base/ (03_merge_lora.py --base); copies it to outputs/<run>/bench/gate/, and writes there alone. Every rung spoils a
-copy of the run, with all manifests made right, as another tool or a hand would leave it, in each mode that it can be
-served in. Then
+Needs a finished run (`make demo`), after QLoRA with its base/ (03_merge_lora.py --base). It is copied to
+outputs/<run>/bench/gate/, and only there is written. Every rung spoils a copy of the run, with all manifests made
+right, as another tool or a hand would leave it, in each mode that it can be served in. Then
 
   true_kl  KL(trained ‖ spoilt) in nats a token, by transformers in float32 over the whole vocabulary: on held-out rows,
            on tokens drawn from the whole vocabulary, far into a long row, and after chats, which are rendered by the
