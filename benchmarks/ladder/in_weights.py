@@ -243,7 +243,7 @@ RUNGS = [
     Corruption("half trained", half_trained, OF_SCALE),
     Corruption("int8", rounded(rounding.int8), same_model=False),
     Corruption("fp8", rounded(rounding.fp8), same_model=False),
-    Corruption("nf4 again", rounded(rounding.nf4), same_model=False),
+    Corruption("nf4 again", rounded(rounding.nf4), OF_NOTHING, same_model=False),
     *(
         Corruption(f"noise {size}", rounded(partial(rounding.noise, size, 0)), same_model=False)
         for size in (0.01, 0.03, 0.05, 0.1)
