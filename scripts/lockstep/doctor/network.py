@@ -16,7 +16,7 @@ from lockstep.doctor.findings import Fact, Finding, Look
 
 SECONDS = 4  # that a hub has to answer in
 LARGEST_SKEW, BROKEN_SKEW = 300, 86_400  # seconds; certificates are taken for expired, or not yet valid, from a day on
-HUB, MODELSCOPE, INDEX = "https://huggingface.co", "https://www.modelscope.cn", "https://pypi.org/simple"
+HUB, MODELSCOPE = "https://huggingface.co", "https://www.modelscope.cn"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def endpoint(source: str) -> str:
         domain = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or MODELSCOPE
         return domain if "://" in domain else f"https://{domain}"
     if source == "pypi":
-        return (os.environ.get("PIP_INDEX_URL") or _configured_index() or INDEX).rstrip("/")
+        return (os.environ.get("PIP_INDEX_URL") or _configured_index() or _default_index()).rstrip("/")
     return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
 
@@ -91,6 +91,15 @@ def _configured_index() -> str:
     except (configparser.Error, UnicodeDecodeError):
         return ""
     return parser.get("global", "index-url", fallback="")
+
+
+def _default_index() -> str:
+    """The index that pip takes by itself; empty where there is no pip, and nothing can be installed anyway."""
+    try:
+        from pip._internal.models.index import PyPI
+    except ImportError:
+        return ""
+    return str(PyPI.simple_url)
 
 
 def hub_token() -> str:
