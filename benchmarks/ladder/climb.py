@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class Ladder:
             self.keep(rung, line)
 
     def _divergence(self, rung: Corruption, run: Run, mode: str) -> dict[str, float]:
-        rows, expected = self.expected()
+        rows, expected = self.expected
         if rung.beyond in OF_TOKENS:
             result = dict.fromkeys(table.KINDS, 0.0)
             if rung.beyond == "prompts":
@@ -103,12 +104,11 @@ class Ladder:
         network = truth.load(run.merged) if mode == "merged" else truth.trained(run)
         return truth.divergence(rows, expected, truth.distributions(network, rows))
 
+    @cached_property
     def expected(self) -> tuple[list[truth.Probe], list[Any]]:
         """The rows, and what the trained model says to them."""
-        if not hasattr(self, "_expected"):
-            rows = truth.probes(self.clean)
-            self._expected = rows, truth.distributions(truth.trained(self.clean), rows)
-        return self._expected
+        rows = truth.probes(self.clean)
+        return rows, truth.distributions(truth.trained(self.clean), rows)
 
     def _verdict(self, rung: Corruption, reason: str, named: str | None, by: str) -> Line:
         names = reasons.names_in(reason, named)

@@ -10,7 +10,7 @@ from lockstep.artifacts import atomic, filenames, manifest
 LEAST = 0.01  # nats a token that are allowed in any case: the sum of small differences between two programs
 TOLD = 0.001  # nats a token below which nothing counts as seen
 OF_NOISE = 3  # times the noise of the server's own answers
-MOST_NOISE = 0.05  # nats a token up to which noise excuses a distance
+MOST_EXCUSED = 0.05  # nats a token up to which noise, or what a certificate measured, excuses a distance
 OF_CERTIFICATE = 2  # times what the merge's certificate measured
 SINGLE = 50  # times the bound of the mean: what one place may have; right models have been seen at 8
 
@@ -73,7 +73,7 @@ class Allowed:
         return self.by_kind.get(kind, self.noise), self.certified.get(kind, self.certified.get("rows", 0.0))
 
     def _bound(self, least: float, noise: float, certified: float) -> float:
-        return max(least, min(OF_NOISE * noise, MOST_NOISE), OF_CERTIFICATE * certified)
+        return max(least, min(OF_NOISE * noise, MOST_EXCUSED), OF_CERTIFICATE * certified)
 
 
 def certified(adapter: Path) -> dict[str, float]:
@@ -94,8 +94,8 @@ def certified(adapter: Path) -> dict[str, float]:
 def of_report(report: dict[str, Any]) -> dict[str, float]:
     """How far a certificate says that the merged model is from the trained one, of each kind of places.
 
-    What was measured past the certificate's own bound is no excuse.
+    What was measured past the certificate's own bound is no excuse, nor is a report that allows itself anything.
     """
     measured = report["candidates"][report["strategy"]]
     kinds = {"rows": measured["kl_mean"]} | measured.get("kl_kinds", {})
-    return {kind: min(kl, report["bound"]) for kind, kl in kinds.items()}
+    return {kind: min(kl, report["bound"], MOST_EXCUSED) for kind, kl in kinds.items()}

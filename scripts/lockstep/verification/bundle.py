@@ -17,6 +17,7 @@ from lockstep import paths
 from lockstep.artifacts import atomic, filenames, manifest
 from lockstep.artifacts.manifest import Manifest
 from lockstep.errors import UserError
+from lockstep.serving import gate_bounds
 from lockstep.settings import commands
 from lockstep.settings.tree import Settings
 from lockstep.verification import bundle_file, bundle_shapes, bundle_weights
@@ -109,7 +110,17 @@ class Bundle:
             contract=self.required(CONTRACT),
             reference=self.required(REFERENCE),
             sampling={key: value for key, value in generation.items() if key in SAMPLING},
+            certified=self._certified(),
         )
+
+    def _certified(self) -> dict[str, float]:
+        """How far the merge's certificate says that the merged model is from the trained one."""
+        part = f"{filenames.MERGED}/{filenames.MERGE_REPORT}"
+        certificate = self.json(part)
+        try:
+            return gate_bounds.of_report(certificate) if certificate else {}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.source}: its part {part} has another form") from error
 
     def unpacked(self, folder: Path) -> Expectation:
         """The same, with the tokenizer of training and the template of its base written into an empty folder.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockstep.prompts.template import Message
+from lockstep.serving import gate_divergence
 
 CHATS = 24  # golden conversations, the shortest, whose next token is compared
 ROWS = 16  # held-out rows, evenly spread
@@ -135,12 +136,5 @@ def divergence(recorded: LogProbs, served: LogProbs) -> float:
 
     Such a partition bounds the whole divergence from below, and closely, as little is left for the others.
     """
-    total, left, left_served = 0.0, 1.0, 1.0
-    for token in recorded.keys() & served.keys():
-        probability = math.exp(recorded[token])
-        total += probability * (recorded[token] - served[token])
-        left -= probability
-        left_served -= math.exp(served[token])
-    if left > 1e-6:  # otherwise rounding of what is on record
-        total += left * math.log(left / max(left_served, 1e-6))
-    return max(total, 0.0)
+    told = {token: value for token, value in recorded.items() if token in served}
+    return gate_divergence.divergence(told, served)

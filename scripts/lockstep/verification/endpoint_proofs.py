@@ -116,7 +116,7 @@ def _weights(
             tokens.next,
         )  # fmt: skip
         return missing, missing, tokens
-    distances = endpoint_weights.measure(endpoint, way, places)
+    distances = endpoint_weights.measure(endpoint, way, places, expectation.certified)
     assert distances
     weights = endpoint_weights.weights_proof(endpoint, way, distances)
     supposed = None

@@ -1,11 +1,12 @@
 """Which weights an endpoint computes with: its log-probabilities against those of the trained model and of its base."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from lockstep.serving import gate_bounds
 from lockstep.verification.endpoint_client import QUANTIZING, STEP, Endpoint
 from lockstep.verification.endpoint_log_probs import Way
 from lockstep.verification.endpoint_places import HELD_OUT, LogProbs, Place, divergence
@@ -53,6 +54,7 @@ class Distances:
         places: how many were compared.
         training: mean KL of the base from the trained model, both on record; None where no base is.
         beside: mean KL from the trained model at the places of `base`.
+        certified: how far the right merged model is from the trained one, by its certificate; 0 where none is known.
         answers: what the endpoint told at each place.
     """
 
@@ -64,13 +66,14 @@ class Distances:
     places: int
     training: float | None
     beside: float | None
+    certified: float = 0.0
     answers: Sequence[tuple[Place, LogProbs]] = field(repr=False, default=())
 
     @property
     def bound(self) -> float:
         """Within which these are the trained weights: less where training itself changed little."""
         room = BOUND if self.training is None else min(BOUND, SHARE * self.training)
-        return max(room, NOISE_FACTOR * self.noise)
+        return max(room, NOISE_FACTOR * self.noise, gate_bounds.OF_CERTIFICATE * self.certified)
 
     @property
     def is_base(self) -> bool:
@@ -86,8 +89,14 @@ class Distances:
         return effect is None or abs(effect.slope - 1) <= OFF + NOISE_FACTOR * effect.error
 
 
-def measure(endpoint: Endpoint, way: Way, places: Sequence[Place]) -> Distances | None:
-    """Ask about all places that a way can be asked about; None where there are none."""
+def measure(
+    endpoint: Endpoint, way: Way, places: Sequence[Place], certified: Mapping[str, float] | None = None
+) -> Distances | None:
+    """Ask about all places that a way can be asked about; None where there are none.
+
+    Args:
+        certified: as of `Expectation`.
+    """
     asked = _affordable(endpoint, [place for place in places if way.takes(place)])
     if not asked:
         return None
@@ -115,6 +124,7 @@ def measure(endpoint: Endpoint, way: Way, places: Sequence[Place]) -> Distances 
         places=len(asked),
         training=fmean(training) if training else None,
         beside=fmean(beside) if beside else None,
+        certified=max((certified or {}).values(), default=0.0),
         answers=pairs,
     )
 

@@ -33,6 +33,8 @@ class Expectation:
         reference: as reference.json: log-probabilities of the trained model, and of its base; None: only tokens are
             known.
         sampling: what generation_config.json says of sampling, by transformers' names; nothing else was asked for.
+        certified: how far the merged model was measured to be from the trained one, of each kind of places, in nats a
+            token; empty where that is not known.
         tokenizer: a folder with the tokenizer and chat template of training; None: not at hand.
         suppositions: tries known faults of the adapter on questions; None: base and adapter are not at hand.
         suspects: for people, what a template may be instead → its folder; the base's own above all.
@@ -42,6 +44,7 @@ class Expectation:
     contract: dict[str, Any]
     reference: dict[str, Any] | None
     sampling: dict[str, Any]
+    certified: dict[str, float] = field(default_factory=dict)
     tokenizer: Path | None = None
     suspects: dict[str, Path] = field(default_factory=dict)
     suppositions: Callable[[list[Question]], list[Supposition]] | None = None

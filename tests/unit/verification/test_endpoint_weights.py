@@ -89,6 +89,16 @@ def test_only_the_long_row_off_is_another_rope() -> None:
     assert (weights.status, weights.diagnosis) == (FAILED, "other_rope")
 
 
+def test_what_the_certificate_of_a_merge_allowed_is_no_fault() -> None:
+    places = [place(number) for number in range(24)]
+    endpoint, way = Endpoint("http://127.0.0.1:1/v1", engine=VLLM), Way("test", True, between(0.8))
+    plain = endpoint_weights.measure(endpoint, way, places)
+    assert plain and endpoint_weights.weights_proof(endpoint, way, plain).status == FAILED
+    certified = endpoint_weights.measure(endpoint, way, places, {"rows": plain.trained})
+    assert certified and certified.bound == 2 * plain.trained
+    assert endpoint_weights.weights_proof(endpoint, way, certified).status == PASSED
+
+
 def test_nf4_weights_are_right_where_a_model_on_them_says_what_the_endpoint_says() -> None:
     places = [place(number) for number in range(24)]
     endpoint, way = Endpoint("http://127.0.0.1:1/v1", engine=VLLM), Way("test", True, between(0.7))
